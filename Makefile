@@ -1,0 +1,42 @@
+# make demo   set up and run the main job on the embedded defaults
+# make test   set up and run all tests
+# make check  formatting, lint, types, import rules, generated code
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+
+.PHONY: demo setup test check format protos bench clean
+
+demo: $(STAMP)
+	$(BIN)/edgeloop demo
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/setup_venv.py
+	$(PYTHON) scripts/setup_venv.py $(VENV)
+	touch $@
+
+test: $(STAMP) check
+	$(BIN)/pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/gen_protos.py --check
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(STAMP)
+	$(BIN)/python scripts/gen_protos.py
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

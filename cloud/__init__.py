@@ -1,0 +1,1 @@
+"""The cloud side: trains, compresses, delivers, measures and decides."""

@@ -1,0 +1,1 @@
+"""Teacher in, measured student out: distil, prune, quantise, export, evaluate."""

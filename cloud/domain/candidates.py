@@ -1,0 +1,63 @@
+"""Built and measured students, and which of them are worth choosing from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cloud.domain.specs import CompressionSpec, Precision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateMetrics:
+    """Measured through the agent's own runtime, one thread, batch 1, where the candidate was built.
+
+    ``accuracy`` is on the validation split and drives every choice; ``test_accuracy`` is for reports alone.
+    ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over, absolute times do not.
+    """
+
+    accuracy: float
+    test_accuracy: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+    reference_p50_ms: float
+    artifact_bytes: int
+    peak_rss_bytes: int
+    macs: int
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A student in the registry, built for one profile. ``rejected_reason`` is empty when it may ship."""
+
+    digest: str
+    manifest_digest: str
+    workload: str
+    profile: str
+    parent_digest: str
+    spec: CompressionSpec
+    precision: Precision
+    metrics: CandidateMetrics
+    rejected_reason: str = ""
+    create_time_s: float = 0.0
+
+
+def pareto_front(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that no other beats on accuracy, latency and size at once, fastest first.
+
+    Rejected candidates are left out. Of several with equal figures the smallest digest stays, so that the
+    front does not depend on the order of building.
+    """
+
+    def figures(candidate: Candidate) -> tuple[float, float, int]:
+        metrics = candidate.metrics
+        return (-metrics.accuracy, metrics.latency_p50_ms, metrics.artifact_bytes)
+
+    eligible = sorted((c for c in candidates if not c.rejected_reason), key=lambda c: (figures(c), c.digest))
+    front: list[Candidate] = []
+    for candidate in eligible:
+        mine = figures(candidate)
+        if not any(all(o <= m for o, m in zip(figures(other), mine, strict=True)) for other in front):
+            front.append(candidate)
+    return sorted(front, key=lambda c: (c.metrics.latency_p50_ms, c.digest))

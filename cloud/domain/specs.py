@@ -1,0 +1,86 @@
+"""A point in compression space, and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any, Self
+
+
+class Road(StrEnum):
+    """How the student comes to be; none wins everywhere, so the search tries all."""
+
+    PRUNED = "pruned"  # the teacher's most important channels, then distilled
+    DISTILLED = "distilled"  # the family's smaller network from random weights, taught by the teacher
+    SCRATCH = "scratch"  # the same network on the labels alone
+
+
+class Precision(StrEnum):
+    AUTO = "auto"  # int8 and fp32 are both measured, and the better one ships
+    INT8 = "int8"
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressionSpec:
+    """What is done to a teacher to get one student.
+
+    ``width_ratio`` is the share of channels kept in each dependency group, before floors and alignment to 8.
+    ``alpha`` is the share of the soft-label loss; the rest is cross-entropy with the labels.
+
+    Raises ``ValueError``, naming the field, when a value is out of range.
+    """
+
+    road: Road = Road.PRUNED
+    width_ratio: float = 0.5
+    precision: Precision = Precision.AUTO
+    num_epochs: int = 4
+    learning_rate: float = 2e-3
+    temperature: float = 4.0
+    alpha: float = 0.7
+    seed: int = 0
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("width_ratio", 0.01, 1.0),
+            ("num_epochs", 0, 1000),
+            ("learning_rate", 1e-7, 10.0),
+            ("temperature", 0.1, 100.0),
+            ("alpha", 0.0, 1.0),
+            ("seed", 0, 2**31 - 1),
+            ("version", 1, 1),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same spec gives the same bytes."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build from parsed JSON or YAML. Raises ``ValueError`` naming an unknown key or a bad value."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}: known are {', '.join(sorted(known))}")
+        checked = dict(values)
+        for key, kind in (("road", Road), ("precision", Precision)):
+            if key in checked:
+                try:
+                    checked[key] = kind(checked[key])
+                except ValueError:
+                    raise ValueError(
+                        f"{key} is {checked[key]!r}: it must be one of {', '.join(kind)}"
+                    ) from None
+        return cls(**checked)
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the sha256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]

@@ -1,0 +1,73 @@
+"""What is to be learnt: data, teacher, student family, and the budgets for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingBudget:
+    """How long and how the teacher is trained. ``augment_pixels`` is the largest random shift of an image."""
+
+    num_epochs: int = 12
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.05
+    augment_pixels: int = 0
+    augment_flip: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchBudget:
+    """What one compression may spend. ``width_ratios`` is where the search starts, widest first."""
+
+    max_trials: int = 6
+    num_epochs: int = 4
+    width_ratios: tuple[float, ...] = (0.75, 0.5, 0.25)
+    num_calibration_samples: int = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """Dataset, teacher and student family, each a built-in name or ``module:callable``.
+
+    ``source_dir`` is put on the import path for those callables; it is where the workload's file lies.
+    ``student`` is ``"teacher"`` for narrower networks cut from the teacher's own architecture.
+    """
+
+    name: str
+    dataset: str
+    dataset_options: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str = "residual-cnn"
+    teacher_options: Mapping[str, Any] = field(default_factory=dict)
+    student: str = "teacher"
+    training: TrainingBudget = TrainingBudget()
+    search: SearchBudget = SearchBudget()
+    source_dir: str = ""
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same workload gives the same bytes."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Workload:
+        """The inverse of ``to_json``."""
+        values = json.loads(text)
+        values["training"] = TrainingBudget(**values["training"])
+        search = values["search"]
+        values["search"] = SearchBudget(**{**search, "width_ratios": tuple(search["width_ratios"])})
+        return cls(**values)
+
+    @property
+    def teacher_key(self) -> str:
+        """Identity of the teacher that this workload trains: what the search may spend does not change it."""
+        values = asdict(self)
+        del values["search"], values["student"]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Workloads made ready for torch: data, networks, teacher training. torch lives here and in compression."""
