@@ -1,0 +1,1 @@
+"""gRPC servicers: wire messages stop here, values go on."""

@@ -1,0 +1,12 @@
+"""The cloud's database: the truth that the broker, the cluster and the controller's memory are rebuilt from.
+
+Every method is one short transaction that is durable when it returns, is safe to call from any thread and
+is safe to call again. ``Store.transaction()`` joins several into one: all of them hold, or none.
+"""
+
+from cloud.store.base import Change
+from cloud.store.ledger import LedgerEntry
+from cloud.store.reports import ReportRow
+from cloud.store.store import Store
+
+__all__ = ["Change", "LedgerEntry", "ReportRow", "Store"]
