@@ -1,0 +1,96 @@
+"""A connection to a running control plane, and where to find one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError
+from edgeloop.v1 import control_service_pb2 as pb
+from edgeloop.v1.control_service_pb2_grpc import ControlServiceStub
+
+Reply = TypeVar("Reply")
+
+DEFAULT_ADDRESS = "127.0.0.1:50062"
+MAX_MESSAGE_BYTES = 64 << 20
+
+
+def find_server(given: str | None, state_dir: Path | None) -> str:
+    """The address to call: the flag or ``EDGELOOP_SERVER``, then ``server.json``, then the default port.
+
+    ``server.json`` is what ``edgeloop serve`` leaves in its state folder while it runs.
+    """
+    if given:
+        return given
+    folder = state_dir or (
+        Path(os.environ["EDGELOOP_STATE_DIR"]) if "EDGELOOP_STATE_DIR" in os.environ else None
+    )
+    if folder is not None:
+        try:
+            return str(json.loads((folder / "server.json").read_text())["control"])
+        except FileNotFoundError:
+            raise ConfigError(
+                f"no control plane runs in {folder}: start it with 'edgeloop serve --state-dir {folder}'",
+                code="server-not-running",
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{folder / 'server.json'} is damaged: restart 'edgeloop serve'", code="server-file"
+            ) from None
+    return DEFAULT_ADDRESS
+
+
+class ControlClient:
+    """Calls ControlService. Every failure comes out as an ``EdgeloopError`` that says what to do next."""
+
+    def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.keepalive_time_ms", 60_000)]
+        self._channel = grpc.insecure_channel(address, options=options)
+        self._stub = ControlServiceStub(self._channel)
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way fail."""
+        self._channel.close()
+
+    def call(self, method: str, request: object, reply: type[Reply]) -> Reply:
+        """Call a unary method by its name in the protocol and return its reply."""
+        try:
+            answer = getattr(self._stub, method)(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._explained(error) from None
+        assert isinstance(answer, reply)
+        return answer
+
+    def watch_job(self, job_id: str) -> Iterator[pb.JobInfo]:
+        """The job now and at every change, until it ends."""
+        try:
+            for answer in self._stub.WatchJob(pb.WatchJobRequest(job_id=job_id)):
+                yield answer.job
+        except grpc.RpcError as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: grpc.RpcError) -> EdgeloopError:
+        status = error.code()
+        text = error.details() or status.name
+        if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return TransientError(
+                f"cannot reach the control plane at {self.address} ({text}): start it with 'edgeloop serve', "
+                "or name it with --server",
+                code="server-unreachable",
+            )
+        if status is grpc.StatusCode.FAILED_PRECONDITION:
+            return ConfigError(text, code="server-refused")
+        return RejectedError(text, code="server-refused")

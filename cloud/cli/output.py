@@ -1,0 +1,97 @@
+"""Tables for people, JSON and YAML for programs, from the same messages.
+
+Results go to standard output, everything else to standard error, so that a pipe carries results alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import yaml
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from cloud.cli.plain import plain
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+class Output(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+#: Header and the text of one cell.
+Column = tuple[str, Callable[[Any], str]]
+
+
+def show_values(values: Any, output: Output) -> None:
+    """Print plain values as JSON or YAML."""
+    if output is Output.JSON:
+        print(json.dumps(values, indent=2))
+    else:
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+
+
+def show_list(messages: Sequence[Message], columns: Sequence[Column], output: Output, *, empty: str) -> None:
+    """Print messages as a table, or as a list of plain values. ``empty`` says what to do to get the first."""
+    if output is not Output.TABLE:
+        show_values([plain(message) for message in messages], output)
+        return
+    if not messages:
+        stderr.print(empty)
+        return
+    stdout.print(
+        make_table([header for header, _ in columns], [[cell(m) for _, cell in columns] for m in messages])
+    )
+
+
+def make_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    """A plain table; columns that hold only numbers are set to the right."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
+    for index, header in enumerate(headers):
+        numeric = all(_is_number(row[index]) for row in rows)
+        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _is_number(text: str) -> bool:
+    return not text or text == "-" or text[0].isdigit()
+
+
+def short(digest: str) -> str:
+    """A digest as people read it."""
+    return digest[:12] or "-"
+
+
+def milliseconds(value: float) -> str:
+    """A latency with three significant digits, ``-`` for one that was not measured."""
+    if not value or not math.isfinite(value):
+        return "-"
+    return f"{value:.3g} ms" if value < 1000 else f"{value:.0f} ms"
+
+
+def percent(value: float) -> str:
+    """A share of 0 to 1 with two decimals, ``-`` for 0."""
+    return f"{value * 100:.2f} %" if value else "-"
+
+
+def size(value: int) -> str:
+    """Bytes in the unit that people would choose (powers of 1000)."""
+    if not value:
+        return "-"
+    amount = float(value)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} GB"

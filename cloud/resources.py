@@ -1,0 +1,264 @@
+"""The documents that people write, and how they become domain values.
+
+What a document may hold is said here once: the models validate it on both sides of ControlService, and
+their JSON Schema (``edgeloop schema KIND``) lets an editor check it while it is typed. Unknown keys are
+errors, since a misspelt budget must not pass for an absent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule, RolloutPlan
+from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
+from edgeloop.errors import ConfigError
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", description="lower case letters, digits, . _ -"),
+]
+Reference = Annotated[
+    str,
+    Field(
+        pattern=r"^([a-z0-9][a-z0-9-]*|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)$",
+        max_length=200,
+        description="a built-in name, or module:callable",
+    ),
+]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+InstructionSet = Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,32}$")]
+Options = Annotated[dict[str, Any], Field(max_length=32)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TrainingSection(Section):
+    """How the teacher is trained."""
+
+    num_epochs: Annotated[int, Field(ge=1, le=10_000)] = 12
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-2
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    augment_pixels: Annotated[int, Field(ge=0, le=64, description="largest random shift of an image")] = 0
+    augment_flip: Annotated[bool, Field(description="mirror half of the images")] = False
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class SearchSection(Section):
+    """What one compression may spend."""
+
+    max_trials: Annotated[int, Field(ge=1, le=1000)] = 6
+    num_epochs: Annotated[int, Field(ge=0, le=1000, description="of distillation, for each student")] = 4
+    width_ratios: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]],
+        Field(min_length=1, max_length=64, description="shares of the teacher's channels to start from"),
+    ] = [0.75, 0.5, 0.25]
+    num_calibration_samples: Annotated[int, Field(ge=8, le=100_000)] = 256
+
+
+class WorkloadDocument(Section):
+    """What is to be learnt: data, teacher, student family, and the budgets for them."""
+
+    kind: Literal["Workload"]
+    name: Name
+    dataset: Reference
+    dataset_options: Options = {}
+    teacher: Reference = "residual-cnn"
+    teacher_options: Options = {}
+    student: Reference = "teacher"
+    training: TrainingSection = TrainingSection()
+    search: SearchSection = SearchSection()
+    source_dir: Annotated[
+        str,
+        Field(
+            max_length=4096, description="import path of the callables; the file's own folder when left out"
+        ),
+    ] = ""
+
+    def to_domain(self) -> Workload:
+        """The workload as the domain knows it."""
+        return Workload(
+            name=self.name,
+            dataset=self.dataset,
+            dataset_options=self.dataset_options,
+            teacher=self.teacher,
+            teacher_options=self.teacher_options,
+            student=self.student,
+            training=TrainingBudget(**self.training.model_dump()),
+            search=SearchBudget(
+                **{**self.search.model_dump(), "width_ratios": tuple(self.search.width_ratios)},
+            ),
+            source_dir=self.source_dir,
+        )
+
+
+class MatchSection(Section):
+    """Which devices belong to the profile: every condition given must hold."""
+
+    architecture: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")] | None = None
+    instruction_sets: list[InstructionSet] = []
+    min_cores: Annotated[int, Field(ge=1)] | None = None
+    max_cores: Annotated[int, Field(ge=1)] | None = None
+    min_memory_bytes: Annotated[int, Field(ge=1)] | None = None
+    max_memory_bytes: Annotated[int, Field(ge=1)] | None = None
+    labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> MatchSection:
+        for low, high, name in (
+            (self.min_cores, self.max_cores, "cores"),
+            (self.min_memory_bytes, self.max_memory_bytes, "memory_bytes"),
+        ):
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{name} is {low}, over max_{name} {high}: no device can match")
+        return self
+
+
+class ConstraintsSection(Section):
+    """What the profile must meet; a key that is left out leaves that side open."""
+
+    latency_p95_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
+    artifact_bytes: Annotated[int, Field(ge=1)] | None = None
+    peak_rss_bytes: Annotated[int, Field(ge=1)] | None = None
+    min_accuracy: Share | None = None
+
+
+class RolloutSection(Section):
+    """How a new artifact is exposed to the profile's devices."""
+
+    canary_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    success_threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
+    error_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    timeout_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0
+
+
+class ProfileSection(Section):
+    """One hardware class with its budgets."""
+
+    name: Name
+    match: MatchSection
+    constraints: ConstraintsSection = ConstraintsSection()
+    instruction_sets: Annotated[
+        list[InstructionSet],
+        Field(description="what every device of the class has; decides how weights are quantised"),
+    ] = []
+    num_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    rollout: RolloutSection = RolloutSection()
+
+
+class FleetDocument(Section):
+    """The profiles of one workload. A profile that leaves the document leaves the fleet."""
+
+    kind: Literal["Fleet"]
+    workload: Name
+    profiles: Annotated[list[ProfileSection], Field(min_length=1, max_length=1000)]
+
+    @field_validator("profiles")
+    @classmethod
+    def _names_differ(cls, profiles: list[ProfileSection]) -> list[ProfileSection]:
+        names = [profile.name for profile in profiles]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"profile {doubled[0]!r} stands here twice: names must differ")
+        return profiles
+
+    @property
+    def name(self) -> str:
+        return self.workload
+
+    def to_domain(self) -> list[DeviceProfile]:
+        """The profiles as the domain knows them."""
+        return [
+            DeviceProfile(
+                name=profile.name,
+                workload=self.workload,
+                match=MatchRule(
+                    **{
+                        **profile.match.model_dump(),
+                        "instruction_sets": frozenset(profile.match.instruction_sets),
+                    }
+                ),
+                constraints=Constraints(**profile.constraints.model_dump()),
+                instruction_sets=frozenset(profile.instruction_sets),
+                num_threads=profile.num_threads,
+                rollout=RolloutPlan(**profile.rollout.model_dump()),
+            )
+            for profile in self.profiles
+        ]
+
+
+Document = WorkloadDocument | FleetDocument
+KINDS: dict[str, type[WorkloadDocument] | type[FleetDocument]] = {
+    "Workload": WorkloadDocument,
+    "Fleet": FleetDocument,
+}
+
+
+def problems_of(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
+    """Each problem as (path into the document, what was expected and what to do)."""
+    found = []
+    for item in error.errors(include_url=False):
+        message = item["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif item["type"] == "missing":
+            message = "is required"
+        elif item["type"] != "value_error" and not isinstance(item["input"], dict | list):
+            message = f"{message}, not {item['input']!r}"
+        found.append((tuple(item["loc"]), message))
+    return found
+
+
+def path_text(path: Sequence[int | str]) -> str:
+    """``("profiles", 0, "name")`` as people write it: ``profiles[0].name``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The keys that the section at ``path`` may hold; empty when the path leads into free-form options."""
+    current = model
+    for part in path[:-1]:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part)
+        found = _section_in(field.annotation) if field else None
+        if found is None:
+            return []
+        current = found
+    return sorted(current.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _section_in(inner)) is not None:
+            return found
+    return None
+
+
+def parse_document(kind: str, json_text: str, source: str) -> Document:
+    """Validate a document that came as JSON.
+
+    Raises ``ConfigError`` that names the source, the field and what was expected.
+    """
+    model = KINDS.get(kind)
+    if model is None:
+        raise ConfigError(
+            f"{source}: kind is {kind!r}: it must be one of {', '.join(KINDS)}", code="document-kind"
+        )
+    try:
+        return model.model_validate_json(json_text)
+    except ValidationError as error:
+        lines = [f"{source}: {path_text(path) or 'document'}: {text}" for path, text in problems_of(error)]
+        raise ConfigError("\n".join(lines), code="document-field") from None
