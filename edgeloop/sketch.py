@@ -191,7 +191,9 @@ class LatencySketch:
         if 0 in counts or count > MAX_COUNT:
             raise _field("counts", f"{count} in all", f"each at least 1, at most {MAX_COUNT} in all")
         if not 0 <= min_ms <= max_ms <= MAX_VALUE_MS:  # also false for NaN
-            raise _field("min_ms and max_ms", f"{min_ms} and {max_ms}", f"0 <= min <= max <= {MAX_VALUE_MS:g}")
+            raise _field(
+                "min_ms and max_ms", f"{min_ms} and {max_ms}", f"0 <= min <= max <= {MAX_VALUE_MS:g}"
+            )
         for name, value, index in (("min_ms", min_ms, indexes[0]), ("max_ms", max_ms, indexes[-1])):
             if not bucket_index(value * (1 - _SLOP)) <= index <= bucket_index(value * (1 + _SLOP)):
                 raise _field(name, f"{value} beside bucket {index}", "a value of that bucket")
@@ -269,6 +271,4 @@ class SketchBuilder:
 
 
 def _field(field: str, found: str, wanted: str) -> RejectedError:
-    return RejectedError(
-        f"sketch {field}: {found}, wanted {wanted}; drop this report", code="sketch-field"
-    )
+    return RejectedError(f"sketch {field}: {found}, wanted {wanted}; drop this report", code="sketch-field")
