@@ -2,6 +2,7 @@ import datetime
 
 from edgeloop.v1 import deployment_pb2 as _deployment_pb2
 from edgeloop.v1 import device_pb2 as _device_pb2
+from edgeloop.v1 import telemetry_pb2 as _telemetry_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -357,7 +358,7 @@ class JobInfo(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., kind: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., progress: _Optional[float] = ..., message: _Optional[str] = ..., num_trials: _Optional[int] = ..., num_finished_trials: _Optional[int] = ..., num_failed_trials: _Optional[int] = ..., decision_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., candidate_digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Measurement(_message.Message):
-    __slots__ = ("device_id", "profile", "digest", "generation", "start_time", "end_time", "num_samples", "p50_ms", "p95_ms", "reference_p50_ms", "rss_bytes", "emulated_slowdown")
+    __slots__ = ("device_id", "profile", "digest", "generation", "start_time", "end_time", "num_samples", "p50_ms", "p95_ms", "reference_p50_ms", "rss_bytes", "emulated_slowdown", "latency")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -370,6 +371,7 @@ class Measurement(_message.Message):
     REFERENCE_P50_MS_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     EMULATED_SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     profile: str
     digest: str
@@ -382,7 +384,8 @@ class Measurement(_message.Message):
     reference_p50_ms: float
     rss_bytes: int
     emulated_slowdown: int
-    def __init__(self, device_id: _Optional[str] = ..., profile: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., num_samples: _Optional[int] = ..., p50_ms: _Optional[float] = ..., p95_ms: _Optional[float] = ..., reference_p50_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., emulated_slowdown: _Optional[int] = ...) -> None: ...
+    latency: _telemetry_pb2.LatencySketch
+    def __init__(self, device_id: _Optional[str] = ..., profile: _Optional[str] = ..., digest: _Optional[str] = ..., generation: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., num_samples: _Optional[int] = ..., p50_ms: _Optional[float] = ..., p95_ms: _Optional[float] = ..., reference_p50_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., emulated_slowdown: _Optional[int] = ..., latency: _Optional[_Union[_telemetry_pb2.LatencySketch, _Mapping]] = ...) -> None: ...
 
 class ListWorkloadsRequest(_message.Message):
     __slots__ = ()
