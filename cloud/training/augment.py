@@ -1,0 +1,59 @@
+"""Random shifts and flips of image batches.
+
+Rules: a view keeps shape and type; what moves in at an edge repeats the edge, so that no value appears which
+the data does not have; the same generator state gives the same view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cloud.domain.workloads import TrainingBudget
+from edgeloop.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmenter:
+    """``pixels`` is the largest shift along each axis; ``flip`` mirrors left and right, half of the time."""
+
+    pixels: int = 0
+    flip: bool = False
+
+    @classmethod
+    def of(cls, training: TrainingBudget, input_shape: tuple[int, ...]) -> Augmenter:
+        """What the training budget asks for. Raises ``ConfigError`` when the inputs are no images."""
+        if (training.augment_pixels or training.augment_flip) and len(input_shape) != 3:
+            raise ConfigError(
+                "training.augment_pixels and training.augment_flip work on images [channels, height, width]; "
+                f"the inputs have shape {input_shape}: set them to 0 and false",
+                code="augment-input",
+            )
+        if training.augment_pixels and training.augment_pixels >= min(input_shape[1:]):
+            raise ConfigError(
+                f"training.augment_pixels is {training.augment_pixels}: it must be under the image's side",
+                code="augment-input",
+            )
+        return cls(pixels=training.augment_pixels, flip=training.augment_flip)
+
+    def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """A new view of ``images`` ``[n, c, h, w]``. The generator is on the CPU, wherever the images are."""
+        if self.pixels:
+            images = self._shift(images, generator)
+        if self.flip:
+            mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return images
+
+    def _shift(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count, _, height, width = images.shape
+        padded = functional.pad(images, (self.pixels,) * 4, mode="replicate")
+        offsets = torch.randint(0, 2 * self.pixels + 1, (2, count), generator=generator)
+        rows = (offsets[0, :, None] + torch.arange(height)).to(images.device)
+        columns = (offsets[1, :, None] + torch.arange(width)).to(images.device)
+        samples = torch.arange(count, device=images.device)[:, None, None]
+        moved = padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]
+        return moved.permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,144 @@
+"""What a workload learns from: three checked splits of float32 inputs and int64 labels.
+
+Rules: validation drives every choice, test is for reports alone, and the same workload always gives the
+same arrays in the same order. Whatever arrives is checked here, so that nothing behind has to: shapes,
+types, finite values, labels from 0 to ``num_classes - 1``, and every class in every split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.domain.workloads import Workload
+from cloud.training import digits, fashion_mnist
+from cloud.training.callables import call, is_callable_path
+from edgeloop.errors import ConfigError
+
+SPLITS = ("train", "validation", "test")
+BUILT_IN = {"digits": digits.load, "fashion-mnist": fashion_mnist.load}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Split:
+    """``inputs`` is float32 ``[n, *input_shape]``, ``labels`` is int64 ``[n]``."""
+
+    inputs: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Dataset:
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch dimension."""
+        return tuple(self.train.inputs.shape[1:])
+
+
+def load_dataset(workload: Workload) -> Dataset:
+    """The dataset that the workload names. Raises ``ConfigError`` naming the field and what to do."""
+    name = workload.dataset
+    if is_callable_path(name):
+        answer = call(name, workload.dataset_options, source_dir=workload.source_dir, field="dataset")
+        return check_dataset(answer, name=name)
+    if name not in BUILT_IN:
+        raise ConfigError(
+            f"dataset is {name!r}: it must be one of {', '.join(BUILT_IN)}, or module:callable",
+            code="dataset-unknown",
+        )
+    return check_dataset(BUILT_IN[name](workload.dataset_options), name=name)
+
+
+def check_dataset(answer: Any, *, name: str) -> Dataset:
+    """Check the six arrays of a mapping or object: ``train_inputs``, ``train_labels``, ``validation_...``.
+
+    ``num_classes`` is optional: without it, the highest training label decides.
+    """
+    splits = {split: _check_split(answer, split, name) for split in SPLITS}
+    shape = splits["train"].inputs.shape[1:]
+    for split, arrays in splits.items():
+        if arrays.inputs.shape[1:] != shape:
+            raise _refuse(
+                name, f"{split}_inputs", f"holds inputs of shape {arrays.inputs.shape[1:]}, train {shape}"
+            )
+    num_classes = _num_classes(answer, splits["train"], name)
+    for split, arrays in splits.items():
+        _check_labels(arrays.labels, f"{split}_labels", num_classes, name)
+    return Dataset(**splits, num_classes=num_classes)
+
+
+def _check_split(answer: Any, split: str, name: str) -> Split:
+    inputs = _array(answer, f"{split}_inputs", name)
+    labels = _array(answer, f"{split}_labels", name)
+    if not np.issubdtype(inputs.dtype, np.floating):
+        raise _refuse(
+            name, f"{split}_inputs", f"is {inputs.dtype}: scale it to about -1..1 and make it float32"
+        )
+    if inputs.ndim < 2 or 0 in inputs.shape:
+        raise _refuse(
+            name, f"{split}_inputs", f"has shape {inputs.shape}: it must be [samples, ...], not empty"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise _refuse(name, f"{split}_labels", f"is {labels.dtype}: labels must be integers")
+    if labels.shape != (len(inputs),):
+        raise _refuse(
+            name, f"{split}_labels", f"has shape {labels.shape}: {split}_inputs wants ({len(inputs)},)"
+        )
+    if not np.isfinite(inputs).all():
+        row = int(np.argwhere(~np.isfinite(inputs))[0][0])
+        raise _refuse(name, f"{split}_inputs", f"holds NaN or infinity, first in sample {row}")
+    return Split(
+        inputs=np.ascontiguousarray(inputs, dtype=np.float32), labels=labels.astype(np.int64, copy=False)
+    )
+
+
+def _array(answer: Any, field: str, name: str) -> NDArray[Any]:
+    value = answer.get(field) if isinstance(answer, Mapping) else getattr(answer, field, None)
+    if value is None:
+        raise _refuse(
+            name,
+            field,
+            "is missing: return a mapping or object with train_inputs, train_labels, "
+            "validation_inputs, validation_labels, test_inputs and test_labels",
+        )
+    try:
+        return np.asarray(value)
+    except Exception as error:  # any object may come; whatever its conversion raises is its fault
+        raise _refuse(name, field, f"cannot become an array: {error}") from error
+
+
+def _num_classes(answer: Any, train: Split, name: str) -> int:
+    given = answer.get("num_classes") if isinstance(answer, Mapping) else getattr(answer, "num_classes", None)
+    number = int(train.labels.max()) + 1 if given is None else given
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 2 <= number <= 100_000:
+        raise _refuse(name, "num_classes", f"is {number!r}: it must be a whole number of at least 2")
+    return int(number)
+
+
+def _check_labels(labels: NDArray[np.int64], field: str, num_classes: int, name: str) -> None:
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise _refuse(
+            name,
+            field,
+            f"runs from {labels.min()} to {labels.max()}: with {num_classes} classes, "
+            f"labels must lie from 0 to {num_classes - 1}",
+        )
+    missing = sorted(set(range(num_classes)) - set(np.unique(labels).tolist()))
+    if missing:
+        raise _refuse(name, field, f"has no sample of class {missing[0]}: each split needs every class")
+
+
+def _refuse(name: str, field: str, problem: str) -> ConfigError:
+    return ConfigError(f"dataset {name}: {field} {problem}", code="dataset-invalid")
