@@ -5,67 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
+from cloud.domain.devices import Deployment, Device
 from cloud.domain.profiles import DeviceProfile, RolloutPlan
-
-
-class DeploymentPhase(StrEnum):
-    """How far a device says that it is with one generation. Mirrors the wire's DeploymentState."""
-
-    PENDING = "pending"
-    FETCHING = "fetching"
-    VERIFYING = "verifying"
-    TESTING = "testing"
-    TRIAL = "trial"
-    ACTIVE = "active"
-    REJECTED = "rejected"
-    ROLLED_BACK = "rolled-back"
-    SUPERSEDED = "superseded"
-
-    @property
-    def is_terminal(self) -> bool:
-        return self in _TERMINAL_PHASES
-
-
-_TERMINAL_PHASES = frozenset(
-    {
-        DeploymentPhase.ACTIVE,
-        DeploymentPhase.REJECTED,
-        DeploymentPhase.ROLLED_BACK,
-        DeploymentPhase.SUPERSEDED,
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DesiredDeployment:
-    """What one device was last told to run."""
-
-    generation: int
-    workload: str
-    profile: str
-    digest: str
-    manifest_digest: str
-    rollout_id: str = ""
-    decision_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetDevice:
-    """One registered device as the store knows it.
-
-    ``profile`` is what it matches now ("" when none). ``status_*`` is the newest deployment status that it
-    reported, of any generation; ``status_generation`` 0 when it never reported one.
-    """
+    """One registered device: the profile that it matches now ("" when none) and its newest deployment."""
 
     device_id: str
     profile: str
     connected: bool = False
-    desired: DesiredDeployment | None = None
-    status_generation: int = 0
-    status_digest: str = ""
-    status_phase: DeploymentPhase = DeploymentPhase.PENDING
-    status_message: str = ""
+    deployment: Deployment | None = None
+
+    @classmethod
+    def of(cls, device: Device, deployment: Deployment | None) -> Self:
+        """From what the store keeps."""
+        return cls(
+            device_id=device.device_id,
+            profile=device.profile,
+            connected=device.connected,
+            deployment=deployment,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,15 +124,6 @@ class Rollout:
     create_time_s: float = 0.0
     update_time_s: float = 0.0
     decision_id: str = ""
-
-    def to_json(self) -> str:
-        """Canonical JSON."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_json(cls, text: str) -> Rollout:
-        """The inverse of ``to_json``."""
-        raise NotImplementedError
 
 
 def plan_rollout(
