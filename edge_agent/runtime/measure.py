@@ -1,7 +1,7 @@
 """Times models, and says how much memory the process holds.
 
-Timing rules: what is compared is timed interleaved, in one process, in an order that rotates, because on a
-busy machine two runs minutes apart differ by more than the models do. Times are what a caller waits for
+Timing rules: what is compared is timed interleaved, in one process, because on a busy machine two runs
+minutes apart differ by more than the models do. Times are what a caller waits for
 (wall clock, monotonic), since that is what a device reports.
 """
 
@@ -44,7 +44,8 @@ def measure_interleaved(
 ) -> list[LatencyStats]:
     """Latency of each runtime, in the order given, from rounds in which each runs once.
 
-    The round's order rotates, so that none always runs behind the same neighbour and its cache leftovers.
+    Each round has its own random order, so that none always runs behind the same neighbour and what that
+    left in the caches. The same seed each time: a measurement can be repeated.
     """
     if num_rounds < 1:
         raise ValueError("num_rounds must be at least 1")
@@ -53,9 +54,9 @@ def measure_interleaved(
             runtime.run(sample)
     count = len(runtimes)
     elapsed_ns = np.empty((count, num_rounds), np.int64)
+    rng = np.random.default_rng(0)
     for turn in range(num_rounds):
-        for place in range(count):
-            index = (turn + place) % count
+        for index in rng.permutation(count):
             run = runtimes[index].run
             begin = time.perf_counter_ns()
             run(sample)

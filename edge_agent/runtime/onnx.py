@@ -51,6 +51,7 @@ _FIELDS: dict[str, dict[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {},
 }
+_MODEL_GRAPH = 7
 _TENSOR_NAME = 8
 _TENSOR_EXTERNAL_DATA = 13
 _TENSOR_DATA_LOCATION = 14
@@ -189,7 +190,7 @@ def refuse_external_data(data: bytes) -> None:
                 elif number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value):
                     external = True
             elif number in fields and wire_type == _BYTES:
-                seen_graph |= message == "Model" and number == 7  # noqa: PLR2004
+                seen_graph |= message == "Model" and number == _MODEL_GRAPH
                 pending.append((fields[number], value, stop, depth + 1))
         if external:
             raise RejectedError(
