@@ -89,12 +89,12 @@ def build_manifest(
     *,
     workload: str,
     profile: str,
-    precision: artifact_pb2.Precision.ValueType,
+    precision: artifact_pb2.Precision,
     inputs: Sequence[artifact_pb2.TensorSpec],
     outputs: Sequence[artifact_pb2.TensorSpec],
     golden: artifact_pb2.GoldenSet,
     accuracy: float,
-    format: str = "onnx",
+    artifact_format: str = "onnx",
     parent_digest: str = "",
     spec_json: str = "",
     block_size_bytes: int = BLOCK_SIZE_BYTES,
@@ -108,7 +108,7 @@ def build_manifest(
         block_digests=[hashlib.sha256(block).digest() for block in split_blocks(data, block_size_bytes)],
         workload=workload,
         profile=profile,
-        format=format,
+        format=artifact_format,
         precision=precision,
         inputs=inputs,
         outputs=outputs,
@@ -135,7 +135,7 @@ def parse_manifest(raw: bytes, *, expected_digest: str) -> artifact_pb2.Manifest
         raise _field("size", f"{len(raw)} bytes", f"at most {MAX_MANIFEST_BYTES}")
     if sha256_hex(raw) != expected_digest:
         raise RejectedError(
-            f"the manifest is not the one that the deployment names ({expected_digest[:12]}): ask for it again",
+            f"the manifest is not the one that was signed for ({expected_digest[:12]}): ask for it again",
             code="manifest-altered",
         )
     try:
@@ -179,7 +179,7 @@ def check_target(manifest: artifact_pb2.Manifest, workload: str, profile: str) -
     """Refuse what was built for others. Raises ``RejectedError`` ("manifest-wrong-profile")."""
     if (manifest.workload, manifest.profile) != (workload, profile):
         raise RejectedError(
-            f"the manifest is for workload {manifest.workload}, profile {manifest.profile}, and the deployment "
+            f"the manifest is for workload {manifest.workload}, profile {manifest.profile}, the deployment "
             f"for {workload}, {profile}: publish the artifact that was built for this profile",
             code="manifest-wrong-profile",
         )
@@ -244,7 +244,7 @@ class BlockAssembler:
         return True
 
     def forget(self, n: int) -> None:
-        """The caller lost the bytes of a block: fetch it again. Raises ``RejectedError`` ("block-unknown")."""
+        """The caller lost a block: fetch it again. Raises ``RejectedError`` ("block-unknown")."""
         self._check_index(n)
         self._missing.add(n)
 

@@ -38,7 +38,7 @@ class EdgeloopError(Exception):
         self.code = code
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process boundaries in Ray and in the self-test; the default loses keyword arguments.
+        # Errors cross process boundaries in Ray and in the self-test; the default loses the code.
         return _rebuild, (type(self), self.message, self.code)
 
 

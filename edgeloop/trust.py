@@ -100,8 +100,8 @@ class DirectorKey:
             raise ConfigError(f"cannot read key file {path}: {error.strerror}", code="key-missing") from error
         if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(
-                f"key file {path} can be read by others: run chmod 600 {path}, and replace the key if anybody "
-                "may have copied it",
+                f"key file {path} can be read by others: run chmod 600 {path}, and replace the key if "
+                "anybody may have copied it",
                 code="key-readable",
             )
         try:

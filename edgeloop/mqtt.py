@@ -1,0 +1,437 @@
+"""One connection to a broker that comes back by itself.
+
+Rules kept here:
+
+- One named thread does all reading, writing and waiting. It reconnects with full jitter, because paho's own
+  loop has none and a fleet would come back at one moment. Each connection is a new paho client, so that
+  nothing of a broken one lives on.
+- Handlers and state callbacks run on that thread: they post to an inbox and return. One that raises is logged
+  and costs nothing else.
+- ``publish`` never queues across connections. Not connected, or the connection lost before the broker
+  acknowledged: the caller gets a ``TransientError``, and what must arrive is kept in the caller's own outbox.
+- Subscriptions are remembered and made again after every reconnect, before the state callback hears of it.
+- A dead connection is noticed within about twice the keepalive, also when the other side just went silent.
+- "Cannot reach the broker" is said once at WARNING and repeated at DEBUG. A refusal that only a person can
+  lift (password, client id, certificate) is retried at the slowest pace.
+- ``close`` interrupts any wait at once, and sends the will itself, since a broker drops it on a clean end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edgeloop.backoff import Backoff
+from edgeloop.errors import TransientError
+from edgeloop.publication import Acknowledgements, Publication
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE_S: Final = 20
+CONNECT_TIMEOUT_S: Final = 5.0
+_TICK_S: Final = 0.5  # how often keepalive is looked at
+_STABLE_S: Final = 5.0  # a connection that lasted this long ends a row of failures
+_MAX_TOPICS_PER_PACKET: Final = 50
+#: Unsupported protocol, client id, user or password, not authorized, banned, bad authentication method.
+_REFUSALS: Final = frozenset({132, 133, 134, 135, 138, 140})
+_FAILURE: Final = 128
+
+#: Called with the topic and the payload.
+Handler = Callable[[str, bytes], None]
+#: Called with True for each connection that is ready, and with False when it is lost or closed.
+StateCallback = Callable[[bool], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Will:
+    """What the broker says for us when we are gone."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = True
+
+
+class MqttSession:
+    """A session with a broker. ``start`` it once handlers are set, ``close`` it once."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        client_id: str,
+        *,
+        will: Will | None = None,
+        clean: bool = True,
+        backoff: Backoff | None = None,
+        tls: ssl.SSLContext | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        keepalive_s: int = KEEPALIVE_S,
+        max_inflight: int = 20,
+        max_queued: int = 200,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.client_id = client_id
+        self._will = will
+        self._clean = clean
+        self._backoff = backoff or Backoff(0.5, 60.0)
+        self._tls = tls
+        self._username = username
+        self._password = password
+        self._keepalive_s = keepalive_s
+        self._max_inflight = max_inflight
+        self._max_queued = max_queued
+
+        self._lock = threading.Lock()  # guards the four below; never held while a callback runs
+        self._client: paho.Client | None = None  # only while connected
+        self._acknowledgements = Acknowledgements()
+        self._subscriptions: dict[str, tuple[Handler, int]] = {}
+        self._state_callbacks: list[StateCallback] = []
+
+        self._closed = threading.Event()
+        self._connected = threading.Event()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._warned = False
+        self._refused = False
+        self._was_connected = False
+        self._last_error = ""
+        self._thread = threading.Thread(target=self._run, name=f"mqtt-{client_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> Self:
+        """Begin to connect. Returns at once, whether or not the broker is there."""
+        self._thread.start()
+        return self
+
+    @property
+    def connected(self) -> bool:
+        return self._connected.is_set()
+
+    @property
+    def last_error(self) -> str:
+        """Why it is not connected, for people; empty while it is."""
+        return self._last_error
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Whether it is connected, after at most so long."""
+        return self._connected.wait(timeout_s)
+
+    def on_state(self, callback: StateCallback) -> None:
+        """Have the callback hear of every connection from now on. Set it before ``start``."""
+        with self._lock:
+            self._state_callbacks.append(callback)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> Publication:
+        """Hand a message to the connection.
+
+        Nothing is kept for later: raises ``TransientError`` when there is no connection
+        ("mqtt-not-connected") or too much is on its way already ("mqtt-queue-full").
+        """
+        with self._lock:
+            client, acknowledgements = self._client, self._acknowledgements
+        if client is None:
+            raise TransientError(
+                f"not connected to the broker at {self.host}:{self.port}: keep the message and publish it "
+                "once connected",
+                code="mqtt-not-connected",
+            )
+        if len(acknowledgements) >= self._max_queued:
+            raise _queue_full(topic)
+        publication = Publication(topic, self._thread)
+        info = client.publish(topic, payload, qos=qos, retain=retain)
+        if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+            raise _queue_full(topic)
+        acknowledgements.expect(info.mid, publication)
+        self._wake()
+        return publication
+
+    def subscribe(self, topic: str, handler: Handler, *, qos: int = 1) -> None:
+        """Have messages of a topic or filter handed to ``handler``, now and after every reconnect.
+
+        Subscribing again replaces the handler and makes the broker send what it retains once more.
+        """
+        with self._lock:
+            self._subscriptions[topic] = (handler, qos)
+            client = self._client
+        if client is not None:
+            client.subscribe(topic, qos)
+            self._wake()
+
+    def unsubscribe(self, topic: str) -> None:
+        """Hear no more of a topic. What was on its way is dropped."""
+        with self._lock:
+            known = self._subscriptions.pop(topic, None)
+            client = self._client
+        if known is not None and client is not None:
+            client.unsubscribe(topic)
+            self._wake()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """End the session: send the will, disconnect, stop the thread. Safe to call twice."""
+        if self._closed.is_set():
+            return
+        on_own_thread = threading.current_thread() is self._thread
+        if self._will is not None and not on_own_thread:
+            with contextlib.suppress(TransientError):
+                will = self._will
+                self.publish(will.topic, will.payload, qos=will.qos, retain=will.retain).wait(timeout_s / 2)
+        self._closed.set()
+        self._wake()
+        if self._thread.ident is None:  # never started
+            self._close_wake()
+        elif not on_own_thread:
+            self._thread.join(timeout_s)
+
+    # Below here everything runs on the session's own thread.
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._refused = False
+            began_s = time.monotonic()
+            try:
+                reason = self._connect_and_serve()
+            except (OSError, ValueError) as error:  # ValueError: a host name that cannot be encoded, for one
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    self._refused = True
+                reason = str(error) or type(error).__name__
+            if self._closed.is_set():
+                break
+            if self._lasted(began_s):
+                self._backoff.reset()
+                self._warned = False
+            if self._refused:
+                self._backoff.to_max()
+            self._last_error = reason
+            delay_s = self._backoff.next()
+            level = logging.DEBUG if self._warned else logging.WARNING
+            self._warned = True
+            logger.log(
+                level,
+                "cannot reach the broker at %s:%d as %s: %s; trying again, next in %.1f s",
+                self.host,
+                self.port,
+                self.client_id,
+                reason,
+                delay_s,
+            )
+            self._closed.wait(delay_s)
+        self._close_wake()
+
+    def _lasted(self, began_s: float) -> bool:
+        return self._was_connected and time.monotonic() - began_s >= _STABLE_S
+
+    def _connect_and_serve(self) -> str:
+        """One connection, from first to last. Returns why it ended."""
+        self._was_connected = False
+        reasons: list[str] = []
+        acknowledgements = Acknowledgements()
+        client = self._new_client(reasons, acknowledgements)
+        try:
+            client.connect(self.host, self.port, self._keepalive_s)
+            self._serve(client)
+        finally:
+            lost = TransientError(
+                "the connection to the broker was lost before it acknowledged: publish again",
+                code="mqtt-lost",
+            )
+            with self._lock:
+                self._client = None
+            self._connected.clear()
+            sock = client.socket()
+            if sock is not None:  # paho closes it only once it is garbage
+                sock.close()
+            acknowledgements.end(lost)
+            if self._was_connected:
+                self._tell(False)
+        return reasons[0] if reasons else "the connection was lost"
+
+    def _new_client(self, reasons: list[str], acknowledgements: Acknowledgements) -> paho.Client:
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self.client_id,
+            clean_session=self._clean,
+            protocol=paho.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.max_inflight_messages_set(self._max_inflight)
+        client.max_queued_messages_set(self._max_queued)
+        if self._username is not None:
+            client.username_pw_set(self._username, self._password)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
+        if self._will is not None:
+            client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
+
+        def on_connect(
+            client: paho.Client, userdata: Any, flags: paho.ConnectFlags, code: ReasonCode, properties: Any
+        ) -> None:
+            if code.is_failure:
+                self._refused = code.value in _REFUSALS
+                reasons.append(f"the broker refuses this client: {code}")
+                return
+            self._connected_now(client, acknowledgements)
+
+        def on_disconnect(
+            client: paho.Client, userdata: Any, flags: paho.DisconnectFlags, code: ReasonCode, properties: Any
+        ) -> None:
+            reasons.append(str(code))
+
+        def on_publish(
+            client: paho.Client, userdata: Any, mid: int, code: ReasonCode, properties: Any
+        ) -> None:
+            acknowledgements.acknowledged(mid)
+
+        def on_subscribe(
+            client: paho.Client, userdata: Any, mid: int, codes: list[ReasonCode], properties: Any
+        ) -> None:
+            if any(code.value >= _FAILURE for code in codes):
+                logger.warning(
+                    "the broker refuses a subscription of %s: check its access list", self.client_id
+                )
+
+        def on_message(client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+            self._dispatch(message)
+
+        def on_want_write(client: paho.Client, userdata: Any, sock: Any) -> None:
+            self._wake()  # its presence also keeps paho from writing on the publishing thread
+
+        client.on_connect = on_connect
+        client.on_disconnect = on_disconnect
+        client.on_publish = on_publish
+        client.on_subscribe = on_subscribe
+        client.on_message = on_message
+        client.on_socket_register_write = on_want_write
+        return client
+
+    def _connected_now(self, client: paho.Client, acknowledgements: Acknowledgements) -> None:
+        with self._lock:
+            self._client = client
+            self._acknowledgements = acknowledgements
+            wanted = [(topic, qos) for topic, (_, qos) in self._subscriptions.items()]
+        for start in range(0, len(wanted), _MAX_TOPICS_PER_PACKET):
+            client.subscribe(wanted[start : start + _MAX_TOPICS_PER_PACKET])
+        logger.log(
+            logging.INFO if self._warned else logging.DEBUG,
+            "connected to the broker at %s:%d as %s",
+            self.host,
+            self.port,
+            self.client_id,
+        )
+        self._last_error = ""
+        self._was_connected = True
+        self._connected.set()
+        self._tell(True)
+
+    def _serve(self, client: paho.Client) -> None:
+        """Read and write until the connection ends or the session is closed.
+
+        paho's own loop uses select(), which fails for the high file descriptors of a busy server.
+        """
+        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_out, selectors.EVENT_READ)
+            sock = client.socket()
+            if sock is None:
+                return
+            watched = selectors.EVENT_READ
+            selector.register(sock, watched)
+            closing_s: float | None = None
+            while client.socket() is not None:
+                now_s = time.monotonic()
+                if self._closed.is_set() and closing_s is None:
+                    closing_s = now_s + 1.0
+                    client.disconnect()
+                if closing_s is not None and (now_s >= closing_s or not client.want_write()):
+                    return
+                if not self._was_connected and now_s >= deadline_s:
+                    raise OSError(f"it accepts connections but does not answer within {CONNECT_TIMEOUT_S} s")
+                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.want_write() else 0)
+                if wanted != watched:
+                    selector.modify(sock, wanted)
+                    watched = wanted
+                buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+                events = selector.select(0 if buffered else _TICK_S)
+                readable = buffered
+                for key, mask in events:
+                    if key.fileobj is self._wake_out:
+                        with contextlib.suppress(BlockingIOError):
+                            self._wake_out.recv(4096)
+                    elif mask & selectors.EVENT_READ:
+                        readable = True
+                if readable:
+                    client.loop_read()
+                if client.want_write():
+                    client.loop_write()
+                client.loop_misc()
+
+    def _dispatch(self, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        payload = message.payload if isinstance(message.payload, bytes) else bytes(message.payload)
+        with self._lock:
+            exact = self._subscriptions.get(topic)
+            handlers = (
+                [exact[0]]
+                if exact is not None
+                else [
+                    handler
+                    for pattern, (handler, _) in self._subscriptions.items()
+                    if ("+" in pattern or "#" in pattern) and paho.topic_matches_sub(pattern, topic)
+                ]
+            )
+        for handler in handlers:
+            try:
+                handler(topic, payload)
+            except Exception:  # one bad handler must not cost the connection
+                logger.exception("a handler failed on %s", topic)
+
+    def _tell(self, connected: bool) -> None:
+        with self._lock:
+            callbacks = list(self._state_callbacks)
+        for callback in callbacks:
+            try:
+                callback(connected)
+            except Exception:  # one bad callback must not cost the connection
+                logger.exception("a state callback failed")
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody to wake
+            self._wake_in.send(b"\0")
+
+    def _close_wake(self) -> None:
+        self._wake_in.close()
+        self._wake_out.close()
+
+
+def _queue_full(topic: str) -> TransientError:
+    return TransientError(
+        f"too many messages wait for the broker: publish {topic} once some are acknowledged",
+        code="mqtt-queue-full",
+    )
