@@ -1,0 +1,210 @@
+"""Artifacts, manifests and half-fetched blocks on the device's disk, each under its digest.
+
+Rules:
+- What is handed out was hashed on this read. A file that does not match its name is deleted, and the caller
+  hears "artifact-missing", "artifact-altered", "manifest-missing" or "manifest-altered".
+- A block is durable when `keep_block` returns. An artifact appears under its name whole or not at all.
+- Names are checked digests and numbers, so nothing that came over the wire chooses a path.
+- Fetching begins only where twice the artifact and a reserve fit: blocks and the whole exist side by side.
+- Only what the caller does not keep is collected.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from edge_agent.journal import fsync_folder, write_atomically
+from edgeloop import artifact
+from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.topics import check_digest
+from edgeloop.v1 import artifact_pb2
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def storage_error(error: OSError, what: str) -> RejectedError:
+    """What an operating system error means for the deployment that is being stored."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RejectedError(
+            f"{what}: the disk is full; free some room and deploy again", code="storage-full"
+        )
+    return RejectedError(f"{what}: {error.strerror}; check the disk and deploy again", code="storage-failed")
+
+
+class BlobStore:
+    def __init__(
+        self, folder: Path, *, reserve_bytes: int, free_bytes: Callable[[Path], int] = _free_bytes
+    ) -> None:
+        self._artifacts = folder / "artifacts"
+        self._manifests = folder / "manifests"
+        self._partial = folder / "partial"
+        self._reserve_bytes = reserve_bytes
+        self._free_bytes = free_bytes
+        try:
+            for path in (self._artifacts, self._manifests, self._partial):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"state_dir: {folder} cannot be made ({error.strerror})", code="state-dir"
+            ) from error
+
+    # --- whole things -------------------------------------------------------------------------------
+
+    def artifact_path(self, digest: str) -> Path:
+        return self._artifacts / check_digest(digest)
+
+    def manifest_path(self, manifest_digest: str) -> Path:
+        return self._manifests / check_digest(manifest_digest, field="manifest_digest")
+
+    def artifact(self, manifest: artifact_pb2.Manifest) -> bytes:
+        """The bytes, verified now."""
+        path = self.artifact_path(manifest.digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise RejectedError(
+                f"artifact {manifest.digest[:12]} is not on this device; it is fetched again",
+                code="artifact-missing",
+            ) from None
+        except OSError as error:
+            # A sector that does not read is damage like any other.
+            path.unlink(missing_ok=True)
+            raise RejectedError(
+                f"artifact {manifest.digest[:12]} cannot be read: {error.strerror}", code="artifact-altered"
+            ) from error
+        try:
+            artifact.check_artifact(manifest, data)
+        except RejectedError:
+            path.unlink(missing_ok=True)
+            raise
+        return data
+
+    def has_artifact(self, manifest: artifact_pb2.Manifest) -> bool:
+        try:
+            self.artifact(manifest)
+        except RejectedError:
+            return False
+        return True
+
+    def manifest(self, manifest_digest: str) -> artifact_pb2.Manifest:
+        path = self.manifest_path(manifest_digest)
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            raise RejectedError(
+                f"manifest {manifest_digest[:12]} is not on this device; it is fetched again",
+                code="manifest-missing",
+            ) from None
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise RejectedError(
+                f"manifest {manifest_digest[:12]} cannot be read: {error.strerror}", code="manifest-altered"
+            ) from error
+        try:
+            return artifact.parse_manifest(raw, expected_digest=manifest_digest)
+        except RejectedError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def find_manifest(self, manifest_digest: str) -> artifact_pb2.Manifest | None:
+        try:
+            return self.manifest(manifest_digest)
+        except RejectedError:
+            return None
+
+    def keep_manifest(self, manifest_digest: str, raw: bytes) -> None:
+        """The caller has parsed it under this digest."""
+        try:
+            write_atomically(self.manifest_path(manifest_digest), raw)
+        except OSError as error:
+            raise storage_error(error, f"manifest {manifest_digest[:12]}") from error
+
+    # --- blocks -------------------------------------------------------------------------------------
+
+    def check_room(self, manifest: artifact_pb2.Manifest) -> None:
+        """Raises RejectedError("storage-full"). Blocks that are there already count as room."""
+        kept_bytes = sum(path.stat().st_size for path in self._block_paths(manifest.digest))
+        wanted_bytes = 2 * manifest.size_bytes - kept_bytes + self._reserve_bytes
+        free_bytes = self._free_bytes(self._partial)
+        if free_bytes < wanted_bytes:
+            raise RejectedError(
+                f"artifact {manifest.digest[:12]} needs {wanted_bytes} free bytes (twice its size and a "
+                f"reserve of {self._reserve_bytes}) and the disk has {free_bytes}: free some room, or lower "
+                "reserve_bytes, and deploy again",
+                code="storage-full",
+            )
+
+    def _block_paths(self, digest: str) -> list[Path]:
+        folder = self._partial / check_digest(digest)
+        try:
+            return [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+        except FileNotFoundError:
+            return []
+
+    def kept_blocks(self, manifest: artifact_pb2.Manifest, assembler: artifact.BlockAssembler) -> None:
+        """Tells the assembler which blocks survived; what did not verify is deleted."""
+        for path in self._block_paths(manifest.digest):
+            try:
+                assembler.accept(int(path.name), path.read_bytes())
+            except (OSError, RejectedError):
+                path.unlink(missing_ok=True)
+
+    def keep_block(self, digest: str, n: int, data: bytes) -> None:
+        """The caller has verified it. A half-written one does not verify at the next start."""
+        folder = self._partial / check_digest(digest)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with open(folder / str(int(n)), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(error, f"block {n} of {digest[:12]}") from error
+
+    def assemble(self, manifest: artifact_pb2.Manifest) -> None:
+        """Puts the blocks together; verified as a whole before the name appears."""
+        folder = self._partial / check_digest(manifest.digest)
+        path = self.artifact_path(manifest.digest)
+        try:
+            data = b"".join((folder / str(n)).read_bytes() for n in range(len(manifest.block_digests)))
+            artifact.check_artifact(manifest, data)
+            write_atomically(path, data)
+        except FileNotFoundError as error:
+            raise RejectedError(
+                f"a block of {manifest.digest[:12]} has vanished: {error.filename}", code="artifact-missing"
+            ) from error
+        except OSError as error:
+            raise storage_error(error, f"artifact {manifest.digest[:12]}") from error
+        self.drop_blocks(manifest.digest)
+
+    def drop_blocks(self, digest: str) -> None:
+        shutil.rmtree(self._partial / check_digest(digest), ignore_errors=True)
+
+    # --- housekeeping -------------------------------------------------------------------------------
+
+    def collect(self, *, keep_artifacts: Collection[str], keep_manifests: Collection[str]) -> int:
+        """Deletes everything else, torn temporary files included; returns how many entries went."""
+        num_removed = 0
+        for folder, kept in (
+            (self._artifacts, keep_artifacts),
+            (self._manifests, keep_manifests),
+            (self._partial, keep_artifacts),
+        ):
+            removed = [path for path in self._entries(folder) if path.name not in kept]
+            for path in removed:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            if removed:
+                fsync_folder(folder)
+            num_removed += len(removed)
+        return num_removed
+
+    @staticmethod
+    def _entries(folder: Path) -> Iterable[Path]:
+        return list(folder.iterdir())

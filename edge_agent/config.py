@@ -1,0 +1,330 @@
+"""What one agent is told: TOML file, overridden by EDGELOOP_AGENT_* variables, overridden by flags.
+
+Rules:
+- A value comes from exactly one place, and every complaint names that place, the key, what was found and
+  what was expected. Unknown keys are errors in all three places: a typing mistake never passes in silence.
+- Relative paths in a file are relative to that file, elsewhere to the working directory.
+- The result is immutable and complete: nothing below this module reads the environment.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from edgeloop import topics
+from edgeloop.errors import ConfigError, RejectedError
+
+ENVIRONMENT_PREFIX = "EDGELOOP_AGENT_"
+# Variables of the prefix that are not settings of `run` but of the command line itself.
+_ENVIRONMENT_OTHER = frozenset({"CONFIG"})
+
+MAX_LABELS = 32
+_LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
+_MAX_LABEL_VALUE = 128
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentConfig:
+    device_id: str
+    state_dir: Path
+    server: Endpoint
+    broker: Endpoint
+    # Raw Ed25519 public keys of the directors that this device obeys.
+    director_keys: tuple[bytes, ...]
+    labels: tuple[tuple[str, str], ...] = ()
+    # Recorded inputs that the agent feeds to its own model; None: only the applications' requests.
+    replay: Path | None = None
+    rate_hz: float = 10.0
+    emulate_slowdown: int = 1
+    # Overrides the interval that the server says; None: the server's word, or 30 s before it has spoken.
+    report_interval_s: float | None = None
+    num_threads: int = 1
+    log_level: str = "info"
+    # A trial commits after this many good requests, or after this long without an error.
+    trial_requests: int = 20
+    trial_s: float = 30.0
+    self_test_timeout_s: float = 30.0
+    # How long a block may take before the agent asks the publisher for it.
+    block_timeout_s: float = 5.0
+    # Room that fetching leaves free on the disk.
+    reserve_bytes: int = 64 * 1024 * 1024
+    spool_quota_bytes: int = 32 * 1024 * 1024
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        return dict(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where a value was written, for messages and for relative paths."""
+
+    source: str
+    key: str
+    folder: Path
+
+    def fail(self, value: object, expected: str) -> NoReturn:
+        raise ConfigError(f"{self.source}: {self.key} is {value!r}; expected {expected}", code="config-value")
+
+
+def _text(value: object, place: _Place) -> str:
+    if not isinstance(value, str) or not value.strip():
+        place.fail(value, "a text")
+    return value.strip()
+
+
+def _device_id(value: object, place: _Place) -> str:
+    text = _text(value, place)
+    try:
+        topics.check_device_id(text)
+    except RejectedError as error:
+        place.fail(value, f"a device id ({error})")
+    return text
+
+
+def _path(value: object, place: _Place) -> Path:
+    return place.folder / Path(_text(value, place)).expanduser()
+
+
+def _existing_file(value: object, place: _Place) -> Path:
+    path = _path(value, place)
+    if not path.is_file():
+        place.fail(value, "the name of a file that exists")
+    return path
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`host:port` or `[ipv6]:port`; ValueError says what is wrong."""
+    host, colon, port_text = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("host:port, with an IPv6 host in brackets")
+    if not colon or not host or not re.fullmatch(r"[0-9]{1,5}", port_text) or not 0 < int(port_text) < 65536:
+        raise ValueError("host:port with a port from 1 to 65535")
+    return Endpoint(host=host, port=int(port_text))
+
+
+def _endpoint(value: object, place: _Place) -> Endpoint:
+    text = _text(value, place)
+    try:
+        return parse_endpoint(text)
+    except ValueError as error:
+        place.fail(value, str(error))
+
+
+def _director_keys(value: object, place: _Place) -> tuple[bytes, ...]:
+    """One or several keys: 64 hex digits each, or the name of a file that holds them, one on a line."""
+    expected = "a director's public key (64 hex digits), several of them, or a file that holds them"
+    items = value if isinstance(value, list) else [value]
+    words: list[str] = []
+    for item in items:
+        if not isinstance(item, str):
+            place.fail(value, expected)
+        for word in re.split(r"[\s,]+", item.strip()):
+            if re.fullmatch(r"[0-9a-fA-F]{64}", word):
+                words.append(word)
+                continue
+            path = place.folder / Path(word).expanduser()
+            try:
+                lines = path.read_text(encoding="ascii").split() if word else []
+            except (OSError, UnicodeDecodeError):
+                place.fail(word, expected)
+            if not lines or not all(re.fullmatch(r"[0-9a-fA-F]{64}", line) for line in lines):
+                place.fail(word, expected)
+            words.extend(lines)
+    # The order stays as written; a key named twice counts once.
+    return tuple(dict.fromkeys(bytes.fromhex(word) for word in words))
+
+
+def _labels(value: object, place: _Place) -> tuple[tuple[str, str], ...]:
+    """A table in a file, `k=v,k=v` in the environment, a list of `k=v` from flags."""
+    expected = "labels as key=value (keys of lower-case letters, digits, '.', '_', '/', '-')"
+    found: dict[str, str] = {}
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            place.fail(value, expected)
+        pairs = []
+        for item in items:
+            if not isinstance(item, str) or "=" not in item:
+                place.fail(item, expected)
+            key, _, text = item.partition("=")
+            pairs.append((key.strip(), text.strip()))
+    for key, text in pairs:
+        if not isinstance(text, str) or not _LABEL_KEY.fullmatch(str(key)) or len(text) > _MAX_LABEL_VALUE:
+            place.fail(f"{key}={text}", expected)
+        found[str(key)] = text
+    if len(found) > MAX_LABELS:
+        place.fail(f"{len(found)} labels", f"at most {MAX_LABELS}")
+    return tuple(sorted(found.items()))
+
+
+def _number(value: object, place: _Place, expected: str) -> float:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            place.fail(value, expected)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        place.fail(value, expected)
+    return float(value)
+
+
+def _between(low: float, high: float, unit: str) -> Callable[[object, _Place], float]:
+    expected = f"a number from {low:g} to {high:g}{' ' + unit if unit else ''}"
+
+    def parse(value: object, place: _Place) -> float:
+        number = _number(value, place, expected)
+        # Written so that NaN fails too.
+        if not low <= number <= high:
+            place.fail(value, expected)
+        return number
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[object, _Place], int]:
+    expected = f"a whole number from {low} to {high}"
+
+    def parse(value: object, place: _Place) -> int:
+        number = _number(value, place, expected)
+        if not low <= number <= high or number != int(number):
+            place.fail(value, expected)
+        return int(number)
+
+    return parse
+
+
+def _log_level(value: object, place: _Place) -> str:
+    text = _text(value, place).lower()
+    if text not in LOG_LEVELS:
+        place.fail(value, "one of " + ", ".join(LOG_LEVELS))
+    return text
+
+
+# Key as written in the file -> (field of AgentConfig, parser). The environment has the same keys in
+# capitals, flags with dashes.
+_KEYS: Mapping[str, tuple[str, Callable[[object, _Place], object]]] = {
+    "device_id": ("device_id", _device_id),
+    "state_dir": ("state_dir", _path),
+    "server": ("server", _endpoint),
+    "broker": ("broker", _endpoint),
+    "director_key": ("director_keys", _director_keys),
+    "labels": ("labels", _labels),
+    "replay": ("replay", _existing_file),
+    "rate_hz": ("rate_hz", _between(0.01, 100_000, "Hz")),
+    "emulate_slowdown": ("emulate_slowdown", _whole(1, 1000)),
+    "report_interval_s": ("report_interval_s", _between(0.1, 86_400, "s")),
+    "num_threads": ("num_threads", _whole(1, 256)),
+    "log_level": ("log_level", _log_level),
+    "trial_requests": ("trial_requests", _whole(1, 1_000_000)),
+    "trial_s": ("trial_s", _between(0, 86_400, "s")),
+    "self_test_timeout_s": ("self_test_timeout_s", _between(1, 3600, "s")),
+    "block_timeout_s": ("block_timeout_s", _between(0.05, 3600, "s")),
+    "reserve_bytes": ("reserve_bytes", _whole(0, 2**50)),
+    "spool_quota_bytes": ("spool_quota_bytes", _whole(64 * 1024, 2**40)),
+}
+_REQUIRED = ("device_id", "state_dir", "server", "broker", "director_key")
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give --config the name of a TOML file",
+            code="config-file",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}", code="config-file") from error
+
+
+def load_values(
+    *,
+    config_file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    working_dir: Path | None = None,
+    required: tuple[str, ...] = (),
+) -> dict[str, object]:
+    """Merges the three sources; the result holds only what was written somewhere, by field of AgentConfig.
+
+    `flags` may hold None for flags that were not given.
+    """
+    here = working_dir or Path.cwd()
+    written: dict[str, tuple[_Place, object]] = {}
+    if config_file is not None:
+        folder = config_file.absolute().parent
+        for key, value in _read_file(config_file).items():
+            if key not in _KEYS:
+                raise ConfigError(
+                    f"{config_file}: unknown key {key!r}; known are " + ", ".join(sorted(_KEYS)),
+                    code="config-key",
+                )
+            written[key] = (_Place(source=str(config_file), key=key, folder=folder), value)
+    for name, value in sorted((os.environ if environment is None else environment).items()):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name[len(ENVIRONMENT_PREFIX) :] in _ENVIRONMENT_OTHER:
+            continue
+        key = name[len(ENVIRONMENT_PREFIX) :].lower()
+        if key not in _KEYS:
+            raise ConfigError(
+                f"environment: unknown variable {name}; known are "
+                + ", ".join(ENVIRONMENT_PREFIX + known.upper() for known in sorted(_KEYS)),
+                code="config-key",
+            )
+        written[key] = (_Place(source="environment", key=name, folder=here), value)
+    for key, value in (flags or {}).items():
+        if value is None or value in ([], ()):
+            continue
+        flag = "--" + ("label" if key == "labels" else key.replace("_", "-"))
+        written[key] = (_Place(source="command line", key=flag, folder=here), value)
+
+    missing = [key for key in required if key not in written]
+    if missing:
+        raise ConfigError(
+            "not set: "
+            + ", ".join(
+                f"{key} (in the file, {ENVIRONMENT_PREFIX}{key.upper()}, or --{key.replace('_', '-')})"
+                for key in missing
+            ),
+            code="config-missing",
+        )
+    return {_KEYS[key][0]: _KEYS[key][1](value, place) for key, (place, value) in written.items()}
+
+
+def load_config(
+    *,
+    config_file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    working_dir: Path | None = None,
+) -> AgentConfig:
+    values = load_values(
+        config_file=config_file,
+        environment=environment,
+        flags=flags,
+        working_dir=working_dir,
+        required=_REQUIRED,
+    )
+    return AgentConfig(**values)  # type: ignore[arg-type]  # each parser above gives its field's type
+
+
+assert {name for name, _ in _KEYS.values()} == {field.name for field in fields(AgentConfig)}

@@ -1,0 +1,222 @@
+"""Which topics one fetch listens to, and when it asks for what does not come. No I/O, no clock reads.
+
+Rules:
+- Blocks are pulled: at most `window` exact topics are subscribed at a time, and a topic is unsubscribed as
+  soon as its content is verified. Never a wildcard: brokers drop retained messages of those silently.
+- The manifest comes first, checked against the signed deployment in every field that the two share.
+- The broker is a cache. What does not come in time is asked for on the device's request topic, again and
+  again with backoff: a broker that lost its store, or a cloud that is away, ends nothing.
+- Bytes that do not match their digest are asked for again a bounded number of times, then the deployment is
+  refused: "block-altered" or "manifest-altered". A manifest that matches but may not run here is refused at
+  once. Empty payloads are the broker's way to say that nothing is retained, and mean nothing.
+"""
+
+import random
+from dataclasses import dataclass
+
+from edge_agent.update_state import Slot
+from edgeloop import artifact, topics
+from edgeloop.artifact import BlockAssembler
+from edgeloop.backoff import Backoff
+from edgeloop.errors import RejectedError
+from edgeloop.v1 import artifact_pb2
+
+MAX_BLOCKS_PER_REQUEST = 64
+MAX_REQUEST_INTERVAL_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchSettings:
+    window: int = 4
+    # What has not come after this long is asked for.
+    block_timeout_s: float = 5.0
+    # Times that altered bytes are asked for again.
+    max_altered: int = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subscribe:
+    topic: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unsubscribe:
+    topic: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepManifest:
+    raw: bytes
+    manifest: artifact_pb2.Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepBlock:
+    n: int
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """To be published on the device's request topic."""
+
+    manifest: bool = False
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Complete:
+    """Every block is kept: assemble."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refuse:
+    code: str
+    message: str
+
+
+FetchEffect = Subscribe | Unsubscribe | KeepManifest | KeepBlock | Request | Complete | Refuse
+
+
+class Fetcher:
+    """One fetch of one slot. Methods return what is to be done, in order.
+
+    A KeepManifest is followed by `begin_blocks` once the shell has stored it and looked up which blocks
+    are there from an earlier run.
+    """
+
+    def __init__(self, slot: Slot, settings: FetchSettings, rng: random.Random) -> None:
+        self.slot = slot
+        self._settings = settings
+        self._backoff = Backoff(
+            settings.block_timeout_s, max(MAX_REQUEST_INTERVAL_S, settings.block_timeout_s), rng
+        )
+        self._assembler: BlockAssembler | None = None
+        self._waiting: tuple[int, ...] = ()
+        self._num_altered: dict[int | None, int] = {}
+        self._deadline_s = 0.0
+        self._ended = False
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When `on_tick` has something to do; None once the fetch has ended."""
+        return None if self._ended else self._deadline_s
+
+    @property
+    def progress(self) -> float:
+        """0 to 1."""
+        return self._assembler.progress if self._assembler else 0.0
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What is subscribed now."""
+        if self._ended:
+            return ()
+        if self._assembler is None:
+            return (topics.manifest(self.slot.manifest_digest),)
+        return tuple(topics.block(self.slot.digest, n) for n in self._waiting)
+
+    def begin_manifest(self, now_s: float) -> list[FetchEffect]:
+        self._wait(now_s)
+        return [Subscribe(topic=topic) for topic in self.topics]
+
+    def begin_blocks(self, assembler: BlockAssembler, now_s: float) -> list[FetchEffect]:
+        """Goes on with what the assembler misses; Complete at once when that is nothing."""
+        self._assembler = assembler
+        self._backoff.reset()
+        return self._fill(now_s)
+
+    def stop(self) -> list[FetchEffect]:
+        effects: list[FetchEffect] = [Unsubscribe(topic=topic) for topic in self.topics]
+        self._ended = True
+        return effects
+
+    def on_message(self, topic: str, payload: bytes, now_s: float) -> list[FetchEffect]:
+        """Anything that is not waited for was late or doubled, and does nothing."""
+        if not payload or topic not in self.topics:
+            return []
+        if self._assembler is None:
+            return self._on_manifest(payload, now_s)
+        _, n = topics.block_of(topic)
+        return self._on_block(self._assembler, n, payload, now_s)
+
+    def on_tick(self, now_s: float) -> list[FetchEffect]:
+        if self._ended or now_s < self._deadline_s:
+            return []
+        self._deadline_s = now_s + self._settings.block_timeout_s + self._backoff.next()
+        return [self._request()]
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    def _wait(self, now_s: float) -> None:
+        self._deadline_s = now_s + self._settings.block_timeout_s
+
+    def _request(self) -> Request:
+        if self._assembler is None:
+            return Request(manifest=True)
+        # Those in the window first; the others are likely gone too, and one message serves for all.
+        ahead = [n for n in self._assembler.missing() if n not in self._waiting]
+        return Request(blocks=(*self._waiting, *ahead)[:MAX_BLOCKS_PER_REQUEST])
+
+    def _refuse(self, error: RejectedError) -> list[FetchEffect]:
+        return [*self.stop(), Refuse(code=error.code, message=error.message)]
+
+    def _altered(self, what: int | None, error: RejectedError, now_s: float) -> list[FetchEffect]:
+        self._num_altered[what] = self._num_altered.get(what, 0) + 1
+        if self._num_altered[what] > self._settings.max_altered:
+            return self._refuse(error)
+        self._deadline_s = now_s + self._settings.block_timeout_s + self._backoff.next()
+        return [Request(manifest=True) if what is None else Request(blocks=(what,))]
+
+    def _on_manifest(self, raw: bytes, now_s: float) -> list[FetchEffect]:
+        try:
+            manifest = check_manifest(self.slot, raw)
+        except RejectedError as error:
+            if error.code == "manifest-altered":
+                return self._altered(None, error, now_s)
+            return self._refuse(error)
+        return [
+            Unsubscribe(topic=topics.manifest(self.slot.manifest_digest)),
+            KeepManifest(raw=raw, manifest=manifest),
+        ]
+
+    def _on_block(self, assembler: BlockAssembler, n: int, payload: bytes, now_s: float) -> list[FetchEffect]:
+        try:
+            assembler.accept(n, payload)
+        except RejectedError as error:
+            return self._altered(n, error, now_s)
+        self._waiting = tuple(waiting for waiting in self._waiting if waiting != n)
+        self._backoff.reset()
+        return [
+            KeepBlock(n=n, data=payload),
+            Unsubscribe(topic=topics.block(self.slot.digest, n)),
+            *self._fill(now_s),
+        ]
+
+    def _fill(self, now_s: float) -> list[FetchEffect]:
+        assert self._assembler is not None
+        missing = self._assembler.missing()
+        if not missing:
+            self._ended = True
+            return [Complete()]
+        self._wait(now_s)
+        room = self._settings.window - len(self._waiting)
+        new = [n for n in missing if n not in self._waiting][:room]
+        self._waiting = (*self._waiting, *new)
+        return [Subscribe(topic=topics.block(self.slot.digest, n)) for n in new]
+
+
+def check_manifest(slot: Slot, raw: bytes) -> artifact_pb2.Manifest:
+    """The manifest that this slot names, fit for this device. Raises RejectedError."""
+    manifest = artifact.parse_manifest(raw, expected_digest=slot.manifest_digest)
+    check_fits(slot, manifest)
+    return manifest
+
+
+def check_fits(slot: Slot, manifest: artifact_pb2.Manifest) -> None:
+    if manifest.digest != slot.digest:
+        raise RejectedError(
+            f"the manifest describes artifact {manifest.digest[:12]}, the deployment wants {slot.digest[:12]}",
+            code="manifest-wrong-artifact",
+        )
+    artifact.check_target(manifest, slot.workload, slot.profile)
