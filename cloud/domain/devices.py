@@ -18,8 +18,8 @@ class Device:
     """The first block is the device's own registration, the second what the cloud noted beside it.
 
     ``generation`` is the highest that the device ever said it accepted: it never goes down, and no deployment
-    at or under it would be obeyed. ``serving_digest`` and ``serving_generation`` are the newest word on what it
-    runs, from its registration, its deployment states or its reports.
+    at or under it would be obeyed. ``serving_digest`` and ``serving_generation`` are the newest word on what
+    it runs, from its registration, its deployment states or its reports.
     """
 
     device_id: str

@@ -23,7 +23,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = ()
 
 
 class FleetServicer:
-    """``await start()`` before the server, ``await stop()`` after it; hooks run on the event loop after commit."""
+    """``await start()`` before the server, ``await stop()`` after it. Hooks run on the loop."""
 
     def __init__(
         self,

@@ -1,11 +1,37 @@
+"""Connections, transactions and settings: what every group of tables builds on.
+
+Rules kept here:
+
+- A write transaction begins as one, so that two writers wait for each other instead of failing midway.
+- What returned is on the disk: SQLite runs with its write-ahead log and ``synchronous=FULL``.
+- A database that is busy or full is a ``TransientError``; one that cannot be used is a ``ConfigError``.
+- Within one process writers queue on a lock, which is fairer and cheaper than SQLite's polling.
+"""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from cloud.store import schema
+from cloud.store.migrate import upgrade
+from edgeloop.errors import ConfigError, TransientError
+
+_BUSY_TIMEOUT_MS = 10_000
+_BEGIN_OPTION = "edgeloop_write"
 
 
 class Change(StrEnum):
+    """What applying a document did."""
+
     CREATED = "created"
     UPDATED = "updated"
     UNCHANGED = "unchanged"
@@ -13,24 +39,145 @@ class Change(StrEnum):
 
 
 class Database:
+    """One engine, shared by all threads."""
+
     def __init__(self, url: str) -> None:
-        raise NotImplementedError
+        try:
+            self._engine = sa.create_engine(url)
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+            raise ConfigError(
+                f"the store's URL cannot be used ({error}): give sqlite:////path/to/edgeloop.db or "
+                "postgresql+psycopg://...",
+                code="store-url",
+            ) from error
+        self._write_lock = threading.RLock()
+        self._local = threading.local()
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
 
     def migrate(self) -> None:
         """Create or upgrade the schema. Raises ConfigError "store-newer" when a newer edgeloop wrote it."""
-        raise NotImplementedError
+        with self._write() as connection:
+            upgrade(connection)
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Give back every connection; the store opens new ones when it is used again."""
+        self._engine.dispose()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Join every store call that this thread makes inside into one transaction; nests."""
-        raise NotImplementedError
-        yield
+        """Join every store call that this thread makes inside into one transaction; nests.
+
+        Leaving with an exception undoes all of them.
+        """
+        with self._write() as connection:
+            outer = getattr(self._local, "connection", None)
+            self._local.connection = connection
+            try:
+                yield
+            finally:
+                self._local.connection = outer
 
     def get_meta(self, key: str, default: str = "") -> str:
-        raise NotImplementedError
+        """A setting that outlives the process."""
+        with self._read() as connection:
+            value = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == key))
+        return default if value is None else str(value)
 
     def set_meta(self, key: str, value: str) -> None:
-        raise NotImplementedError
+        """Set what ``get_meta`` reads."""
+        with self._write() as connection:
+            self._upsert(connection, schema.meta, {"key": key, "value": value})
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        joined = getattr(self._local, "connection", None)
+        if joined is not None:
+            yield joined
+            return
+        with _sorted_errors(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        joined = getattr(self._local, "connection", None)
+        if joined is not None:
+            yield joined
+            return
+        with _sorted_errors(), self._write_lock, self._engine.connect() as plain:
+            connection = plain.execution_options(**{_BEGIN_OPTION: True})
+            with connection.begin():
+                yield connection
+
+    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        """The dialect's own insert, which knows ON CONFLICT."""
+        if self._engine.dialect.name == "postgresql":
+            return postgresql.insert(table)
+        return sqlite.insert(table)
+
+    def _upsert(
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        values: Mapping[str, Any],
+        keep: Sequence[str] = (),
+    ) -> None:
+        """Insert, or replace all but the key and the columns in ``keep``."""
+        key = [column.name for column in table.primary_key]
+        statement = self._insert(table).values(**values)
+        changed = {name: statement.excluded[name] for name in values if name not in key and name not in keep}
+        connection.execute(statement.on_conflict_do_update(index_elements=key, set_=changed))
+
+    def _insert_new(self, connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
+        """Insert; False, and nothing is changed, when the key is there already."""
+        statement = self._insert(table).values(**values).on_conflict_do_nothing()
+        return connection.execute(statement).rowcount == 1
+
+
+def _set_up_sqlite(connection: DBAPIConnection, record: object) -> None:
+    # The driver would begin transactions by itself, and only at the first change: too late to queue for the
+    # write lock. _begin_sqlite does it instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    try:
+        cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+    finally:
+        cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get(_BEGIN_OPTION)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+_SQLITE_UNUSABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB})
+
+
+@contextmanager
+def _sorted_errors() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in _SQLITE_UNUSABLE:
+            raise _unusable(error) from error
+        raise TransientError(
+            f"the database did not answer ({error.orig}): look at the disk's free space, or at the server",
+            code="store-busy",
+        ) from error
+    except sa.exc.DatabaseError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) in _SQLITE_UNUSABLE | {sqlite3.SQLITE_CORRUPT}:
+            raise _unusable(error) from error
+        raise
+
+
+def _unusable(error: sa.exc.DBAPIError) -> ConfigError:
+    return ConfigError(
+        f"the database cannot be used ({error.orig}): check the path, its permissions, and that the file is "
+        "an edgeloop database",
+        code="store-unusable",
+    )

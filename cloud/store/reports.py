@@ -1,16 +1,29 @@
+"""What the fleet measured.
+
+Rules kept here:
+
+- A report is counted once, however often it arrives: (device, boot, sequence) is its identity.
+- All of a batch is durable, or none of it, before the method returns; whoever called may then acknowledge.
+- Sketches stay serialised; they were checked at the boundary. Reading the same windows again, as each step of
+  the controller does, decodes none of them twice.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import sqlalchemy as sa
+
+from cloud.domain.evidence import Window
+from cloud.store import schema
 from cloud.store.base import Database
-
-if TYPE_CHECKING:
-    from cloud.domain.evidence import Window
+from edgeloop.sketch import LatencySketch
 
 
 class ReportRow(NamedTuple):
-    """A checked LatencyReport as it is stored; the sketches stay as serialised LatencySketch messages."""
+    """A checked LatencyReport as it is stored; the sketches are serialised LatencySketch messages."""
 
     device_id: str
     boot_id: str
@@ -23,23 +36,134 @@ class ReportRow(NamedTuple):
     num_samples: int
     latency: bytes
     reference: bytes
-    num_errors: int
-    rss_bytes: int
-    emulated_slowdown: int
-    num_dropped_reports: int
+    num_errors: int = 0
+    rss_bytes: int = 0
+    emulated_slowdown: int = 1
+    num_dropped_reports: int = 0
 
 
 class ReportTables(Database):
+    """Reports of all devices."""
+
     def insert_reports(self, rows: Sequence[ReportRow], now_s: float) -> tuple[int, int]:
-        """(new, known already), one transaction; idempotent by (device_id, boot_id, sequence)."""
-        raise NotImplementedError
+        """(new, known already), in one transaction; idempotent by (device_id, boot_id, sequence).
+
+        It also notes, for each device, that it was heard of and what it served in its newest window.
+        """
+        if not rows:
+            return 0, 0
+        with self._write() as connection:
+            num_new = _insert_rows(connection, self._insert(schema.reports).on_conflict_do_nothing(), rows)
+            _note_devices(connection, rows, now_s)
+        return num_new, len(rows) - num_new
 
     def windows(
         self, *, profile: str | None = None, device_id: str | None = None, since_s: float = 0.0
     ) -> list[Window]:
-        """Windows that ended at or after `since_s`, oldest first; sketches are decoded when first asked."""
-        raise NotImplementedError
+        """Windows that ended at or after ``since_s``, oldest first.
+
+        ``profile`` is the one that the device belongs to now, not the one that it had then.
+        """
+        table = schema.reports
+        statement = (
+            sa.select(table)
+            .where(table.c.end_s >= since_s)
+            .order_by(table.c.end_s, table.c.device_id, table.c.sequence)
+        )
+        if profile is not None:
+            members = sa.select(schema.devices.c.device_id).where(schema.devices.c.profile == profile)
+            statement = statement.where(table.c.device_id.in_(members))
+        if device_id is not None:
+            statement = statement.where(table.c.device_id == device_id)
+        with self._read() as connection:
+            return [_window(row) for row in connection.execute(statement)]
 
     def prune_reports(self, before_s: float) -> int:
-        """Drop those that ended before; returns how many."""
-        raise NotImplementedError
+        """Drop those that ended before; returns how many.
+
+        One short transaction a device, so that acknowledgements do not wait for a long one.
+        """
+        table = schema.reports
+        with self._read() as connection:
+            device_ids = list(connection.scalars(sa.select(schema.devices.c.device_id)))
+        num_pruned = 0
+        for device_id in device_ids:
+            old = sa.and_(table.c.device_id == device_id, table.c.end_s < before_s)
+            with self._read() as connection:
+                if connection.scalar(sa.select(table.c.sequence).where(old).limit(1)) is None:
+                    continue
+            with self._write() as connection:
+                num_pruned += connection.execute(sa.delete(table).where(old)).rowcount
+        return num_pruned
+
+
+def _insert_rows(connection: sa.Connection, statement: sa.Insert, rows: Sequence[ReportRow]) -> int:
+    """Through the driver: thousands of rows a call are worth leaving SQLAlchemy's per-row work out."""
+    compiled = statement.compile(dialect=connection.dialect, column_keys=list(ReportRow._fields))
+    if compiled.positional:
+        assert compiled.positiontup == list(ReportRow._fields)
+        return connection.exec_driver_sql(str(compiled), list(map(tuple, rows))).rowcount
+    return connection.exec_driver_sql(str(compiled), [row._asdict() for row in rows]).rowcount
+
+
+def _note_devices(connection: sa.Connection, rows: Sequence[ReportRow], now_s: float) -> None:
+    newest: dict[str, ReportRow] = {}
+    for row in rows:
+        known = newest.get(row.device_id)
+        if known is None or row.end_s >= known.end_s:
+            newest[row.device_id] = row
+    table = schema.devices
+    # In order, so that two writers on a database with row locks cannot wait for each other.
+    ordered = [newest[device_id] for device_id in sorted(newest)]
+    connection.execute(
+        sa.update(table)
+        .where(table.c.device_id == sa.bindparam("of_device"))
+        .values(last_seen_s=sa.bindparam("at_s")),
+        [{"of_device": row.device_id, "at_s": now_s} for row in ordered],
+    )
+    connection.execute(
+        sa.update(table)
+        .where(
+            table.c.device_id == sa.bindparam("of_device"),
+            table.c.boot_id == sa.bindparam("of_boot"),
+            table.c.serving_time_s <= sa.bindparam("at_s"),
+        )
+        .values(
+            serving_digest=sa.bindparam("new_digest"),
+            serving_generation=sa.bindparam("new_generation"),
+            serving_time_s=sa.bindparam("at_s"),
+        ),
+        [
+            {
+                "of_device": row.device_id,
+                "of_boot": row.boot_id,
+                "at_s": row.end_s,
+                "new_digest": row.digest,
+                "new_generation": row.generation,
+            }
+            for row in ordered
+        ],
+    )
+
+
+@lru_cache(maxsize=8192)
+def _sketch(raw: bytes) -> LatencySketch:
+    return LatencySketch.from_bytes(raw)
+
+
+def _window(row: sa.Row[Any]) -> Window:
+    return Window(
+        device_id=row.device_id,
+        boot_id=row.boot_id,
+        sequence=row.sequence,
+        digest=row.digest,
+        generation=row.generation,
+        workload=row.workload,
+        start_s=row.start_s,
+        end_s=row.end_s,
+        latency=_sketch(bytes(row.latency)),
+        reference=_sketch(bytes(row.reference)),
+        num_errors=row.num_errors,
+        rss_bytes=row.rss_bytes,
+        emulated_slowdown=row.emulated_slowdown,
+    )

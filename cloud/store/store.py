@@ -5,10 +5,9 @@ from __future__ import annotations
 from cloud.store.fleet import FleetTables
 from cloud.store.ledger import LedgerTables
 from cloud.store.reports import ReportTables
-from cloud.store.resources import ResourceTables
 
 
-class Store(ResourceTables, FleetTables, LedgerTables, ReportTables):
+class Store(FleetTables, LedgerTables, ReportTables):
     """``Store(url)`` with an SQLAlchemy URL (``sqlite:////path/edgeloop.db``, ``postgresql+psycopg://...``).
 
     Call ``migrate()`` once before anything else, and ``close()`` at the end.
