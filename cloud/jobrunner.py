@@ -1,0 +1,442 @@
+"""Turns job rows into compute tasks, and what comes of them into teachers and candidates.
+
+Rules that this module keeps:
+
+* Level-triggered: ``step`` compares the unfinished jobs in the database with what it has submitted. After a
+  crash anywhere, the next ``step`` goes on; nothing is remembered that the database does not hold.
+* A task's id names its content (teacher, profile, spec), so that a student which was built once is not built
+  again: not by a second job, not after a kill.
+* A result is stored in the same transaction as the job that it belongs to.
+* A job of which at least one trial gave a student has succeeded; trials that failed are recorded beside it.
+* Compression without a trained teacher has it trained first, by a job of its own that everyone can see.
+* Only ``step`` talks to the cluster, and one thread calls it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Protocol
+
+from cloud.domain.candidates import Candidate
+from cloud.domain.decisions import Verdict
+from cloud.domain.jobs import Job, JobKind, JobState, Trial
+from cloud.domain.profiles import DeviceProfile
+from cloud.domain.specs import CompressionSpec
+from cloud.domain.tasks import (
+    StudentTask,
+    TaskEvent,
+    TaskFailed,
+    TaskProgress,
+    TaskSucceeded,
+    TeacherResult,
+    TeacherTask,
+)
+from cloud.domain.workloads import Workload
+from cloud.store import LedgerEntry
+from edgeloop.errors import EdgeloopError, TransientError
+
+logger = logging.getLogger(__name__)
+
+#: Progress alone is written at most this often for each job.
+_PROGRESS_INTERVAL_S = 0.5
+_CANCELLED = "cancelled"
+
+
+class Compute(Protocol):
+    """The cluster (cloud.jobs.RayCompute). ``submit`` is idempotent by task id; ``poll`` never blocks."""
+
+    def submit(self, task: TeacherTask | StudentTask) -> None: ...
+
+    def poll(self) -> list[TaskEvent]: ...
+
+    def cancel(self, task_id: str) -> None: ...
+
+
+class JobStore(Protocol):
+    """What of the store is used here."""
+
+    def transaction(self) -> AbstractContextManager[None]: ...
+    def workload(self, name: str) -> Workload | None: ...
+    def profile(self, name: str) -> DeviceProfile | None: ...
+    def teacher(self, teacher_key: str) -> TeacherResult | None: ...
+    def save_teacher(self, teacher: TeacherResult, now_s: float) -> None: ...
+    def save_candidate(self, candidate: Candidate, now_s: float) -> bool: ...
+    def candidate(self, digest: str, profile: str) -> Candidate | None: ...
+    def record_failed_trial(
+        self, profile: str, spec: CompressionSpec, code: str, message: str, now_s: float
+    ) -> None: ...
+    def create_job(self, job: Job) -> bool: ...
+    def update_job(self, job: Job) -> None: ...
+    def jobs(self, *, unfinished_only: bool = False, limit: int = 1000) -> list[Job]: ...
+    def job(self, job_id: str) -> Job | None: ...
+    def decision(self, decision_id: str) -> LedgerEntry | None: ...
+
+
+def teacher_task_id(workload: Workload, *, again_for: str = "") -> str:
+    """The same for every job that needs this teacher; ``again_for`` is a job that trains it once more."""
+    return f"teacher-{workload.teacher_key}" + (f"-{again_for}" if again_for else "")
+
+
+def student_task_id(
+    workload: Workload, teacher: TeacherResult, profile: DeviceProfile, spec: CompressionSpec
+) -> str:
+    """Identity of a student by all that it is built from."""
+    identity = {
+        "teacher": teacher.checkpoint_digest,
+        "workload": workload.name,
+        "student": workload.student,
+        "profile": profile.name,
+        "instruction_sets": sorted(profile.instruction_sets),
+        "num_threads": profile.num_threads,
+        "num_calibration_samples": workload.search.num_calibration_samples,
+        "spec": spec.to_json(),
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return "student-" + hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def train_job(job_id: str, workload: Workload, now_s: float, *, force: bool = False) -> Job:
+    """A job that trains the workload's teacher."""
+    task_id = teacher_task_id(workload, again_for=job_id if force else "")
+    return Job(
+        job_id=job_id,
+        kind=JobKind.TRAIN,
+        workload=workload.name,
+        trials=(Trial(task_id=task_id),),
+        create_time_s=now_s,
+    )
+
+
+def compress_job(
+    job_id: str,
+    profile: DeviceProfile,
+    specs: tuple[CompressionSpec, ...],
+    now_s: float,
+    *,
+    decision_id: str = "",
+) -> Job:
+    """A job that builds these students. Their task ids are filled in once the teacher is known."""
+    trials = tuple(Trial(task_id=f"{job_id}-{number}", spec=spec) for number, spec in enumerate(specs))
+    return Job(
+        job_id=job_id,
+        kind=JobKind.COMPRESS,
+        workload=profile.workload,
+        profile=profile.name,
+        trials=trials,
+        decision_id=decision_id,
+        create_time_s=now_s,
+    )
+
+
+class JobRunner:
+    """Owned by one thread. ``attach`` gives it the cluster once that is up; until then jobs wait."""
+
+    def __init__(self, store: JobStore, *, now_s: Callable[[], float]) -> None:
+        self._store = store
+        self._now_s = now_s
+        self._compute: Compute | None = None
+        self._waiting_for = "the cluster is starting"
+        self._submitted: set[str] = set()
+        self._progress: dict[str, tuple[float, str]] = {}
+        self._written_s: dict[str, float] = {}
+
+    def attach(self, compute: Compute | None, *, waiting_for: str = "") -> None:
+        """Give it the cluster, or take it away and say what jobs wait for."""
+        if compute is not self._compute:
+            self._submitted.clear()
+        self._compute = compute
+        self._waiting_for = waiting_for or self._waiting_for
+
+    def step(self) -> bool:
+        """One round. True when a job ended, so that a controller has reason to look again. Never raises."""
+        ended = False
+        for event in self._poll():
+            try:
+                ended |= self._take(event)
+            except Exception:
+                logger.exception("result of task %s could not be stored", event.task_id)
+                # It is submitted again, and the cluster gives its result again.
+                self._submitted.discard(event.task_id)
+        try:
+            unfinished = sorted(
+                self._store.jobs(unfinished_only=True), key=lambda job: (job.create_time_s, job.job_id)
+            )
+        except Exception:
+            logger.exception("jobs could not be read")
+            return ended
+        for job in unfinished:
+            try:
+                ended |= self._advance(job)
+            except TransientError as error:
+                logger.warning("job %s waits: %s", job.job_id, error)
+            except Exception as error:
+                logger.exception("job %s failed", job.job_id)
+                self._finish(job, JobState.FAILED, f"internal error: {error}")
+                ended = True
+        self._cancel_unwanted()
+        return ended
+
+    # -- what the cluster says ---------------------------------------------------------------------------
+
+    def _poll(self) -> list[TaskEvent]:
+        if self._compute is None:
+            return []
+        try:
+            return self._compute.poll()
+        except Exception:
+            logger.exception("the cluster could not be asked")
+            return []
+
+    def _take(self, event: TaskEvent) -> bool:
+        if isinstance(event, TaskProgress):
+            self._progress[event.task_id] = (min(1.0, max(0.0, event.fraction)), event.message)
+            return False
+        self._progress.pop(event.task_id, None)
+        now_s = self._now_s()
+        with self._store.transaction():
+            if isinstance(event, TaskSucceeded):
+                digest = self._save(event.result, now_s)
+            wanting = [
+                (job, trial)
+                for job in self._store.jobs(unfinished_only=True)
+                for trial in job.trials
+                if trial.task_id == event.task_id and not trial.state.finished
+            ]
+            for job, trial in wanting:
+                if isinstance(event, TaskSucceeded):
+                    done = replace(trial, state=JobState.SUCCEEDED, progress=1.0, digest=digest, message="")
+                elif event.code == _CANCELLED:
+                    continue  # cancelled for another job: this one still wants it
+                else:
+                    done = replace(
+                        trial, state=JobState.FAILED, progress=1.0, code=event.code, message=event.message
+                    )
+                    # A workload that is wrong says nothing about the spec.
+                    if trial.spec is not None and event.code != "config":
+                        self._store.record_failed_trial(
+                            job.profile, trial.spec, event.code, event.message, now_s
+                        )
+                self._store.update_job(_with_trial(job, done))
+        self._submitted.discard(event.task_id)
+        if isinstance(event, TaskFailed) and event.code != _CANCELLED:
+            logger.warning("task %s failed (%s): %s", event.task_id, event.code, event.message)
+        return bool(wanting)
+
+    def _save(self, result: TeacherResult | Candidate, now_s: float) -> str:
+        if isinstance(result, TeacherResult):
+            self._store.save_teacher(result, now_s)
+            return ""
+        self._store.save_candidate(result, now_s)
+        return result.digest
+
+    # -- what the jobs want --------------------------------------------------------------------------------
+
+    def _advance(self, job: Job) -> bool:
+        workload = self._store.workload(job.workload)
+        if workload is None:
+            return self._finish(job, JobState.FAILED, f"workload {job.workload} was removed")
+        if job.kind is JobKind.TRAIN:
+            return self._advance_training(job, workload)
+        return self._advance_compression(job, workload)
+
+    def _advance_training(self, job: Job, workload: Workload) -> bool:
+        trial = job.trials[0]
+        known = (teacher_task_id(workload), teacher_task_id(workload, again_for=job.job_id))
+        if trial.task_id not in known:
+            return self._finish(
+                job, JobState.FAILED, f"workload {workload.name} changed meanwhile: start the training again"
+            )
+        if not trial.state.finished and trial.task_id == known[0]:
+            teacher = self._store.teacher(workload.teacher_key)
+            if teacher is not None:
+                trial = replace(trial, state=JobState.SUCCEEDED, progress=1.0)
+                job = _with_trial(job, trial)
+        if trial.state is JobState.SUCCEEDED:
+            teacher = self._store.teacher(workload.teacher_key)
+            accuracy = f": accuracy {teacher.accuracy:.4f} on the validation split" if teacher else ""
+            return self._finish(job, JobState.SUCCEEDED, f"teacher trained{accuracy}")
+        if trial.state is JobState.FAILED:
+            return self._finish(job, JobState.FAILED, trial.message)
+        return self._work_on(job, {trial.task_id: TeacherTask(task_id=trial.task_id, workload=workload)})
+
+    def _advance_compression(self, job: Job, workload: Workload) -> bool:
+        profile = self._store.profile(job.profile)
+        if profile is None or profile.workload != workload.name:
+            return self._finish(job, JobState.FAILED, f"profile {job.profile} was removed")
+        if not job.trials:
+            return self._finish(
+                job, JobState.FAILED, "no spec is left to try: every proposal was built or failed"
+            )
+        teacher = self._store.teacher(workload.teacher_key)
+        if teacher is None:
+            return self._await_teacher(job, workload)
+        if job.state is JobState.PENDING:
+            job = self._name_tasks(job, workload, teacher, profile)
+        open_trials = [trial for trial in job.trials if not trial.state.finished]
+        if not open_trials:
+            return self._finish_compression(job)
+        parent_digest = self._parent_of(job)
+        tasks: dict[str, TeacherTask | StudentTask] = {}
+        for trial in open_trials:
+            assert trial.spec is not None
+            tasks[trial.task_id] = StudentTask(
+                task_id=trial.task_id,
+                workload=workload,
+                teacher=teacher,
+                profile=profile,
+                spec=trial.spec,
+                parent_digest=parent_digest,
+            )
+        return self._work_on(job, tasks)
+
+    def _await_teacher(self, job: Job, workload: Workload) -> bool:
+        task_id = teacher_task_id(workload)
+        own_id = f"{job.job_id}-teacher"
+        own = self._store.job(own_id)
+        if own is not None and own.state.finished and own.state is not JobState.SUCCEEDED:
+            why = own.message or own.state.value
+            return self._finish(
+                job,
+                JobState.FAILED,
+                f"the teacher of {workload.name} could not be trained ({why}): see to that, then run "
+                f"'edgeloop train {workload.name}' and compress again",
+            )
+        training = [
+            other
+            for other in self._store.jobs(unfinished_only=True)
+            if other.kind is JobKind.TRAIN and any(trial.task_id == task_id for trial in other.trials)
+        ]
+        if not training:
+            first = train_job(own_id, workload, self._now_s())
+            self._store.create_job(first)
+            training = [first]
+        self._note(job, replace(job, message=f"waits for the teacher ({training[0].job_id})"))
+        return False
+
+    def _name_tasks(
+        self, job: Job, workload: Workload, teacher: TeacherResult, profile: DeviceProfile
+    ) -> Job:
+        """Give each trial its content's name, and take over what was built under that name before."""
+        built = {
+            trial.task_id: trial.digest
+            for other in self._store.jobs()
+            for trial in other.trials
+            if trial.digest and trial.state is JobState.SUCCEEDED
+        }
+        trials = []
+        for trial in job.trials:
+            assert trial.spec is not None
+            task_id = student_task_id(workload, teacher, profile, trial.spec)
+            digest = built.get(task_id, "")
+            if digest and self._store.candidate(digest, profile.name) is not None:
+                trials.append(
+                    replace(trial, task_id=task_id, state=JobState.SUCCEEDED, progress=1.0, digest=digest)
+                )
+            else:
+                trials.append(replace(trial, task_id=task_id))
+        started = replace(job, state=JobState.RUNNING, trials=tuple(trials))
+        self._store.update_job(started)
+        return started
+
+    def _parent_of(self, job: Job) -> str:
+        """What the students may not be slower than: what serves, when it was too slow."""
+        entry = self._store.decision(job.decision_id) if job.decision_id else None
+        if entry is None or entry.decision.verdict is not Verdict.MISSES:
+            return ""
+        return entry.decision.current_digest
+
+    def _work_on(self, job: Job, tasks: dict[str, TeacherTask | StudentTask]) -> bool:
+        if self._compute is None:
+            self._note(job, replace(job, message=f"waits: {self._waiting_for}"))
+            return False
+        for task_id, task in tasks.items():
+            if task_id in self._submitted:
+                continue
+            try:
+                self._compute.submit(task)
+            except TransientError:
+                raise
+            except EdgeloopError as error:
+                self._take(TaskFailed(task_id=task_id, code="config", message=error.message))
+                return True
+            self._submitted.add(task_id)
+        self._note(job, self._described(job))
+        return False
+
+    def _described(self, job: Job) -> Job:
+        trials = []
+        messages = []
+        for trial in job.trials:
+            progress, message = self._progress.get(trial.task_id, (trial.progress, ""))
+            if not trial.state.finished:
+                trial = replace(trial, state=JobState.RUNNING, progress=max(progress, trial.progress))
+                if message:
+                    messages.append(message)
+            trials.append(trial)
+        if job.kind is JobKind.COMPRESS:
+            num_finished = sum(trial.state.finished for trial in trials)
+            text = f"{num_finished} of {len(trials)} students done"
+            text += f": {messages[0]}" if messages else ""
+        else:
+            text = messages[0] if messages else "training"
+        return replace(
+            job, state=JobState.RUNNING, trials=tuple(trials), progress=_mean(trials), message=text
+        )
+
+    def _note(self, before: Job, after: Job) -> None:
+        """Write a job that goes on, unless only its progress moved a moment ago."""
+        if after == before:
+            return
+        now_s = self._now_s()
+        same = replace(after, progress=0.0, message="", trials=()) == replace(
+            before, progress=0.0, message="", trials=()
+        )
+        if same and abs(now_s - self._written_s.get(after.job_id, 0.0)) < _PROGRESS_INTERVAL_S:
+            return
+        self._written_s[after.job_id] = now_s
+        self._store.update_job(after)
+
+    def _finish_compression(self, job: Job) -> bool:
+        good = [trial for trial in job.trials if trial.state is JobState.SUCCEEDED]
+        bad = [trial for trial in job.trials if trial.state is not JobState.SUCCEEDED]
+        first = bad[0].message if bad else ""
+        if not good:
+            return self._finish(job, JobState.FAILED, first or "no student was built")
+        text = f"{len(good)} students built" + (f", {len(bad)} failed: {first}" if bad else "")
+        return self._finish(job, JobState.SUCCEEDED, text)
+
+    def _finish(self, job: Job, state: JobState, message: str) -> bool:
+        progress = 1.0 if state is JobState.SUCCEEDED else job.progress
+        self._store.update_job(
+            replace(job, state=state, message=message, progress=progress, end_time_s=self._now_s())
+        )
+        self._written_s.pop(job.job_id, None)
+        level = logging.INFO if state is JobState.SUCCEEDED else logging.WARNING
+        logger.log(level, "job %s %s: %s", job.job_id, state.value, message)
+        return True
+
+    def _cancel_unwanted(self) -> None:
+        """What is submitted but belongs to no unfinished job any more was cancelled by a person."""
+        if self._compute is None or not self._submitted:
+            return
+        try:
+            wanted = {trial.task_id for job in self._store.jobs(unfinished_only=True) for trial in job.trials}
+            for task_id in self._submitted - wanted:
+                self._compute.cancel(task_id)
+                self._submitted.discard(task_id)
+        except Exception:
+            logger.exception("tasks could not be cancelled")
+
+
+def _mean(trials: list[Trial]) -> float:
+    return round(sum(1.0 if trial.state.finished else trial.progress for trial in trials) / len(trials), 3)
+
+
+def _with_trial(job: Job, trial: Trial) -> Job:
+    trials = [trial if trial.task_id == other.task_id else other for other in job.trials]
+    return replace(job, trials=tuple(trials), progress=_mean(trials))

@@ -1,0 +1,426 @@
+"""Keeps on the broker what the database says should be there.
+
+The broker is a cache that may lose everything at any moment. Rules that this module keeps:
+
+* Level-triggered: ``set_desired`` states the whole truth, and one thread makes the broker agree, again and
+  again. Nothing depends on having seen an event.
+* An artifact's blocks and its manifest are acknowledged by the broker before a deployment that names them is
+  published, so that a device never hears of what it cannot fetch.
+* After everything else, a retained sentinel is written that names this process and how much it has published.
+  When it is missing or differs after a (re)connect, the broker has forgotten, or is another one: everything
+  is published again.
+* What was ever put on the broker is written to a file before it is published, so that artifacts that nobody
+  desires any more are cleared even after a restart.
+* Requests of devices are checked, answered only for what their own deployment names, and bounded per device
+  and per topic: no device can make the cloud publish without end.
+* One artifact that cannot be read does not hold up the others.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import random
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgeloop import topics
+from edgeloop.artifact import MAX_REQUEST_BYTES, parse_block_request, parse_manifest, split_blocks
+from edgeloop.backoff import Backoff
+from edgeloop.errors import EdgeloopError, RejectedError, TransientError
+
+logger = logging.getLogger(__name__)
+
+#: Published, not yet acknowledged: bounds what waits in memory, 16 blocks are 4 MiB.
+_NUM_IN_FLIGHT = 16
+_ACK_TIMEOUT_S = 20.0
+_SENTINEL_WAIT_S = 0.5
+_TICK_S = 1.0
+_UNREADABLE_RETRY_S = 30.0
+
+
+class Delivery(Protocol):
+    """One message on its way."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return once the broker has acknowledged it; raise ``TransientError`` when it has not."""
+        ...
+
+
+class Bus(Protocol):
+    """The MQTT session as the publisher needs it (edgeloop.mqtt.MqttSession).
+
+    Handlers are called on a thread of the session. ``publish`` raises ``TransientError`` while there is no
+    connection.
+    """
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> Delivery: ...
+
+    def subscribe(self, topic: str, handler: Callable[[str, bytes], None], *, qos: int = 1) -> None: ...
+
+    def unsubscribe(self, topic: str) -> None: ...
+
+
+class Blobs(Protocol):
+    """Where artifacts and manifests are kept; raises ``EdgeloopError`` for what it cannot give intact."""
+
+    def get(self, digest: str) -> bytes: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shipment:
+    """What one device should run: the signed deployment and the digests that it names."""
+
+    device_id: str
+    digest: str
+    manifest_digest: str
+    payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublisherSettings:
+    """``requests_a_minute`` bounds one device; a block is not published again within ``block_quiet_s``."""
+
+    requests_a_minute: float = 30.0
+    request_burst: int = 20
+    block_quiet_s: float = 1.0
+
+
+class _Published:
+    """What may be on the broker: a file, written before the message goes out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.artifacts: dict[str, int] = {}
+        self.manifests: set[str] = set()
+        try:
+            stored = json.loads(path.read_text())
+            self.artifacts = {
+                topics.check_digest(key): int(value) for key, value in stored["artifacts"].items()
+            }
+            self.manifests = {topics.check_digest(value) for value in stored["manifests"]}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RejectedError) as error:
+            # Only old messages stay on the broker for want of it.
+            logger.warning("%s is not readable and starts afresh: %s", path, error)
+
+    def save(self) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        content = {"version": 1, "artifacts": self.artifacts, "manifests": sorted(self.manifests)}
+        temporary.write_text(json.dumps(content))
+        temporary.replace(self._path)
+
+
+class Publisher:
+    """One thread between the desired state and the broker. All methods are safe from any thread."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        blobs: Blobs,
+        state_path: Path,
+        settings: PublisherSettings | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bus = bus
+        self._blobs = blobs
+        self._settings = settings or PublisherSettings()
+        self._monotonic_s = monotonic_s
+        self._published = _Published(state_path)
+        self._session = secrets.token_hex(8)
+        self._sequence = 0
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._progress = threading.Condition()
+        self._num_posted = 0
+        self._num_settled = 0
+        self._num_taken = 0
+        self._backoff = Backoff(0.2, 10.0, random.Random())
+
+        # Owned by the thread.
+        self._desired: dict[str, Shipment] = {}
+        self._connected = False
+        self._confirmed = False
+        self._sentinel: bytes | None = None
+        self._blocks_there: dict[str, int] = {}
+        self._manifests_there: set[str] = set()
+        self._deployments_there: dict[str, bytes] = {}
+        self._retry_at_s = 0.0
+        self._unreadable: dict[tuple[str, str], float] = {}
+        self._tokens: dict[str, tuple[float, float]] = {}
+        self._last_answer_s: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Start the thread. Nothing is published before ``on_connected``."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is on the broker stays there."""
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+
+    def set_desired(self, shipments: Mapping[str, Shipment]) -> None:
+        """The whole desired state by device id, replacing what was said before."""
+        copy = dict(shipments)
+        self._post(lambda: self._take_desired(copy))
+
+    def on_connected(self, connected: bool) -> None:
+        """Tell it that the session came up or went down."""
+        self._post(lambda: self._take_connected(connected))
+
+    def on_request(self, topic: str, payload: bytes) -> None:
+        """A message on a device's request topic."""
+        if len(payload) <= MAX_REQUEST_BYTES:
+            self._post(lambda: self._answer(topic, payload))
+
+    def wait_settled(self, timeout_s: float) -> bool:
+        """Whether, within the time, the broker came to hold all that was desired before this call."""
+        with self._progress:
+            wanted = self._num_posted
+            return self._progress.wait_for(lambda: self._num_settled >= wanted, timeout_s)
+
+    def _post(self, action: Callable[[], None]) -> None:
+        with self._progress:
+            self._num_posted += 1
+            self._inbox.put(action)
+
+    # -- the thread ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            action: Callable[[], None] | None = _nothing
+            try:
+                action = self._inbox.get(timeout=self._wait_s())
+                self._num_taken += 1
+            except queue.Empty:
+                pass
+            if action is None:
+                return
+            try:
+                action()
+                if self._inbox.empty():
+                    self._converge()
+            except TransientError as error:
+                self._retry_at_s = self._monotonic_s() + self._backoff.next()
+                logger.debug("publishing is tried again: %s", error)
+            except Exception:
+                self._retry_at_s = self._monotonic_s() + self._backoff.next()
+                logger.exception("publishing failed and is tried again")
+
+    def _wait_s(self) -> float:
+        """Until the next try, when one is due; else a tick."""
+        return (
+            min(_TICK_S, max(0.01, self._retry_at_s - self._monotonic_s())) if self._retry_at_s else _TICK_S
+        )
+
+    def _take_desired(self, shipments: dict[str, Shipment]) -> None:
+        self._desired = shipments
+        self._unreadable.clear()
+        self._retry_at_s = 0.0
+
+    def _take_connected(self, connected: bool) -> None:
+        self._connected = connected
+        self._confirmed = False
+        self._retry_at_s = 0.0
+        self._backoff.reset()
+
+    def _take_sentinel(self, payload: bytes) -> None:
+        self._sentinel = payload
+
+    def _converge(self) -> None:
+        if not self._connected or self._monotonic_s() < self._retry_at_s:
+            return
+        if not self._confirmed:
+            self._confirm()
+        changed = self._publish_missing() | self._clear_undesired()
+        if changed or self._sentinel != self._expected_sentinel():
+            self._sequence += 1
+            self._deliver([(topics.SENTINEL, self._expected_sentinel())])
+            self._sentinel = self._expected_sentinel()
+        self._backoff.reset()
+        self._retry_at_s = 0.0
+        with self._progress:
+            self._num_settled = self._num_taken
+            self._progress.notify_all()
+
+    def _expected_sentinel(self) -> bytes:
+        return f"{self._session}:{self._sequence}".encode()
+
+    def _confirm(self) -> None:
+        """Ask the broker what it remembers; forget what it does not."""
+        self._sentinel = None
+        answered = threading.Event()
+        seen: list[bytes] = []
+
+        def heard(_topic: str, payload: bytes) -> None:
+            seen.append(payload)
+            answered.set()
+
+        self._bus.subscribe(topics.SENTINEL, heard, qos=1)
+        try:
+            answered.wait(_SENTINEL_WAIT_S if self._sequence else 0.0)
+        finally:
+            self._bus.unsubscribe(topics.SENTINEL)
+        if self._sequence == 0 or not seen or seen[0] != self._expected_sentinel():
+            if self._sequence:
+                logger.warning("the broker has lost its retained messages: publishing everything again")
+            self._blocks_there.clear()
+            self._manifests_there.clear()
+            self._deployments_there.clear()
+        else:
+            self._sentinel = seen[0]
+        self._confirmed = True
+
+    def _publish_missing(self) -> bool:
+        changed = False
+        ready: set[tuple[str, str]] = set()
+        now_s = self._monotonic_s()
+        for pair in sorted(
+            {(shipment.digest, shipment.manifest_digest) for shipment in self._desired.values()}
+        ):
+            digest, manifest_digest = pair
+            if digest in self._blocks_there and manifest_digest in self._manifests_there:
+                ready.add(pair)
+                continue
+            if now_s < self._unreadable.get(pair, 0.0):
+                continue
+            try:
+                blocks, manifest = self._load(digest, manifest_digest)
+            except EdgeloopError as error:
+                logger.error("artifact %s is desired but cannot be read: %s", digest[:12], error)
+                self._unreadable[pair] = now_s + _UNREADABLE_RETRY_S
+                continue
+            if (
+                self._published.artifacts.get(digest) != len(blocks)
+                or manifest_digest not in self._published.manifests
+            ):
+                self._published.artifacts[digest] = len(blocks)
+                self._published.manifests.add(manifest_digest)
+                self._published.save()
+            messages = [(topics.block(digest, number), block) for number, block in enumerate(blocks)]
+            self._deliver([*messages, (topics.manifest(manifest_digest), manifest)])
+            self._blocks_there[digest] = len(blocks)
+            self._manifests_there.add(manifest_digest)
+            ready.add(pair)
+            changed = True
+        stale = [
+            shipment
+            for _, shipment in sorted(self._desired.items())
+            if (shipment.digest, shipment.manifest_digest) in ready
+            and self._deployments_there.get(shipment.device_id) != shipment.payload
+        ]
+        if stale:
+            self._deliver([(topics.deployment(shipment.device_id), shipment.payload) for shipment in stale])
+            for shipment in stale:
+                self._deployments_there[shipment.device_id] = shipment.payload
+            changed = True
+        return changed
+
+    def _clear_undesired(self) -> bool:
+        """Empty retained payloads for what no deployment names; those were published by this state folder."""
+        if not self._desired:
+            return False  # before the first word on what is desired, nothing is known to be undesired
+        digests = {shipment.digest for shipment in self._desired.values()}
+        manifests = {shipment.manifest_digest for shipment in self._desired.values()}
+        old = {digest: count for digest, count in self._published.artifacts.items() if digest not in digests}
+        old_manifests = self._published.manifests - manifests
+        if not old and not old_manifests:
+            return False
+        messages = [(topics.block(digest, number), b"") for digest in old for number in range(old[digest])]
+        self._deliver([*messages, *((topics.manifest(digest), b"") for digest in sorted(old_manifests))])
+        for digest in old:
+            del self._published.artifacts[digest]
+            self._blocks_there.pop(digest, None)
+        self._published.manifests -= old_manifests
+        self._manifests_there -= old_manifests
+        self._published.save()
+        logger.info("cleared %d artifacts from the broker that no device should run", len(old))
+        return True
+
+    def _load(self, digest: str, manifest_digest: str) -> tuple[list[bytes], bytes]:
+        """The artifact's blocks as its manifest cuts them, and the manifest. Raises ``EdgeloopError``."""
+        raw = self._blobs.get(manifest_digest)
+        manifest = parse_manifest(raw, expected_digest=manifest_digest)
+        if manifest.digest != digest:
+            raise RejectedError(
+                f"manifest {manifest_digest[:12]} is of another artifact: build it again",
+                code="manifest-digest",
+            )
+        return split_blocks(self._blobs.get(digest), manifest.block_size_bytes), raw
+
+    def _deliver(self, messages: list[tuple[str, bytes]]) -> None:
+        """Publish retained and return when all are acknowledged. Raises ``TransientError``."""
+        waiting: deque[Delivery] = deque()
+        for topic, payload in messages:
+            if len(waiting) >= _NUM_IN_FLIGHT:
+                waiting.popleft().wait(_ACK_TIMEOUT_S)
+            waiting.append(self._bus.publish(topic, payload, qos=1, retain=True))
+        for delivery in waiting:
+            delivery.wait(_ACK_TIMEOUT_S)
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    def _answer(self, topic: str, payload: bytes) -> None:
+        try:
+            device_id = topics.device_of(topic)
+            request = parse_block_request(payload, device_id=device_id)
+        except RejectedError as error:
+            logger.warning("ignored a block request on %s: %s", topic, error)
+            return
+        shipment = self._desired.get(device_id)
+        if shipment is None or not self._connected or not self._allowed(device_id):
+            return
+        if (request.blocks and request.digest != shipment.digest) or (
+            request.manifest and request.manifest_digest != shipment.manifest_digest
+        ):
+            # It has missed the newest deployment: say that again instead.
+            logger.info("%s asks for what it should not run: publishing its deployment again", device_id)
+            self._again([(topics.deployment(device_id), shipment.payload)])
+            return
+        try:
+            blocks, manifest = self._load(shipment.digest, shipment.manifest_digest)
+        except EdgeloopError as error:
+            logger.error("cannot answer %s: artifact %s: %s", device_id, shipment.digest[:12], error)
+            return
+        numbers = [number for number in sorted(set(request.blocks)) if number < len(blocks)]
+        messages = [(topics.block(shipment.digest, number), blocks[number]) for number in numbers]
+        if request.manifest:
+            messages.insert(0, (topics.manifest(shipment.manifest_digest), manifest))
+        self._again(messages)
+
+    def _again(self, messages: list[tuple[str, bytes]]) -> None:
+        """Publish once more what was not published a moment ago: the answer is retained, so it serves all."""
+        now_s = self._monotonic_s()
+        quiet_s = self._settings.block_quiet_s
+        self._last_answer_s = {topic: at for topic, at in self._last_answer_s.items() if now_s - at < quiet_s}
+        fresh = [(topic, payload) for topic, payload in messages if topic not in self._last_answer_s]
+        self._last_answer_s.update((topic, now_s) for topic, _ in fresh)
+        if fresh:
+            logger.info("publishing %d messages again on request", len(fresh))
+            self._deliver(fresh)
+
+    def _allowed(self, device_id: str) -> bool:
+        """A token bucket for each device."""
+        now_s = self._monotonic_s()
+        burst = float(self._settings.request_burst)
+        tokens, at_s = self._tokens.get(device_id, (burst, now_s))
+        tokens = min(burst, tokens + (now_s - at_s) * self._settings.requests_a_minute / 60.0)
+        allowed = tokens >= 1.0
+        self._tokens[device_id] = (tokens - 1.0 if allowed else tokens, now_s)
+        if not allowed:
+            logger.warning("%s asks for blocks too often: ignored for now", device_id)
+        return allowed
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,154 @@
+"""What ``edgeloop serve`` may be told: flags over ``EDGELOOP_*`` in the environment over the defaults.
+
+Every value is checked when the settings are built, and the error names the flag: a control plane that starts
+has settings that hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cloud.domain.policy import PolicySettings
+from edgeloop.errors import ConfigError
+
+ENV_PREFIX = "EDGELOOP_"
+DEFAULT_FLEET_PORT = 50061
+DEFAULT_CONTROL_PORT = 50062
+DEFAULT_BROKER_PORT = 1883
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,252}[A-Za-z0-9])?|::1?|\[[0-9a-fA-F:]+\]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeSettings:
+    """One control plane. Ports of 0 take a free one, and the same one again after a restart.
+
+    ``broker`` is ``HOST:PORT`` of one that runs already; None starts the embedded one on ``broker_port``.
+    ``registry_url`` and ``database_url`` default to the state folder. ``report_interval_s`` is what agents
+    are told. ``compute`` is "ray", or "none" for a control plane that serves but builds nothing.
+
+    Raises ``ConfigError`` that names the field and the flag.
+    """
+
+    state_dir: Path
+    host: str = "127.0.0.1"
+    fleet_port: int = DEFAULT_FLEET_PORT
+    control_port: int = DEFAULT_CONTROL_PORT
+    broker: str | None = None
+    broker_port: int = DEFAULT_BROKER_PORT
+    database_url: str = ""
+    registry_url: str = ""
+    compute: str = "ray"
+    ray_address: str = ""
+    num_cpus: int | None = None
+    step_interval_s: float = 2.0
+    report_interval_s: int = 30
+    log_level: str = "INFO"
+    policy: PolicySettings = field(default_factory=PolicySettings)
+
+    def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise _bad("host", self.host, "an address or a host name to listen on")
+        for name in ("fleet_port", "control_port", "broker_port"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65_535:
+                raise _bad(name, value, "0 (a free one) to 65535")
+        if self.fleet_port and self.fleet_port == self.control_port:
+            raise _bad("control_port", self.control_port, "another than fleet_port")
+        if self.broker is not None:
+            self.broker_address()
+        if self.compute not in ("ray", "none"):
+            raise _bad("compute", self.compute, '"ray" or "none"')
+        if self.num_cpus is not None and not 1 <= self.num_cpus <= 4096:
+            raise _bad("num_cpus", self.num_cpus, "1 to 4096")
+        if not 0.05 <= self.step_interval_s <= 3600:
+            raise _bad("step_interval_s", self.step_interval_s, "0.05 to 3600 seconds")
+        if not 1 <= self.report_interval_s <= 3600:
+            raise _bad("report_interval_s", self.report_interval_s, "1 to 3600 whole seconds")
+        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise _bad("log_level", self.log_level, "DEBUG, INFO, WARNING or ERROR")
+
+    def broker_address(self) -> tuple[str, int] | None:
+        """Host and port of the given broker, or None for the embedded one."""
+        if self.broker is None:
+            return None
+        host, _, port = self.broker.rpartition(":")
+        if (
+            not _HOST.fullmatch(host)
+            or not port.isascii()
+            or not port.isdigit()
+            or not 1 <= int(port) <= 65_535
+        ):
+            raise _bad("broker", self.broker, "HOST:PORT, such as broker.example.org:1883")
+        return host.strip("[]"), int(port)
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self.database_url or f"sqlite:///{self.state_dir.resolve() / 'edgeloop.db'}"
+
+    @property
+    def registry(self) -> str:
+        """URL of the artifact registry."""
+        return self.registry_url or str(self.state_dir.resolve() / "registry")
+
+
+_KINDS: Mapping[str, type] = {
+    "fleet_port": int,
+    "control_port": int,
+    "broker_port": int,
+    "num_cpus": int,
+    "report_interval_s": int,
+    "step_interval_s": float,
+    "state_dir": Path,
+}
+
+
+def settings_from(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ServeSettings:
+    """Settings from flags (None means not given), then ``EDGELOOP_<FIELD>``, then the defaults.
+
+    A policy setting is ``policy_<field>`` among the flags, or ``EDGELOOP_POLICY_<FIELD>``.
+    Raises ``ConfigError`` naming the field.
+    """
+    values: dict[str, Any] = {}
+    for item in fields(ServeSettings):
+        if item.name == "policy":
+            continue
+        variable = ENV_PREFIX + item.name.upper()
+        if flags.get(item.name) is not None:
+            values[item.name] = flags[item.name]
+        elif environ.get(variable):
+            values[item.name] = _converted(variable, environ[variable], _KINDS.get(item.name, str))
+    values.setdefault("state_dir", Path(".edgeloop"))
+    policy: dict[str, Any] = {}
+    for item in fields(PolicySettings):
+        name = f"policy_{item.name}"
+        variable = ENV_PREFIX + name.upper()
+        if flags.get(name) is not None:
+            policy[item.name] = flags[name]
+        elif environ.get(variable):
+            kind = float if isinstance(item.default, float) else int
+            policy[item.name] = _converted(variable, environ[variable], kind)
+    try:
+        return ServeSettings(**values, policy=PolicySettings(**policy))
+    except ValueError as error:
+        raise ConfigError(f"policy setting {error}", code="settings-policy") from None
+
+
+def _converted(variable: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{variable} is {text!r}: it must be {wanted}", code="settings-field") from None
+
+
+def _bad(name: str, value: object, wanted: str) -> ConfigError:
+    flag = "--" + name.replace("_", "-")
+    return ConfigError(
+        f"{name} is {value!r}: give {wanted} ({flag} or {ENV_PREFIX}{name.upper()})", code="settings-field"
+    )
