@@ -1,18 +1,158 @@
-"""Report stream (signatures first; being filled in)."""
+"""Delivers what the spool holds to the cloud, over one bidirectional stream.
+
+Rules that this module keeps:
+
+- Nothing leaves the spool before the cloud has answered for it: a report when its batch is acknowledged, a
+  status when its call returned. A connection that dies in between means the same bytes again; the cloud
+  knows them by (device, boot id, sequence), respectively (device, generation, state).
+- What the cloud refuses for good is dropped, counted and logged, so that one bad report never blocks those
+  behind it. Where the cloud refuses a whole batch, the batch is halved until the bad report stands alone.
+- Every connection begins with Register. Then statuses go before reports.
+- One batch is under way at a time. Every wait has a limit, and a new connection follows each failure after
+  a back-off with full jitter; a refusal that only a person can lift backs off to the maximum.
+- Each failure is said once at WARNING and repeated at DEBUG, until a connection has stood.
+
+The channel is made anew for each attempt: gRPC would keep a back-off of its own, without our jitter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Final
 
 import grpc
 
+from edge_agent.meter import WindowReport
 from edge_agent.spool import ReportSpool
 from edgeloop.backoff import Backoff
-from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
+from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError, error_from_grpc
+from edgeloop.v1 import (
+    deployment_pb2,
+    device_pb2,
+    fleet_service_pb2,
+    fleet_service_pb2_grpc,
+    telemetry_pb2,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH: Final = 500
+_CHANNEL_OPTIONS: Final = (
+    # A gateway behind a stateful firewall learns from these that the other end is gone.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 1 << 20),
+    # Else a new channel inherits the back-off of the one before it.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+
+
+def build_report(
+    window: WindowReport, *, device_id: str, rss_bytes: int, emulated_slowdown: int
+) -> telemetry_pb2.LatencyReport:
+    """The message of one window. The spool adds the boot id and the sequence."""
+    report = telemetry_pb2.LatencyReport(
+        device_id=device_id,
+        digest=window.key.digest,
+        generation=window.key.generation,
+        workload=window.key.workload,
+        latency=window.latency.to_proto(),
+        reference=window.reference.to_proto(),
+        num_errors=window.num_errors,
+        rss_bytes=rss_bytes,
+        emulated_slowdown=emulated_slowdown,
+    )
+    report.start_time.FromNanoseconds(int(window.start_s * 1e9))
+    report.end_time.FromNanoseconds(int(window.end_s * 1e9))
+    return report
+
+
+class FleetClient:
+    """FleetService as the agent calls it; failures leave as edgeloop's errors."""
+
+    def __init__(self, server: str, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+        if credentials is None:
+            self._channel = grpc.insecure_channel(server, options=_CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
+        self._stub = fleet_service_pb2_grpc.FleetServiceStub(self._channel)
+
+    def register(
+        self, registration: device_pb2.Registration, *, timeout_s: float = 10.0
+    ) -> fleet_service_pb2.RegisterResponse:
+        """Says who this is; the answer says which profile it belongs to."""
+        request = fleet_service_pb2.RegisterRequest(registration=registration)
+        try:
+            response: fleet_service_pb2.RegisterResponse = self._stub.Register(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_grpc(error) from error
+        return response
+
+    def update_status(self, status: deployment_pb2.DeploymentStatus, *, timeout_s: float = 10.0) -> None:
+        """Says how far a deployment has come."""
+        request = fleet_service_pb2.UpdateDeploymentStatusRequest(status=status)
+        try:
+            self._stub.UpdateDeploymentStatus(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_grpc(error) from error
+
+    def open_stream(self, post: Callable[[_Event], None]) -> ReportStream:
+        """A stream whose answers, and whose end, are posted."""
+        return ReportStream(self._stub, post)
+
+    def close(self) -> None:
+        """Ends every call that is under way."""
+        self._channel.close()
+
+
+class ReportStream:
+    """One StreamReports call: ``send`` never waits; a thread posts what comes back."""
+
+    def __init__(self, stub: fleet_service_pb2_grpc.FleetServiceStub, post: Callable[[_Event], None]) -> None:
+        self._post = post
+        self._requests: SimpleQueue[fleet_service_pb2.StreamReportsRequest | None] = SimpleQueue()
+        self._call = stub.StreamReports(self._take())
+        threading.Thread(target=self._read, name="report-answers", daemon=True).start()
+
+    def send(self, request: fleet_service_pb2.StreamReportsRequest) -> None:
+        """Queues one batch."""
+        self._requests.put(request)
+
+    def close(self) -> None:
+        """Ends the call, and with it both threads that serve it."""
+        self._requests.put(None)
+        self._call.cancel()
+
+    def _take(self) -> Iterator[fleet_service_pb2.StreamReportsRequest]:
+        while (request := self._requests.get()) is not None:
+            yield request
+
+    def _read(self) -> None:
+        try:
+            for response in self._call:
+                self._post((self, response))
+        except grpc.RpcError as error:
+            self._post((self, error_from_grpc(error)))
+        else:
+            self._post((self, TransientError("the server ended the report stream", code="stream-ended")))
+
+
+#: What the reporter's inbox holds: None wakes it up; else which stream said what.
+_Event = tuple[ReportStream, fleet_service_pb2.StreamReportsResponse | EdgeloopError] | None
 
 
 class FleetReporter:
-    """A thread that registers, then delivers what the spool holds; see the module."""
+    """The thread that keeps the cloud informed.
+
+    ``on_registered`` is called on this thread after every connection: it must only post to an inbox.
+    """
 
     def __init__(
         self,
@@ -23,20 +163,197 @@ class FleetReporter:
         on_registered: Callable[[fleet_service_pb2.RegisterResponse], None],
         backoff: Backoff,
         credentials: grpc.ChannelCredentials | None = None,
-    ) -> None: ...
+        ack_timeout_s: float = 30.0,
+    ) -> None:
+        self._server = server
+        self._spool = spool
+        self._registration = registration
+        self._on_registered = on_registered
+        self._backoff = backoff
+        self._credentials = credentials
+        self._ack_timeout_s = ack_timeout_s
+        self._inbox: SimpleQueue[_Event] = SimpleQueue()
+        self._stop = threading.Event()
+        self._drain_until_s = float("inf")
+        self._register_again = False
+        self._client: FleetClient | None = None
+        self._connected = False
+        self._complained = False
+        self._limit = MAX_BATCH
+        self._next_batch_id = 1
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Connects, and stays connected."""
+        self._thread.start()
+
     def close(self, *, timeout_s: float = 5.0) -> None:
-        """Tries for timeout_s to deliver what waits, then stops. Undelivered stays in the spool."""
-
-    def wake(self) -> None:
-        """Something was appended to the spool (cheap; any thread)."""
-
-    def register_again(self) -> None:
-        """Registers anew soon (serving digest or generation changed); any thread."""
-
-    def update_status(self, status: deployment_pb2.DeploymentStatus) -> None:
-        """Durable in the spool when it returns; reaches the cloud at least once. Any thread."""
+        """Stops; what waits is delivered if that takes no longer than ``timeout_s``, else it stays spooled."""
+        self._drain_until_s = time.monotonic() + timeout_s
+        self._stop.set()
+        self._inbox.put(None)
+        if not self._thread.is_alive():
+            return
+        self._thread.join(timeout_s)
+        client = self._client
+        if self._thread.is_alive() and client is not None:
+            client.close()
+            self._thread.join(timeout_s)
 
     @property
-    def connected(self) -> bool: ...
+    def connected(self) -> bool:
+        """Whether the cloud answered last time, and the connection has not ended since."""
+        return self._connected
+
+    def wake(self) -> None:
+        """Says that the spool holds something new. Any thread."""
+        self._inbox.put(None)
+
+    def register_again(self) -> None:
+        """Says that the registration changed: another digest serves. Any thread."""
+        self._register_again = True
+        self._inbox.put(None)
+
+    def update_status(self, status: deployment_pb2.DeploymentStatus) -> None:
+        """Stores a status durably and sends it as soon as the cloud can be reached. Any thread."""
+        self._spool.enqueue_status(status)
+        self._inbox.put(None)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._connect_and_deliver()
+            except EdgeloopError as error:
+                self._complain(error)
+                # A registration that is refused stays refused until somebody acts.
+                if isinstance(error, ConfigError | RejectedError):
+                    self._backoff.to_max()
+            except Exception:
+                # A bug here must not silence the device for good.
+                logger.exception("the reporter failed in an unforeseen way")
+            finally:
+                self._connected = False
+            self._stop.wait(self._backoff.next())
+
+    def _connect_and_deliver(self) -> None:
+        client = FleetClient(self._server, credentials=self._credentials)
+        self._client = client
+        stream: ReportStream | None = None
+        try:
+            self._register(client)
+            stream = client.open_stream(self._inbox.put)
+            self._connected = True
+            self._complained = False
+            logger.info("connected to %s", self._server)
+            self._deliver(client, stream)
+        finally:
+            if stream is not None:
+                stream.close()
+            client.close()
+            self._client = None
+
+    def _register(self, client: FleetClient) -> None:
+        self._register_again = False
+        self._on_registered(client.register(self._registration()))
+
+    def _deliver(self, client: FleetClient, stream: ReportStream) -> None:
+        """Until the connection ends (raises) or the reporter stops (returns)."""
+        while time.monotonic() < self._drain_until_s:
+            if self._register_again:
+                self._register(client)
+            self._deliver_statuses(client)
+            reports = self._spool.batch(self._limit)
+            if reports:
+                self._deliver_batch(stream, reports)
+                self._backoff.reset()
+            elif self._stop.is_set():
+                return
+            else:
+                self._next_answer(stream, time.monotonic() + self._ack_timeout_s)
+
+    def _deliver_statuses(self, client: FleetClient) -> None:
+        for row_id, status in self._spool.pending_statuses():
+            try:
+                client.update_status(status)
+            except RejectedError as error:
+                if error.code == "grpc-not-found":  # this device, not this status: the next Register heals it
+                    raise TransientError(error.message, code=error.code) from error
+                logger.warning(
+                    "the cloud refused the status of generation %d for good, %s: %s",
+                    status.generation,
+                    error.code,
+                    error,
+                )
+            self._spool.status_delivered(row_id)
+            self._backoff.reset()
+
+    def _deliver_batch(self, stream: ReportStream, reports: list[telemetry_pb2.LatencyReport]) -> None:
+        batch_id = self._next_batch_id
+        self._next_batch_id += 1
+        stream.send(fleet_service_pb2.StreamReportsRequest(batch_id=batch_id, reports=reports))
+        deadline_s = time.monotonic() + self._ack_timeout_s
+        try:
+            while True:
+                answer = self._next_answer(stream, deadline_s)
+                if answer is not None and answer.batch_id == batch_id:
+                    break
+                if time.monotonic() >= deadline_s:
+                    raise TransientError(
+                        f"no acknowledgement within {self._ack_timeout_s:g} s", code="ack-timeout"
+                    )
+        except RejectedError as error:
+            self._isolate(reports, error)
+            raise TransientError(error.message, code=error.code) from error
+        self._settle(reports, answer)
+        self._limit = min(MAX_BATCH, self._limit * 2)
+
+    def _settle(
+        self, reports: list[telemetry_pb2.LatencyReport], answer: fleet_service_pb2.StreamReportsResponse
+    ) -> None:
+        """Deletes what the acknowledgement is about, if it is about exactly what was sent."""
+        sent = {(report.boot_id, report.sequence) for report in reports}
+        refused = {(report.boot_id, report.sequence) for report in answer.rejected} & sent
+        if answer.num_accepted + len(refused) != len(sent):
+            raise TransientError(
+                f"the acknowledgement counts {answer.num_accepted} accepted and {len(refused)} rejected of "
+                f"{len(sent)} reports; sending them again",
+                code="ack-mismatch",
+            )
+        if refused:
+            self._spool.reject(refused)
+            first = answer.rejected[0]
+            logger.warning(
+                "the cloud rejected %d reports for good, the first, sequence %d, with %s: %s",
+                len(refused),
+                first.sequence,
+                first.code,
+                first.message,
+            )
+        self._spool.acknowledge(sent - refused)
+
+    def _isolate(self, reports: list[telemetry_pb2.LatencyReport], error: RejectedError) -> None:
+        """After a refusal of a whole batch: a smaller one next time, and a lone report goes."""
+        if len(reports) > 1:
+            self._limit = len(reports) // 2
+            return
+        self._spool.reject([(reports[0].boot_id, reports[0].sequence)])
+        logger.warning("the cloud refused report %d for good: %s", reports[0].sequence, error)
+
+    def _next_answer(
+        self, stream: ReportStream, deadline_s: float
+    ) -> fleet_service_pb2.StreamReportsResponse | None:
+        """The next answer on this stream; None after a wake-up or at the deadline. Raises when it ended."""
+        try:
+            event = self._inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
+        except Empty:
+            return None
+        if event is None or event[0] is not stream:
+            return None
+        if isinstance(event[1], EdgeloopError):
+            raise event[1]
+        return event[1]
+
+    def _complain(self, error: EdgeloopError) -> None:
+        level = logging.DEBUG if self._complained else logging.WARNING
+        self._complained = True
+        logger.log(level, "cannot report to %s, %s: %s; will try again", self._server, error.code, error)

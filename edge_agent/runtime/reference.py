@@ -74,10 +74,12 @@ def reference_graph() -> bytes:
 
 
 def _values(count: int, *, seed: int) -> Array:
-    """Fixed numbers in -0.5..0.5: Knuth's multiplicative hash of the index."""
-    index = np.arange(count, dtype=np.uint64) + np.uint64(seed * 1_000_003 + 1)
-    hashed = (index * np.uint64(2654435761)) & np.uint64(0xFFFFFFFF)
-    return (hashed.astype(np.float64) / 2.0**32 - 0.5).astype(np.float32)
+    """Fixed numbers in -0.5..0.5 that look random: the finishing steps of MurmurHash3 over the index."""
+    mask = np.uint64(0xFFFFFFFF)
+    bits = (np.arange(count, dtype=np.uint64) + np.uint64(seed * 1_000_003 + 1)) & mask
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        bits = ((bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)) & mask
+    return (bits.astype(np.float64) / 2.0**32 - 0.5).astype(np.float32)
 
 
 def _node(operator: bytes, inputs: Sequence[bytes], output: bytes) -> bytes:
