@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloud.domain.devices import Deployment, DeploymentState, DeploymentStatus, Device
+from cloud.domain.reconcile import ProfileTarget
 from cloud.domain.rollout import DeploymentIntent
 from cloud.store import schema
 from cloud.store.base import Database
@@ -250,6 +251,16 @@ class FleetTables(Database):
         with self._read() as connection:
             return {
                 row.profile: row.digest for row in connection.execute(sa.select(schema.current_artifacts))
+            }
+
+    def targets(self) -> dict[str, ProfileTarget]:
+        """By profile: what its devices should run when no rollout says otherwise."""
+        with self._read() as connection:
+            return {
+                row.profile: ProfileTarget(
+                    digest=row.digest, manifest_digest=row.manifest_digest, rollout_id=row.rollout_id
+                )
+                for row in connection.execute(sa.select(schema.current_artifacts))
             }
 
     def _update_device(self, device_id: str, values: dict[str, Any]) -> bool:
