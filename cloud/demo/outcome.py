@@ -1,0 +1,140 @@
+"""What happened to each profile, told by the devices' own measurements, and whether the loop closed.
+
+Pure: takes what the control plane lists, returns values. A *round* is one generation of one digest on a
+profile; its p95 is the quantile of all its windows merged, over all devices of the profile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+from cloud.demo.plan import Outcome
+from edgeloop.sketch import LatencySketch
+from edgeloop.v1 import control_service_pb2 as pb
+
+#: A round counts as measured from here on: under it, a p95 rests on a handful of requests.
+MIN_SAMPLES = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """One generation on a profile. ``accuracy`` is on the test split; choices rest on the other."""
+
+    generation: int
+    digest: str
+    spec: dict[str, Any]
+    precision: str
+    accuracy: float
+    validation_accuracy: float
+    artifact_bytes: int
+    macs: int
+    p95_ms: float
+    num_samples: int
+    start_s: float
+    decision: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileOutcome:
+    """``problems`` says what is missing for the expected outcome; empty when it was reached."""
+
+    name: str
+    outcome: Outcome
+    objective_p95_ms: float
+    met: bool
+    rounds: list[Round]
+    problems: list[str] = field(default_factory=list)
+
+
+def rounds_of(
+    measurements: Iterable[pb.Measurement],
+    candidates: Iterable[pb.CandidateInfo],
+    decisions: Iterable[pb.DecisionInfo],
+    rollouts: Iterable[pb.RolloutInfo],
+) -> list[Round]:
+    """The rounds of one profile, oldest first, from what the control plane lists about it."""
+    by_digest = {candidate.digest: candidate for candidate in candidates}
+    by_decision = {decision.decision_id: decision for decision in decisions}
+    asked_for = {
+        rollout.digest: rollout for rollout in sorted(rollouts, key=lambda r: r.create_time.ToNanoseconds())
+    }
+    windows: dict[tuple[int, str], list[pb.Measurement]] = defaultdict(list)
+    for measurement in measurements:
+        windows[measurement.generation, measurement.digest].append(measurement)
+    found = []
+    for (generation, digest), group in windows.items():
+        if digest not in by_digest:
+            continue
+        merged = reduce(
+            LatencySketch.merge, (LatencySketch.from_proto(m.latency) for m in group), LatencySketch.empty()
+        )
+        if not merged.count:
+            continue
+        candidate = by_digest[digest]
+        rollout = asked_for.get(digest)
+        decision = by_decision.get(rollout.decision_id) if rollout else None
+        found.append(
+            Round(
+                generation=generation,
+                digest=digest,
+                spec=json.loads(candidate.spec_json),
+                precision=candidate.precision,
+                accuracy=candidate.test_accuracy,
+                validation_accuracy=candidate.accuracy,
+                artifact_bytes=candidate.artifact_bytes,
+                macs=candidate.macs,
+                p95_ms=merged.quantile(0.95),
+                num_samples=merged.count,
+                start_s=min(m.start_time.ToNanoseconds() for m in group) / 1e9,
+                decision=decision.action if decision else "started",
+                reason=decision.reason if decision else "rolled out by hand as the first student",
+            )
+        )
+    return sorted(found, key=lambda r: (r.generation, r.start_s))
+
+
+def judge(name: str, outcome: Outcome, objective_p95_ms: float, rounds: Sequence[Round]) -> ProfileOutcome:
+    """Whether the profile ended as expected, by measurement alone."""
+    if not rounds:
+        problems = ["nothing was measured"]
+        return ProfileOutcome(
+            name=name,
+            outcome=outcome,
+            objective_p95_ms=objective_p95_ms,
+            met=False,
+            rounds=[],
+            problems=problems,
+        )
+    first, last = rounds[0], rounds[-1]
+    problems = []
+    if last.num_samples < MIN_SAMPLES:
+        problems.append(f"generation {last.generation} has only {last.num_samples} of {MIN_SAMPLES} samples")
+    met = last.p95_ms <= objective_p95_ms
+    if not met:
+        problems.append(f"p95 is {last.p95_ms:.2f} ms, over the objective of {objective_p95_ms:.2f} ms")
+    if outcome is Outcome.KEPT:
+        if len({r.digest for r in rounds}) > 1:
+            problems.append("it fitted, and was changed all the same")
+    elif first.digest == last.digest:
+        problems.append("still serves its first student")
+    elif outcome is Outcome.COMPRESSED:
+        if first.p95_ms <= objective_p95_ms:
+            problems.append("its first student met the objective already")
+        if last.macs >= first.macs:
+            problems.append("its last student is not smaller than its first")
+    elif last.validation_accuracy <= first.validation_accuracy:
+        problems.append("its last student is not more accurate than its first")
+    return ProfileOutcome(
+        name=name,
+        outcome=outcome,
+        objective_p95_ms=objective_p95_ms,
+        met=met,
+        rounds=list(rounds),
+        problems=problems,
+    )

@@ -1,0 +1,368 @@
+"""The demonstration, stage by stage.
+
+Every stage asks the control plane what is there already and does only what is missing, so that a resumed run
+repeats nothing, and a restart of any process in the middle of a stage does no harm.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+
+from cloud.cli.client import ControlClient
+from cloud.cli.output import percent, size
+from cloud.demo import screen
+from cloud.demo.outcome import ProfileOutcome, judge, rounds_of
+from cloud.demo.plan import DemoProfile, load_example
+from cloud.demo.processes import Child, Processes
+from cloud.demo.report import Demonstration, write_report
+from cloud.demo.state import open_state
+from cloud.domain.specs import CompressionSpec
+from cloud.resources import FleetDocument
+from cloud.training.datasets import load_dataset
+from edgeloop.errors import RejectedError, TransientError
+from edgeloop.v1 import control_service_pb2 as pb
+from edgeloop.v1 import deployment_pb2
+
+Reply = TypeVar("Reply")
+POLL_S = 0.5
+#: Recorded inputs that the agents replay: enough to differ, small enough to keep six agents light.
+NUM_REPLAY_SAMPLES = 128
+
+
+class Demo:
+    """One demonstration in one folder."""
+
+    def __init__(self, example: Path, folder: Path, *, resume: bool, console: Console) -> None:
+        self._workload, self._fleet, self._plan = load_example(example)
+        self._folder = folder.resolve()
+        self._state = open_state(self._folder, example, resume=resume, now_s=time.time())
+        self._console = console
+        self._processes = Processes(lambda text: console.print(f"  {text}", style="yellow"))
+        self._client = ControlClient(f"127.0.0.1:{self._state.control_port}", timeout_s=20.0)
+
+    def run(self) -> bool:
+        """Run all stages and write the report. Returns whether the loop closed, by measurement."""
+        began = time.monotonic()
+        try:
+            with self._stage(
+                "control plane", "starting the control plane: Ray, broker, SQLite, folder registry"
+            ):
+                self._start_control_plane()
+            with self._stage("teacher", f"training the teacher of {self._workload.name}"):
+                self._train()
+            with self._stage("students", f"building students for {len(self._plan.profiles)} profiles"):
+                self._build()
+            with self._stage(
+                "agents", f"starting {self._num_devices} agents, and rolling the first students out"
+            ):
+                self._start_agents()
+                self._roll_out()
+            with self._stage("calibration", "measuring what each profile needs, to set objectives"):
+                self._calibrate()
+            with self._stage("loop", "the controller compares, re-compresses and rolls out"):
+                outcomes = self._close_the_loop()
+            demonstration = self._collect(outcomes, time.monotonic() - began)
+            write_report(demonstration, self._folder)
+            screen.show_end(self._console, demonstration, self._folder)
+            return demonstration.closed
+        except KeyboardInterrupt:
+            self._console.print(
+                f"stopped: 'edgeloop demo --resume --out {self._folder}' goes on", style="yellow"
+            )
+            raise
+        finally:
+            self._client.close()
+            self._processes.stop()
+
+    @property
+    def _num_devices(self) -> int:
+        return sum(item.num_devices for item in self._plan.profiles)
+
+    @contextmanager
+    def _stage(self, name: str, text: str) -> Iterator[None]:
+        self._console.print(f"[bold]{name}[/bold]: {text}")
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        self._state.stages[name] = self._state.stages.get(name, 0.0) + seconds
+        self._state.save(self._folder)
+        self._console.print(f"  done in {seconds:.1f} s", style="dim")
+
+    def _call(self, method: str, request: object, reply: type[Reply], *, timeout_s: float = 90.0) -> Reply:
+        """Call the control plane; while it is being restarted, wait for it."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._client.call(method, request, reply)
+            except TransientError:
+                self._processes.tend()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
+
+    def _wait(self, what: str, done: Callable[[], bool], *, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            self._processes.tend()
+            if time.monotonic() > deadline:
+                raise TransientError(
+                    f"{what} took over {timeout_s:.0f} s: see {self._folder / 'logs'}", code="demo-timeout"
+                )
+            time.sleep(POLL_S)
+
+    # -- control plane, teacher, students
+
+    def _start_control_plane(self) -> None:
+        interval = self._plan.report_interval_s
+        command = [
+            *(sys.executable, "-m", "cloud.cli", "serve"),
+            *("--state-dir", str(self._folder / "cloud")),
+            *("--control-port", str(self._state.control_port)),
+            *("--fleet-port", str(self._state.fleet_port)),
+            *("--broker-port", str(self._state.broker_port)),
+            *("--num-cpus", "2"),
+            *("--report-interval-s", str(interval)),
+            *("--step-interval-s", "1"),
+        ]
+        self._processes.add(
+            Child(name="control plane", command=command, log=self._folder / "logs" / "cloud.log")
+        )
+        server = self._call("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
+        self._director_key = server.director_public_key.hex()
+        self._console.print(
+            f"  {server.compute}; broker at {server.broker_host}:{server.broker_port}", style="dim"
+        )
+        self._apply(self._workload.kind, self._workload.model_dump_json())
+        # Objectives come later, from what the devices measure; until then the fleet has none.
+        fleet = self._with_objectives(self._state.objectives)
+        self._apply(fleet.kind, fleet.model_dump_json())
+
+    def _apply(self, kind: str, text: str) -> None:
+        document = pb.Document(kind=kind, json=text, source=self._state.example)
+        self._call("Apply", pb.ApplyRequest(documents=[document]), pb.ApplyResponse)
+
+    def _with_objectives(self, objectives: dict[str, float]) -> FleetDocument:
+        profiles = [
+            profile.model_copy(
+                update={
+                    "constraints": profile.constraints.model_copy(
+                        update={"latency_p95_ms": objectives.get(profile.name)}
+                    )
+                }
+            )
+            for profile in self._fleet.profiles
+        ]
+        return self._fleet.model_copy(update={"profiles": profiles})
+
+    def _train(self) -> None:
+        request = pb.TrainTeacherRequest(workload=self._workload.name)
+        job = self._call("TrainTeacher", request, pb.TrainTeacherResponse).job
+        self._watch([job.job_id])
+        teacher = self._teacher()
+        self._console.print(
+            f"  {percent(teacher.accuracy)} on the validation split, {teacher.macs / 1e6:.2f} MMAC, "
+            f"{size(teacher.artifact_bytes)}"
+        )
+
+    def _teacher(self) -> pb.TeacherInfo:
+        answer = self._call("ListWorkloads", pb.ListWorkloadsRequest(), pb.ListWorkloadsResponse)
+        return next(item.teacher for item in answer.workloads if item.name == self._workload.name)
+
+    def _first_specs(self, item: DemoProfile) -> list[CompressionSpec]:
+        epochs = self._workload.search.num_epochs
+        return [CompressionSpec(width_ratio=ratio, num_epochs=epochs) for ratio in item.width_ratios]
+
+    def _build(self) -> None:
+        jobs = []
+        for item in self._plan.profiles:
+            specs = [spec.to_json() for spec in self._first_specs(item)]
+            request = pb.CompressStudentsRequest(
+                workload=self._workload.name, profile=item.profile, spec_json=specs
+            )
+            jobs.append(self._call("CompressStudents", request, pb.CompressStudentsResponse).job.job_id)
+        self._watch(jobs)
+        candidates = [c for item in self._plan.profiles for c in self._candidates(item.profile)]
+        self._console.print(screen.student_table(candidates))
+
+    def _watch(self, job_ids: list[str]) -> None:
+        """Show the progress of jobs until all have ended. Raises ``RejectedError`` when one failed."""
+        bar = screen.job_progress(self._console)
+        with bar:
+            tasks = {job_id: bar.add_task("waiting", total=1.0, name="") for job_id in job_ids}
+            open_states = (pb.JOB_STATE_PENDING, pb.JOB_STATE_RUNNING)
+            while True:
+                listed = self._call("ListJobs", pb.ListJobsRequest(), pb.ListJobsResponse).jobs
+                jobs = [job for job in listed if job.job_id in tasks]
+                for job in jobs:
+                    name = f"{job.kind} {job.profile or job.workload}"
+                    bar.update(tasks[job.job_id], completed=job.progress, description=job.message, name=name)
+                if jobs and all(job.state not in open_states for job in jobs):
+                    break
+                self._processes.tend()
+                time.sleep(POLL_S)
+        for job in jobs:
+            if job.state != pb.JOB_STATE_SUCCEEDED:
+                raise RejectedError(
+                    f"{job.kind} {job.profile or job.workload}: {job.message}", code="demo-job"
+                )
+
+    def _candidates(self, profile: str) -> list[pb.CandidateInfo]:
+        request = pb.ListCandidatesRequest(profile=profile)
+        return list(self._call("ListCandidates", request, pb.ListCandidatesResponse).candidates)
+
+    # -- agents and their first students
+
+    def _start_agents(self) -> None:
+        inputs = self._folder / "inputs.npz"
+        if not inputs.exists():
+            dataset = load_dataset(self._workload.to_domain())
+            np.savez(inputs, inputs=dataset.validation.inputs[:NUM_REPLAY_SAMPLES])
+        for item in self._plan.profiles:
+            for number in range(1, item.num_devices + 1):
+                name = f"{item.profile}-{number}"
+                command = [
+                    *(sys.executable, "-m", "edge_agent.cli", "run"),
+                    *("--device-id", name),
+                    *("--state-dir", str(self._folder / "agents" / name)),
+                    *("--server", f"127.0.0.1:{self._state.fleet_port}"),
+                    *("--broker", f"127.0.0.1:{self._state.broker_port}"),
+                    *("--director-key", self._director_key),
+                    *("--label", f"class={item.profile}"),
+                    *("--replay", str(inputs), "--rate-hz", str(self._plan.rate_hz)),
+                    *("--emulate-slowdown", str(item.slowdown)),
+                ]
+                self._processes.add(
+                    Child(name=name, command=command, log=self._folder / "logs" / f"{name}.log")
+                )
+        self._wait("registering", lambda: len(self._devices()) >= self._num_devices, timeout_s=90)
+        names = sorted(device.registration.device_id for device in self._devices())
+        self._console.print(f"  registered: {', '.join(names)}", style="dim")
+
+    def _devices(self) -> list[pb.DeviceInfo]:
+        return list(self._call("ListDevices", pb.ListDevicesRequest(), pb.ListDevicesResponse).devices)
+
+    def _profiles(self) -> dict[str, pb.ProfileInfo]:
+        answer = self._call("ListProfiles", pb.ListProfilesRequest(), pb.ListProfilesResponse)
+        return {profile.name: profile for profile in answer.profiles}
+
+    def _roll_out(self) -> None:
+        profiles = self._profiles()
+        for item in self._plan.profiles:
+            if profiles[item.profile].current_digest or self._rollouts(item.profile):
+                continue
+            first = self._first_specs(item)[0].to_json()
+            digest = next(
+                (
+                    c.digest
+                    for c in self._candidates(item.profile)
+                    if json.loads(c.spec_json) == json.loads(first)
+                ),
+                "",
+            )
+            request = pb.StartRolloutRequest(
+                profile=item.profile, digest=digest, canary_share=1.0, request_id=f"first-{item.profile}"
+            )
+            self._call("StartRollout", request, pb.StartRolloutResponse)
+
+        def all_active() -> bool:
+            devices = self._devices()
+            return len(devices) >= self._num_devices and all(
+                device.deployment.state == deployment_pb2.DEPLOYMENT_STATE_ACTIVE
+                and device.serving_digest == device.desired_digest
+                for device in devices
+            )
+
+        self._wait("the first rollout", all_active, timeout_s=120)
+
+    def _rollouts(self, profile: str) -> list[pb.RolloutInfo]:
+        request = pb.ListRolloutsRequest(profile=profile)
+        return list(self._call("ListRollouts", request, pb.ListRolloutsResponse).rollouts)
+
+    # -- objectives and the loop
+
+    def _measurements(self, profile: str) -> list[pb.Measurement]:
+        request = pb.ListMeasurementsRequest(profile=profile)
+        return list(self._call("ListMeasurements", request, pb.ListMeasurementsResponse).measurements)
+
+    def _rounds(self, profile: str) -> ProfileOutcome:
+        item = next(item for item in self._plan.profiles if item.profile == profile)
+        decisions = self._call(
+            "ListDecisions",
+            pb.ListDecisionsRequest(profile=profile, limit=10_000, changes_only=True),
+            pb.ListDecisionsResponse,
+        ).decisions
+        rounds = rounds_of(
+            self._measurements(profile), self._candidates(profile), decisions, self._rollouts(profile)
+        )
+        return judge(profile, item.outcome, self._state.objectives.get(profile, float("inf")), rounds)
+
+    def _calibrate(self) -> None:
+        if not self._state.objectives:
+            needed = self._plan.num_calibration_windows
+
+            def measured() -> bool:
+                return all(
+                    len(self._measurements(item.profile)) >= needed * item.num_devices
+                    for item in self._plan.profiles
+                )
+
+            self._wait("calibration", measured, timeout_s=60 + 10 * needed * self._plan.report_interval_s)
+            for item in self._plan.profiles:
+                p95_ms = self._rounds(item.profile).rounds[-1].p95_ms
+                self._state.objectives[item.profile] = round(p95_ms * item.objective_ratio, 3)
+            self._state.objective_time_s = time.time()
+            self._state.save(self._folder)
+        fleet = self._with_objectives(self._state.objectives)
+        self._apply(fleet.kind, fleet.model_dump_json())
+        outcomes = {item.profile: self._rounds(item.profile) for item in self._plan.profiles}
+        self._console.print(screen.objective_table(self._plan, outcomes))
+
+    def _close_the_loop(self) -> list[ProfileOutcome]:
+        """Watch until every profile ended as expected and stayed so for a while, or time is up."""
+        deadline = time.monotonic() + self._plan.timeout_s
+        settle_s = self._plan.num_settled_windows * self._plan.report_interval_s
+        settled_since: float | None = None
+        digests: dict[str, str] = {}
+        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+            while True:
+                self._processes.tend()
+                outcomes = [self._rounds(item.profile) for item in self._plan.profiles]
+                profiles = self._profiles()
+                live.update(screen.progress_table(outcomes, profiles))
+                now = {outcome.name: profiles[outcome.name].current_digest for outcome in outcomes}
+                if any(outcome.problems for outcome in outcomes) or now != digests:
+                    settled_since = None
+                elif settled_since is None:
+                    settled_since = time.monotonic()
+                digests = now
+                done = settled_since is not None and time.monotonic() - settled_since >= settle_s
+                if done or time.monotonic() > deadline:
+                    return outcomes
+                time.sleep(1.0)
+
+    # -- what came of it
+
+    def _collect(self, outcomes: list[ProfileOutcome], wall_s: float) -> Demonstration:
+        names = [item.profile for item in self._plan.profiles]
+        return Demonstration(
+            workload=self._workload.name,
+            wall_s=wall_s,
+            stages=dict(self._state.stages),
+            teacher=self._teacher(),
+            outcomes=outcomes,
+            devices=self._devices(),
+            measurements={name: self._measurements(name) for name in names},
+            candidates={name: self._candidates(name) for name in names},
+            slowdowns={item.profile: item.slowdown for item in self._plan.profiles},
+            objective_time_s=self._state.objective_time_s,
+        )
