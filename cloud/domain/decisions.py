@@ -1,4 +1,4 @@
-"""What the policy says: an action, a verdict on the measurement, and why, with all that it was decided from."""
+"""What the policy says: an action, a verdict on the measurement, and why, with all it was decided from."""
 
 from __future__ import annotations
 
