@@ -63,6 +63,10 @@ class DemoPlan(BaseModel):
     num_calibration_windows: Annotated[int, Field(ge=2, le=100)] = 5
     num_settled_windows: Annotated[int, Field(ge=2, le=100)] = 6
     timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    policy: Annotated[
+        dict[str, float],
+        Field(description="policy settings of the control plane, as 'edgeloop serve --policy'"),
+    ] = {}
 
 
 def load_example(folder: Path) -> tuple[WorkloadDocument, FleetDocument, DemoPlan]:

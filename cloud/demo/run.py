@@ -133,6 +133,7 @@ class Demo:
             *("--num-cpus", "2"),
             *("--report-interval-s", str(interval)),
             *("--step-interval-s", "1"),
+            *(part for key, value in self._plan.policy.items() for part in ("--policy", f"{key}={value:g}")),
         ]
         self._processes.add(
             Child(name="control plane", command=command, log=self._folder / "logs" / "cloud.log")

@@ -1,0 +1,180 @@
+"""The demonstration judges by measurement: each way in which the loop has not closed must show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.demo.outcome import judge, rounds_of
+from cloud.demo.plan import DemoPlan, Outcome, load_example
+from cloud.demo.report import Demonstration, write_report
+from cloud.demo.state import open_state
+from edgeloop.errors import ConfigError
+from edgeloop.sketch import LatencySketch
+from edgeloop.v1 import control_service_pb2 as pb
+
+LARGE, SMALL = "a" * 64, "b" * 64
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+def measurement(generation: int, digest: str, latencies_ms: list[float], *, start_s: int) -> pb.Measurement:
+    sketch = LatencySketch.of(latencies_ms)
+    found = pb.Measurement(
+        device_id="gw-1",
+        generation=generation,
+        digest=digest,
+        num_samples=sketch.count,
+        p95_ms=sketch.quantile(0.95),
+        latency=sketch.to_proto(),
+    )
+    found.start_time.FromSeconds(start_s)
+    found.end_time.FromSeconds(start_s + 2)
+    return found
+
+
+def candidate(digest: str, *, accuracy: float, macs: int) -> pb.CandidateInfo:
+    spec = json.dumps({"road": "pruned", "width_ratio": 0.5})
+    return pb.CandidateInfo(
+        digest=digest,
+        accuracy=accuracy,
+        test_accuracy=accuracy - 0.01,
+        macs=macs,
+        spec_json=spec,
+        latency_p50_ms=1.0,
+    )
+
+
+CANDIDATES = [
+    candidate(LARGE, accuracy=0.99, macs=8_000_000),
+    candidate(SMALL, accuracy=0.97, macs=1_000_000),
+]
+BEFORE = [measurement(1, LARGE, [10.0] * 100, start_s=s) for s in (10, 12)]
+AFTER = [measurement(2, SMALL, [4.0] * 100, start_s=s) for s in (20, 22)]
+DECISIONS = [pb.DecisionInfo(decision_id="d-1", action="roll-out", reason="p95 10 ms over 5 ms")]
+ROLLOUTS = [pb.RolloutInfo(rollout_id="r-2", digest=SMALL, decision_id="d-1")]
+
+
+def outcome_of(measurements: list[pb.Measurement], outcome: Outcome, objective_ms: float) -> Any:
+    return judge("small", outcome, objective_ms, rounds_of(measurements, CANDIDATES, DECISIONS, ROLLOUTS))
+
+
+def test_rounds_merge_windows_and_carry_their_decision() -> None:
+    first, last = rounds_of(AFTER + BEFORE, CANDIDATES, DECISIONS, ROLLOUTS)
+    assert (first.generation, first.num_samples, first.decision) == (1, 200, "started")
+    assert first.p95_ms == pytest.approx(10.0, rel=0.011)
+    assert (last.generation, last.decision, last.reason) == (2, "roll-out", "p95 10 ms over 5 ms")
+    assert last.accuracy == pytest.approx(0.96)
+    assert last.validation_accuracy == pytest.approx(0.97)
+
+
+@pytest.mark.parametrize(
+    ("measurements", "outcome", "objective_ms", "problem"),
+    [
+        pytest.param(BEFORE + AFTER, Outcome.COMPRESSED, 5.0, None, id="compressed"),
+        pytest.param(BEFORE, Outcome.COMPRESSED, 5.0, "still serves its first student", id="not-compressed"),
+        pytest.param(BEFORE + AFTER, Outcome.COMPRESSED, 3.0, "over the objective", id="still-misses"),
+        pytest.param(
+            BEFORE + AFTER, Outcome.COMPRESSED, 20.0, "met the objective already", id="never-missed"
+        ),
+        pytest.param(BEFORE + AFTER[:0], Outcome.KEPT, 20.0, None, id="kept"),
+        pytest.param(BEFORE + AFTER, Outcome.KEPT, 20.0, "was changed all the same", id="not-kept"),
+        pytest.param(BEFORE + AFTER, Outcome.RELAXED, 20.0, "not more accurate", id="not-relaxed"),
+        pytest.param([], Outcome.KEPT, 20.0, "nothing was measured", id="nothing"),
+        pytest.param(
+            [*BEFORE, measurement(2, SMALL, [4.0] * 10, start_s=20)],
+            Outcome.COMPRESSED,
+            5.0,
+            "only 10 of 100 samples",
+            id="too-few",
+        ),
+    ],
+)
+def test_each_profile_is_judged_by_what_was_measured(
+    measurements: list[pb.Measurement], outcome: Outcome, objective_ms: float, problem: str | None
+) -> None:
+    problems = outcome_of(measurements, outcome, objective_ms).problems
+    if problem is None:
+        assert problems == []
+    else:
+        assert any(problem in text for text in problems)
+
+
+def demonstration(measurements: list[pb.Measurement]) -> Demonstration:
+    device = pb.DeviceInfo(profile="small", generation=2, serving_digest=SMALL, rss_bytes=70_000_000)
+    device.registration.device_id = "gw-1"
+    return Demonstration(
+        workload="digits",
+        wall_s=100.0,
+        stages={"teacher": 30.0},
+        teacher=pb.TeacherInfo(accuracy=0.99, test_accuracy=0.98, macs=8_000_000, artifact_bytes=400_000),
+        outcomes=[outcome_of(measurements, Outcome.COMPRESSED, 5.0)],
+        devices=[device],
+        measurements={"small": measurements},
+        candidates={"small": CANDIDATES},
+        slowdowns={"small": 8},
+        objective_time_s=15.0,
+    )
+
+
+def test_the_report_tells_whether_the_loop_closed_and_shows_both_plots(tmp_path: Path) -> None:
+    write_report(demonstration(BEFORE + AFTER), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["closed"] is True
+    assert report["profiles"]["small"]["met"] is True
+    assert [r["digest"] for r in report["profiles"]["small"]["rounds"]] == [LARGE, SMALL]
+    assert report["devices"][0]["serving_digest"] == SMALL
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "the loop closed" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    write_report(demonstration(BEFORE), tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["closed"] is False
+    assert "the loop did not close" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_escapes_what_came_over_the_wire(tmp_path: Path) -> None:
+    demo = demonstration(BEFORE + AFTER)
+    demo.devices[0].registration.device_id = "<script>alert(1)</script>"
+    write_report(demo, tmp_path)
+    assert "<script>" not in (tmp_path / "report.html").read_text()
+
+
+def test_state_is_resumed_only_for_its_own_example_and_foreign_folders_are_never_cleared(
+    tmp_path: Path,
+) -> None:
+    folder, example = tmp_path / "out", tmp_path / "example"
+    first = open_state(folder, example, resume=False, now_s=1.0)
+    first.objectives["small"] = 5.0
+    first.save(folder)
+    assert open_state(folder, example, resume=True, now_s=2.0) == first
+    with pytest.raises(ConfigError, match="holds a demonstration of"):
+        open_state(folder, tmp_path / "other", resume=True, now_s=2.0)
+    assert open_state(folder, example, resume=False, now_s=3.0).objectives == {}
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is no demonstration"):
+        open_state(foreign, example, resume=False, now_s=3.0)
+    assert (foreign / "thesis.txt").exists()
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        open_state(foreign, example, resume=True, now_s=3.0)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_the_examples_can_be_read(name: str) -> None:
+    _, fleet, plan = load_example(EXAMPLES / name)
+    assert {item.outcome for item in plan.profiles} == set(Outcome)
+    assert len(fleet.to_domain()) == 3
+
+
+def test_an_example_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    values = {"profile": "small", "slowdown": 2, "width_ratios": [1.0], "objective_ratio": 1.5}
+    with pytest.raises(ValueError, match="must be under 1 for 'compressed'"):
+        DemoPlan.model_validate({"kind": "Demo", "profiles": [{**values, "outcome": "compressed"}]})
+    with pytest.raises(ConfigError, match="is no folder"):
+        load_example(tmp_path / "absent")
