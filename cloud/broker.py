@@ -118,7 +118,7 @@ class EmbeddedBroker:
             if status == _EXIT_PORT_IN_USE:
                 raise ConfigError(
                     f"broker_port {self.port} on {self.host} is in use by another program: stop that, "
-                    "choose another with --broker-port (0 takes a free one), or use it with --broker HOST:PORT",
+                    "choose another with --broker-port (0 takes a free one), or use it with --broker",
                     code="port-in-use",
                 )
             if status == _EXIT_CANNOT_BIND:

@@ -1,0 +1,270 @@
+"""The loop: what was measured, what follows from it, and seeing it through.
+
+Rules that this module keeps:
+
+* ``step`` is the whole of it: everything that it knows it reads from the database, so that a process that was
+  killed between any two lines goes on where it was.
+* Persist, then act. A decision, the policy's memory of it and the job or rollout that it starts are one
+  transaction; deployments are issued in the transaction of the rollout that asks for them; then they are sent.
+* The same decision is acted on once: its id is the profile's next number, and ids that exist change nothing.
+* Whatever is read, changed and written back (a rollout above all) is so inside one transaction, since people
+  pause and abort through another thread.
+* An error in one profile is logged with its name and leaves the others alone. ``step`` never raises.
+* While paused, the policy still measures and explains, but starts nothing, and rollouts that it started stand
+  still. Rollouts that people started go on: they have a pause of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from cloud.deployer import Deployer
+from cloud.domain.decisions import Action, Decision
+from cloud.domain.jobs import Job, JobKind
+from cloud.domain.policy import decide
+from cloud.domain.profiles import DeviceProfile
+from cloud.domain.reconcile import reconcile
+from cloud.domain.rollout import (
+    FleetDevice,
+    Rollout,
+    RolloutState,
+    abort,
+    advance,
+    plan_rollout,
+    running_group,
+)
+from cloud.domain.settings import PolicySettings
+from cloud.domain.state import PolicyState
+from cloud.domain.workloads import Workload
+from cloud.jobrunner import compress_job
+from cloud.publisher import Shipment
+from cloud.rollout_evidence import group_evidence
+from cloud.store import Store
+from edgeloop.errors import EdgeloopError
+from edgeloop.trust import DirectorKey
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PAUSED_KEY = "controller-paused"
+_HOUSEKEEPING_INTERVAL_S = 600.0
+_REPORTS_KEPT_S = 7 * 86_400.0
+_DECISIONS_KEPT_S = 30 * 86_400.0
+
+
+def fleet(store: Store) -> list[FleetDevice]:
+    """Every registered device with its newest deployment."""
+    deployments = {deployment.device_id: deployment for deployment in store.deployments()}
+    return [FleetDevice.of(device, deployments.get(device.device_id)) for device in store.devices()]
+
+
+class Controller:
+    """Owned by one thread. ``ship`` takes the whole desired state (Publisher.set_desired)."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        director: DirectorKey,
+        ship: Callable[[Mapping[str, Shipment]], None],
+        settings: PolicySettings,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._deployer = Deployer(store, director, ship)
+        self._last_errors: dict[str, str] = {}
+        self._housekeeping_s = float("-inf")
+
+    def step(self, now_s: float) -> None:
+        """One round over the whole fleet."""
+        paused = self._guarded("the controller's switch", self._paused, True)
+        profiles: list[DeviceProfile] = self._guarded("profiles", self._store.profiles, [])
+        for profile in profiles:
+            self._guarded(f"profile {profile.name}", partial(self._decide, profile, paused, now_s), None)
+        rollouts: list[Rollout] = self._guarded(
+            "rollouts", partial(self._store.rollouts, unfinished_only=True), []
+        )
+        for rollout in reversed(rollouts):
+            if paused and rollout.decision_id:
+                continue
+            self._guarded(
+                f"rollout {rollout.rollout_id}", partial(self._advance, rollout.rollout_id, now_s), None
+            )
+        self._guarded("the fleet", partial(self._reconcile, now_s), None)
+        self._guarded("generations", partial(self._deployer.reissue_ignored, now_s), None)
+        self._guarded("deployments", self._deployer.ship, None)
+        self._guarded("the database", partial(self._tidy, now_s), None)
+
+    def _paused(self) -> bool:
+        return self._store.get_meta(PAUSED_KEY) == "1"
+
+    # -- deciding ----------------------------------------------------------------------------------------
+
+    def _decide(self, profile: DeviceProfile, paused: bool, now_s: float) -> None:
+        workload = self._store.workload(profile.workload)
+        if workload is None:
+            return
+        busy = self._busy(profile, workload, paused)
+        current_digest = self._store.current_digest(profile.name)
+        decision, state = decide(
+            profile=profile,
+            windows=self._store.windows(profile=profile.name, since_s=now_s - self._settings.max_age_s),
+            candidates=self._store.candidates(profile=profile.name, workload=workload.name),
+            current_digest=current_digest,
+            state=self._store.policy_state(profile.name),
+            busy=busy,
+            now_s=now_s,
+            settings=self._settings,
+            search=workload.search,
+        )
+        with self._store.transaction():
+            if (self._busy(profile, workload, paused), self._store.current_digest(profile.name)) != (
+                busy,
+                current_digest,
+            ):
+                return  # someone started something meanwhile: decide again with that in sight
+            self._commit(profile, decision, state, now_s)
+
+    def _commit(self, profile: DeviceProfile, decision: Decision, state: PolicyState, now_s: float) -> None:
+        key = f"decision-number/{profile.name}"
+        number = int(self._store.get_meta(key, "0")) + 1
+        stem = profile.name if len(profile.name) <= 48 else _shortened(profile.name)
+        decision_id = f"{stem}-d{number}"
+        job: Job | None = None
+        rollout: Rollout | None = None
+        if decision.action is Action.BUILD and decision.specs:
+            job = compress_job(f"{stem}-j{number}", profile, decision.specs, now_s, decision_id=decision_id)
+        elif decision.starts_rollout:
+            candidate = self._store.candidate(decision.chosen_digest, profile.name)
+            if candidate is None:
+                logger.error(
+                    "profile %s: the policy chose %s, which is no candidate",
+                    profile.name,
+                    decision.chosen_digest,
+                )
+                return
+            target = self._store.targets().get(profile.name)
+            rollout = plan_rollout(
+                rollout_id=f"{stem}-r{number}",
+                profile=profile,
+                digest=candidate.digest,
+                manifest_digest=candidate.manifest_digest,
+                previous_digest=target.digest if target else "",
+                previous_manifest_digest=target.manifest_digest if target else "",
+                devices=fleet(self._store),
+                now_s=now_s,
+                decision_id=decision_id,
+            )
+        kept_as = self._store.commit_decision(decision_id, decision, state, now_s, job=job, rollout=rollout)
+        if kept_as == decision_id:
+            self._store.set_meta(key, str(number))
+            level = logging.INFO if decision.action not in (Action.HOLD, Action.KEEP) else logging.DEBUG
+            logger.log(
+                level, "%s: %s (%s): %s", decision_id, decision.action, decision.verdict, decision.reason
+            )
+
+    def _busy(self, profile: DeviceProfile, workload: Workload, paused: bool) -> str:
+        """Why nothing may be started for the profile now; empty when something may."""
+        for rollout in self._store.rollouts(profile.name, unfinished_only=True):
+            return f"rollout {rollout.rollout_id} is {rollout.state.value}"
+        for job in self._store.jobs(unfinished_only=True):
+            if job.kind is JobKind.COMPRESS and job.profile == profile.name:
+                return f"job {job.job_id} is building students"
+            if job.kind is JobKind.TRAIN and job.workload == workload.name:
+                return f"job {job.job_id} is training the teacher of {workload.name}"
+        if paused:
+            return "the controller is paused: 'edgeloop resume' lets it act again"
+        if self._store.teacher(workload.teacher_key) is None:
+            return (
+                f"workload {workload.name} has no trained teacher yet: run 'edgeloop train {workload.name}'"
+            )
+        return ""
+
+    # -- seeing it through ---------------------------------------------------------------------------------
+
+    def _advance(self, rollout_id: str, now_s: float) -> None:
+        store = self._store
+        with store.transaction():
+            rollout = store.rollout(rollout_id)
+            if rollout is None or rollout.state.is_terminal:
+                return
+            profile = store.profile(rollout.profile)
+            if profile is None:
+                store.save_rollout(
+                    replace(
+                        abort(rollout, now_s),
+                        state=RolloutState.SUPERSEDED,
+                        message=f"profile {rollout.profile} was removed",
+                    ),
+                    now_s,
+                )
+                return
+            group = running_group(rollout)
+            evidence = None
+            if group is not None:
+                evidence = group_evidence(
+                    rollout,
+                    group,
+                    profile=profile,
+                    windows=store.windows(profile=profile.name, since_s=now_s - self._settings.max_age_s),
+                    state=store.policy_state(profile.name),
+                    settings=self._settings,
+                    now_s=now_s,
+                )
+            after, intents = advance(rollout, fleet(store), now_s, evidence=evidence)
+            if after != rollout:
+                store.save_rollout(after, now_s)
+            if after.state is RolloutState.SUCCEEDED:
+                store.set_current(
+                    profile.name,
+                    after.digest,
+                    manifest_digest=after.manifest_digest,
+                    rollout_id=after.rollout_id,
+                    now_s=now_s,
+                )
+            self._deployer.issue(intents, now_s)
+        if after.state is not rollout.state:
+            logger.info("rollout %s %s: %s", rollout_id, after.state.value, after.message)
+
+    def _reconcile(self, now_s: float) -> None:
+        store = self._store
+        with store.transaction():
+            intents = reconcile(
+                profiles=store.profiles(),
+                devices=fleet(store),
+                rollouts=store.rollouts(),
+                targets=store.targets(),
+            )
+            self._deployer.issue(intents, now_s)
+
+    def _tidy(self, now_s: float) -> None:
+        if now_s - self._housekeeping_s < _HOUSEKEEPING_INTERVAL_S:
+            return
+        self._housekeeping_s = now_s
+        self._store.prune_reports(now_s - _REPORTS_KEPT_S)
+        self._store.prune_decisions(now_s - _DECISIONS_KEPT_S)
+
+    def _guarded(self, what: str, action: Callable[[], T], otherwise: T) -> T:
+        """An error is logged once, and again when it changes or comes back."""
+        try:
+            result = action()
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            if self._last_errors.get(what) != text:
+                self._last_errors[what] = text
+                trace = not isinstance(error, EdgeloopError)
+                logger.error("%s: %s; going on with the others", what, text, exc_info=trace)
+            return otherwise
+        self._last_errors.pop(what, None)
+        return result
+
+
+def _shortened(name: str) -> str:
+    """Ids travel in fields of 64 characters; names may have 63."""
+    return f"{name[:39]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

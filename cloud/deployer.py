@@ -1,0 +1,126 @@
+"""From what a device should run to the signed message that tells it so.
+
+Rules that this module keeps:
+
+* A generation is issued by the database and nowhere else; the same wish is never issued twice.
+* A deployment is signed once and its bytes are kept, so that publishing again gives the same message. It is
+  signed again only when the director key is another one than it was signed with.
+* Persist, then act: what is handed to the publisher has been committed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from google.protobuf.message import DecodeError
+
+from cloud.domain.devices import Deployment
+from cloud.domain.rollout import DeploymentIntent
+from cloud.publisher import Shipment
+from cloud.store import Store
+from edgeloop.errors import EdgeloopError, RejectedError
+from edgeloop.trust import DirectorKey, sign_deployment, timestamp
+from edgeloop.v1 import deployment_pb2
+
+logger = logging.getLogger(__name__)
+
+
+class Deployer:
+    """Owned by the controller's thread."""
+
+    def __init__(
+        self, store: Store, director: DirectorKey, ship: Callable[[Mapping[str, Shipment]], None]
+    ) -> None:
+        self._store = store
+        self._director = director
+        self._ship = ship
+        self._shipped: dict[str, Shipment] | None = None
+
+    def issue(self, intents: Iterable[DeploymentIntent], now_s: float) -> None:
+        """Give each intent its generation. Call it within the transaction of what asked for it."""
+        for intent in intents:
+            try:
+                deployment = self._store.issue_deployment(intent, now_s)
+            except RejectedError as error:
+                logger.warning("device %s gets no deployment: %s", intent.device_id, error)
+                continue
+            logger.info(
+                "device %s should run %s (generation %d, rollout %s)",
+                deployment.device_id,
+                deployment.digest[:12],
+                deployment.generation,
+                deployment.rollout_id or "-",
+            )
+
+    def reissue_ignored(self, now_s: float) -> None:
+        """A device that has accepted a higher generation than it was told obeys nothing at or under it.
+
+        It happens when the database was restored from a backup: say the same again, above what it accepted.
+        """
+        with self._store.transaction():
+            generations = {device.device_id: device.generation for device in self._store.devices()}
+            ignored = [
+                deployment
+                for deployment in self._store.deployments()
+                if generations.get(deployment.device_id, 0) > deployment.generation
+            ]
+            self.issue([_intent(deployment) for deployment in ignored], now_s)
+
+    def ship(self) -> None:
+        """Sign what is not signed yet and state the whole desired state to the publisher."""
+        shipments: dict[str, Shipment] = {}
+        for deployment in self._store.deployments():
+            try:
+                payload = self._signed(deployment)
+            except EdgeloopError as error:
+                logger.error("deployment of %s cannot be signed: %s", deployment.device_id, error)
+                continue
+            shipments[deployment.device_id] = Shipment(
+                device_id=deployment.device_id,
+                digest=deployment.digest,
+                manifest_digest=deployment.manifest_digest,
+                payload=payload,
+            )
+        if shipments != self._shipped:
+            self._ship(shipments)
+            self._shipped = shipments
+
+    def _signed(self, deployment: Deployment) -> bytes:
+        if deployment.signed and _key_id(deployment.signed) == self._director.key_id:
+            return deployment.signed
+        payload = sign_deployment(
+            self._director,
+            deployment_pb2.Deployment(
+                device_id=deployment.device_id,
+                workload=deployment.workload,
+                profile=deployment.profile,
+                generation=deployment.generation,
+                digest=deployment.digest,
+                manifest_digest=deployment.manifest_digest,
+                issue_time=timestamp(deployment.issue_time_s),
+                decision_id=deployment.decision_id,
+                rollout_id=deployment.rollout_id,
+            ),
+        )
+        self._store.set_signed(deployment.device_id, deployment.generation, payload)
+        return payload
+
+
+def _key_id(signed: bytes) -> str:
+    try:
+        return deployment_pb2.SignedDeployment.FromString(signed).key_id
+    except DecodeError:
+        return ""
+
+
+def _intent(deployment: Deployment) -> DeploymentIntent:
+    return DeploymentIntent(
+        device_id=deployment.device_id,
+        workload=deployment.workload,
+        profile=deployment.profile,
+        digest=deployment.digest,
+        manifest_digest=deployment.manifest_digest,
+        rollout_id=deployment.rollout_id,
+        decision_id=deployment.decision_id,
+    )
