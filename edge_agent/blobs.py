@@ -60,7 +60,7 @@ class BlobStore:
     def manifest_path(self, manifest_digest: str) -> Path:
         return self._manifests / check_digest(manifest_digest, field="manifest_digest")
 
-    def artifact(self, manifest: artifact_pb2.Manifest) -> bytes:
+    def read_artifact(self, manifest: artifact_pb2.Manifest) -> bytes:
         """The bytes, verified now."""
         path = self.artifact_path(manifest.digest)
         try:
@@ -85,12 +85,12 @@ class BlobStore:
 
     def has_artifact(self, manifest: artifact_pb2.Manifest) -> bool:
         try:
-            self.artifact(manifest)
+            self.read_artifact(manifest)
         except RejectedError:
             return False
         return True
 
-    def manifest(self, manifest_digest: str) -> artifact_pb2.Manifest:
+    def read_manifest(self, manifest_digest: str) -> artifact_pb2.Manifest:
         path = self.manifest_path(manifest_digest)
         try:
             raw = path.read_bytes()
@@ -112,7 +112,7 @@ class BlobStore:
 
     def find_manifest(self, manifest_digest: str) -> artifact_pb2.Manifest | None:
         try:
-            return self.manifest(manifest_digest)
+            return self.read_manifest(manifest_digest)
         except RejectedError:
             return None
 

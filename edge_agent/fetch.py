@@ -216,7 +216,7 @@ def check_manifest(slot: Slot, raw: bytes) -> artifact_pb2.Manifest:
 def check_fits(slot: Slot, manifest: artifact_pb2.Manifest) -> None:
     if manifest.digest != slot.digest:
         raise RejectedError(
-            f"the manifest describes artifact {manifest.digest[:12]}, the deployment wants {slot.digest[:12]}",
+            f"the manifest is of artifact {manifest.digest[:12]}, the deployment wants {slot.digest[:12]}",
             code="manifest-wrong-artifact",
         )
     artifact.check_target(manifest, slot.workload, slot.profile)

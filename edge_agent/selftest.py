@@ -221,7 +221,8 @@ def _test(job: SelfTestJob) -> SelfTestResult:
     if runtime.sample_shape != inputs.shape[1:]:
         return SelfTestResult(
             code="self-test-load",
-            message=f"the model takes {list(runtime.sample_shape)}, its manifest says {list(inputs.shape[1:])}",
+            message=f"the model takes {list(runtime.sample_shape)}, "
+            f"its manifest says {list(inputs.shape[1:])}",
         )
     try:
         found = runtime.run(inputs)
@@ -243,8 +244,8 @@ def _test(job: SelfTestJob) -> SelfTestResult:
     if not max_error <= tolerance:
         return SelfTestResult(
             code="self-test-output",
-            message=f"golden outputs differ by {max_error:.3g} on this processor, {tolerance:.3g} is allowed; "
-            "build the artifact for this device's instruction set",
+            message=f"golden outputs differ by {max_error:.3g} on this processor, {tolerance:.3g} is "
+            "allowed; build the artifact for this device's instruction set",
             max_error=max_error if math.isfinite(max_error) else 0.0,
         )
     return SelfTestResult(p50_ms=p50_ms, max_error=max_error)

@@ -1,0 +1,512 @@
+"""The agent: one thread that owns all state, and an inbox that everything else posts to.
+
+Rules:
+- MQTT, gRPC, self-test and signal handlers only post; nothing but the owner thread changes state.
+- Serving comes first: the committed model answers before any network library is even imported, and goes on
+  when broker and cloud are away.
+- A message that makes a handler fail in an unforeseen way is logged and costs nothing else.
+- A stop ends cleanly and soon: open windows go to the spool, and the next start is told that this was no
+  crash.
+"""
+
+import logging
+import os
+import random
+import time
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from edge_agent import fetch
+from edge_agent.blobs import BlobStore
+from edge_agent.config import AgentConfig
+from edge_agent.fetch import FetchSettings
+from edge_agent.inference import InferenceEngine
+from edge_agent.runtime import ReferenceKernel, rss_bytes
+from edge_agent.selftest import SelfTestProcess, SelfTestResult
+from edge_agent.sources import ReplaySource, load_replay
+from edge_agent.spool import ReportSpool
+from edge_agent.status_file import AgentStatus, write_status
+from edge_agent.trial import TrialMeter
+from edge_agent.update import UpdateSettings
+from edge_agent.update_events import DeploymentSeen, Stopping
+from edge_agent.update_state import Slot, State, StatusNote
+from edge_agent.updater import Updater
+from edgeloop import topics, trust
+from edgeloop.backoff import Backoff
+from edgeloop.errors import RejectedError, TransientError
+from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
+
+if TYPE_CHECKING:
+    from edge_agent.reporter import FleetReporter
+    from edgeloop.mqtt import MqttSession
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_REPORT_INTERVAL_S = 30.0
+STATUS_INTERVAL_S = 5.0
+PROGRESS_INTERVAL_S = 2.0
+MAX_WAIT_S = 1.0
+# What the server says is taken only within these.
+MIN_SERVER_INTERVAL_S, MAX_SERVER_INTERVAL_S = 1.0, 86_400.0
+
+WIRE_STATES = {
+    State.FETCHING: deployment_pb2.DEPLOYMENT_STATE_FETCHING,
+    State.VERIFYING: deployment_pb2.DEPLOYMENT_STATE_VERIFYING,
+    State.TESTING: deployment_pb2.DEPLOYMENT_STATE_TESTING,
+    State.TRIAL: deployment_pb2.DEPLOYMENT_STATE_TRIAL,
+    State.ACTIVE: deployment_pb2.DEPLOYMENT_STATE_ACTIVE,
+    State.REJECTED: deployment_pb2.DEPLOYMENT_STATE_REJECTED,
+    State.ROLLED_BACK: deployment_pb2.DEPLOYMENT_STATE_ROLLED_BACK,
+    State.SUPERSEDED: deployment_pb2.DEPLOYMENT_STATE_SUPERSEDED,
+}
+
+
+# --- what the inbox holds ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MessageReceived:
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerChanged:
+    connected: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfTestEnded:
+    process: SelfTestProcess
+    result: SelfTestResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registered:
+    response: fleet_service_pb2.RegisterResponse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopAsked:
+    reason: str
+
+
+Post = MessageReceived | BrokerChanged | SelfTestEnded | Registered | StopAsked
+
+
+class BrokerWire:
+    """The updater's port to the broker. Works before there is a session: it remembers what to subscribe."""
+
+    def __init__(self, device_id: str, inbox: "SimpleQueue[Post]") -> None:
+        self._device_id = device_id
+        self._inbox = inbox
+        self._session: MqttSession | None = None
+        self._early: list[str] = []
+
+    def attach(self, session: "MqttSession") -> None:
+        self._session = session
+        for topic in self._early:
+            self.subscribe(topic)
+        self._early.clear()
+
+    def _post(self, topic: str, payload: bytes) -> None:
+        self._inbox.put(MessageReceived(topic=topic, payload=payload))
+
+    def subscribe(self, topic: str) -> None:
+        if self._session is None:
+            self._early.append(topic)
+        else:
+            self._session.subscribe(topic, self._post)
+
+    def unsubscribe(self, topic: str) -> None:
+        if self._session is None:
+            self._early = [early for early in self._early if early != topic]
+        else:
+            self._session.unsubscribe(topic)
+
+    def request(self, slot: Slot, request: fetch.Request) -> None:
+        message = deployment_pb2.BlockRequest(
+            device_id=self._device_id,
+            digest=slot.digest,
+            manifest_digest=slot.manifest_digest,
+            manifest=request.manifest,
+            blocks=request.blocks,
+        )
+        self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if self._session is None:
+            return
+        try:
+            self._session.publish(topic, payload, retain=retain)
+        except TransientError as error:
+            # The fetch asks again by its timer, presence is said at the next connect.
+            logger.debug("not published topic=%s reason=%s", topic, error)
+
+
+class Agent:
+    """`run` until `stop` is called or posted; then everything that was started has ended."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._start_s = time.time()
+        self._boot_id = uuid.uuid4().hex
+        self._rng = random.Random()
+        self._inbox: SimpleQueue[Post] = SimpleQueue()
+        self._keys = trust.key_ring(*config.director_keys)
+        self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
+        self._replay_inputs = load_replay(config.replay) if config.replay else None
+        self._meter = TrialMeter(window_s=self._interval_s)
+        self._engine = InferenceEngine(
+            meter=self._meter,
+            emulated_slowdown=config.emulate_slowdown,
+            reference=ReferenceKernel(),
+        )
+        self._spool = ReportSpool(
+            config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
+        )
+        self._wire = BrokerWire(config.device_id, self._inbox)
+        self._updater = Updater(
+            state_dir=config.state_dir,
+            blobs=BlobStore(config.state_dir / "blobs", reserve_bytes=config.reserve_bytes),
+            engine=self._engine,
+            meter=self._meter,
+            wire=self._wire,
+            post_self_test=lambda process, result: self._inbox.put(
+                SelfTestEnded(process=process, result=result)
+            ),
+            deliver=self._deliver,
+            update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
+            fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
+            self_test_timeout_s=config.self_test_timeout_s,
+            num_threads=config.num_threads,
+            rng=self._rng,
+        )
+        self._source: ReplaySource | None = None
+        self._reporter: FleetReporter | None = None
+        self._session: MqttSession | None = None
+        self._hardware = device_pb2.Hardware()
+        self._profile = ""
+        self._profile_message = ""
+        self._broker_connected = False
+        self._registered_as: tuple[int, str] = (0, "")
+        self._status_at_s = 0.0
+        self._progress_at_s = 0.0
+        self._last_status: AgentStatus | None = None
+
+    # --- any thread ---------------------------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """Safe in a signal handler."""
+        self._inbox.put(StopAsked(reason=reason))
+
+    # --- owner thread -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        logger.info(
+            "agent starts device=%s boot=%s state_dir=%s",
+            self._config.device_id,
+            self._boot_id,
+            self._config.state_dir,
+        )
+        try:
+            self._start()
+            self._loop()
+        finally:
+            self._close()
+
+    def _start(self) -> None:
+        self._updater.start()
+        self._engine.start()
+        if self._replay_inputs is not None:
+            self._source = ReplaySource(
+                self._replay_inputs, rate_hz=self._config.rate_hz, submit=self._engine.submit
+            )
+            self._source.start()
+        self._write_status()
+        self._connect()
+
+    def _connect(self) -> None:
+        # Imported here: they cost a third of the start, and the model serves already.
+        from edge_agent.hardware import probe
+        from edge_agent.reporter import FleetReporter
+        from edgeloop.mqtt import MqttSession, Will
+
+        config = self._config
+        self._hardware = probe()
+        session = MqttSession(
+            config.broker.host,
+            config.broker.port,
+            config.device_id,
+            will=Will(topic=topics.presence(config.device_id), payload=topics.OFFLINE),
+            backoff=Backoff(0.5, 60.0, self._rng),
+        )
+        session.on_state(lambda connected: self._inbox.put(BrokerChanged(connected=connected)))
+        self._session = session
+        self._wire.attach(session)
+        self._wire.subscribe(topics.deployment(config.device_id))
+        session.start()
+        self._reporter = FleetReporter(
+            server=str(config.server),
+            spool=self._spool,
+            registration=self._registration,
+            on_registered=lambda response: self._inbox.put(Registered(response=response)),
+            backoff=Backoff(0.5, 60.0, random.Random()),
+        )
+        self._reporter.start()
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                post = self._inbox.get(timeout=self._wait_s())
+            except Empty:
+                post = None
+            if isinstance(post, StopAsked):
+                logger.info("agent stops reason=%s", post.reason)
+                return
+            try:
+                if post is not None:
+                    self._handle(post)
+                self._tick()
+            except Exception:
+                # Whatever one message or tick ran into, the model goes on serving.
+                logger.exception("unforeseen failure; going on")
+
+    def _wait_s(self) -> float:
+        now_s = time.monotonic()
+        deadline_s = self._updater.deadline_s
+        wait_s = min(MAX_WAIT_S, self._interval_s / 4)
+        if deadline_s is not None:
+            wait_s = min(wait_s, deadline_s - now_s)
+        return max(wait_s, 0.01)
+
+    def _handle(self, post: Post) -> None:
+        match post:
+            case MessageReceived(topic=topic, payload=payload):
+                if topic == topics.deployment(self._config.device_id):
+                    self._on_deployment(payload)
+                else:
+                    self._updater.on_message(topic, payload)
+            case BrokerChanged(connected=connected):
+                self._broker_connected = connected
+                if connected:
+                    self._wire.publish(topics.presence(self._config.device_id), topics.ONLINE, retain=True)
+            case SelfTestEnded(process=process, result=result):
+                self._updater.on_self_test(process, result)
+            case Registered(response=response):
+                self._on_registered(response)
+
+    def _on_deployment(self, payload: bytes) -> None:
+        if not payload:
+            return
+        try:
+            deployment = trust.open_deployment(
+                payload, self._keys, device_id=self._config.device_id, now_s=time.time()
+            )
+        except RejectedError as error:
+            target = self._updater.state.target
+            if target is not None and payload == target.signed:
+                # Accepted when it was fresh, and retained since: that it expired later changes nothing.
+                return
+            # Nobody trustworthy said this, so there is no generation to report on.
+            logger.error("deployment refused code=%s reason=%s", error.code, error)
+            return
+        self._updater.handle(
+            DeploymentSeen(
+                slot=Slot(
+                    generation=deployment.generation,
+                    digest=deployment.digest,
+                    manifest_digest=deployment.manifest_digest,
+                    workload=deployment.workload,
+                    profile=deployment.profile,
+                    signed=payload,
+                )
+            )
+        )
+
+    def _on_registered(self, response: fleet_service_pb2.RegisterResponse) -> None:
+        if response.profile != self._profile or response.message != self._profile_message:
+            if response.profile:
+                logger.info("registered profile=%s", response.profile)
+            else:
+                logger.warning("registered, but no profile matches reason=%s", response.message)
+        self._profile, self._profile_message = response.profile, response.message
+        if self._config.report_interval_s is None and response.report_interval_s:
+            self._interval_s = min(
+                max(float(response.report_interval_s), MIN_SERVER_INTERVAL_S), MAX_SERVER_INTERVAL_S
+            )
+            self._meter.set_window(self._interval_s)
+
+    def _tick(self) -> None:
+        self._updater.on_tick()
+        self._spool_windows(flush=False)
+        state, serving = self._updater.state, self._engine.serving
+        runs = (state.generation, serving.digest if serving else "")
+        if runs != self._registered_as:
+            self._registered_as = runs
+            if self._reporter is not None:
+                self._reporter.register_again()
+        now_s = time.monotonic()
+        if state.state is State.FETCHING and now_s >= self._progress_at_s:
+            self._progress_at_s = now_s + PROGRESS_INTERVAL_S
+            self._report_progress()
+        status = self._status(running=True)
+        if now_s >= self._status_at_s or self._worth_writing(status):
+            self._write_status(status)
+
+    def _worth_writing(self, status: AgentStatus) -> bool:
+        old = self._last_status
+        return old is None or (
+            (old.state, old.generation, old.serving_digest, old.broker_connected, old.profile)
+            != (
+                status.state,
+                status.generation,
+                status.serving_digest,
+                status.broker_connected,
+                status.profile,
+            )
+            or (old.server_connected, old.first_inference_s > 0)
+            != (status.server_connected, status.first_inference_s > 0)
+        )
+
+    def _spool_windows(self, *, flush: bool) -> None:
+        now_s = time.time()
+        windows = self._meter.flush(now_s) if flush else self._meter.roll(now_s)
+        if not windows:
+            return
+        from edge_agent.reporter import build_report
+
+        for window in windows:
+            report = build_report(
+                window,
+                device_id=self._config.device_id,
+                rss_bytes=rss_bytes(),
+                emulated_slowdown=self._config.emulate_slowdown,
+            )
+            try:
+                self._spool.append(report)
+            except TransientError as error:
+                logger.error("a latency window is lost reason=%s", error)
+        if self._reporter is not None:
+            self._reporter.wake()
+
+    # --- to the cloud -------------------------------------------------------------------------------
+
+    def _deliver(self, note: StatusNote, progress: float) -> None:
+        status = deployment_pb2.DeploymentStatus(
+            device_id=self._config.device_id,
+            generation=note.generation,
+            digest=note.digest,
+            state=WIRE_STATES[note.state],
+            code=note.code,
+            message=note.message[:1000],
+            event_time=trust.timestamp(note.event_s),
+            progress=progress,
+        )
+        self._spool.enqueue_status(status)
+        if self._reporter is not None:
+            self._reporter.wake()
+
+    def _report_progress(self) -> None:
+        target, progress = self._updater.state.target, self._updater.progress
+        if target is None or progress <= 0:
+            return
+        note = StatusNote(
+            generation=target.generation, digest=target.digest, state=State.FETCHING, event_s=time.time()
+        )
+        try:
+            self._deliver(note, progress)
+        except TransientError as error:
+            logger.debug("progress is not reported reason=%s", error)
+
+    def _registration(self) -> device_pb2.Registration:
+        """Called on the reporter's thread; reads one reference at a time and changes nothing."""
+        serving = self._engine.serving
+        return device_pb2.Registration(
+            device_id=self._config.device_id,
+            hardware=self._hardware,
+            labels=self._config.label_map,
+            agent_version=metadata.version("edgeloop"),
+            boot_id=self._boot_id,
+            emulated_slowdown=self._config.emulate_slowdown,
+            generation=self._updater.state.generation,
+            serving_digest=serving.digest if serving else "",
+        )
+
+    # --- status file and end ------------------------------------------------------------------------
+
+    def _status(self, *, running: bool) -> AgentStatus:
+        state, serving = self._updater.state, self._engine.serving
+        return AgentStatus(
+            pid=os.getpid(),
+            running=running,
+            device_id=self._config.device_id,
+            boot_id=self._boot_id,
+            agent_version=metadata.version("edgeloop"),
+            profile=self._profile,
+            profile_message=self._profile_message,
+            state=state.state.value,
+            generation=state.generation,
+            digest=state.target.digest if state.target else "",
+            progress=self._updater.progress,
+            code=state.code,
+            message=state.message,
+            serving_digest=serving.digest if serving else "",
+            serving_generation=serving.generation if serving else 0,
+            workload=serving.workload if serving else "",
+            committed_digest=state.committed.digest if state.committed else "",
+            num_quarantined=len(state.quarantine),
+            broker_connected=self._broker_connected,
+            server_connected=self._reporter.connected if self._reporter else False,
+            num_pending_reports=self._spool.num_pending,
+            num_dropped_reports=self._spool.num_dropped,
+            num_requests=self._meter.num_served,
+            num_errors=self._meter.num_failed,
+            emulated_slowdown=self._config.emulate_slowdown,
+            rss_bytes=rss_bytes(),
+            start_time_s=self._start_s,
+            first_inference_s=self._meter.first_record_s,
+            update_time_s=time.time(),
+        )
+
+    def _write_status(self, status: AgentStatus | None = None) -> None:
+        status = status or self._status(running=True)
+        self._status_at_s = time.monotonic() + STATUS_INTERVAL_S
+        self._last_status = status
+        try:
+            write_status(self._config.state_dir, status)
+        except OSError as error:
+            logger.debug("status file is not written reason=%s", error.strerror)
+
+    def _close(self) -> None:
+        """Never raises, so that one part that fails to end keeps no other from ending."""
+        for end in (
+            self._close_source,
+            self._updater.stop,
+            lambda: self._updater.handle(Stopping()),
+            self._engine.close,
+            lambda: self._spool_windows(flush=True),
+            self._close_network,
+            self._close_status,
+            self._spool.close,
+        ):
+            try:
+                end()
+            except Exception:
+                logger.exception("failed while stopping; going on")
+
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
+
+    def _close_network(self) -> None:
+        if self._reporter is not None:
+            self._reporter.close(timeout_s=2.0)
+        if self._session is not None:
+            self._session.close(1.0)
+
+    def _close_status(self) -> None:
+        self._write_status(self._status(running=False))

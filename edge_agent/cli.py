@@ -1,0 +1,224 @@
+"""`edgeloop-agent`: parses, wires, prints. What it imports at the top is what every start pays for."""
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeloop.errors import ConfigError, EdgeloopError
+
+EXIT_USAGE = 2
+EXIT_STATE = 3
+_STATE_CODES = frozenset(
+    {"state-dir", "state-locked", "state-version", "status-missing", "status-unreadable"}
+)
+_EXIT_CODES = (
+    "Exit codes: 0 all is well; 2 wrong usage or configuration; 3 something is wrong with the state folder "
+    "(in use, unreadable, an artifact or a signature that does not verify)."
+)
+
+
+class OutputFormat(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+app = typer.Typer(
+    name="edgeloop-agent",
+    help="Runs the models of an edgeloop fleet on this device.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Plain help needs no rich, whose import alone costs a tenth of the start.
+    rich_markup_mode=None,
+)
+
+
+def setup_logging(level: str) -> None:
+    """One line a record: time, level, logger, message, UTC."""
+    formatter = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    try:
+        yield
+    except EdgeloopError as error:
+        typer.echo(f"edgeloop-agent: {error}", err=True)
+        in_state = not isinstance(error, ConfigError) or error.code in _STATE_CODES
+        raise typer.Exit(EXIT_STATE if in_state else EXIT_USAGE) from error
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", envvar="EDGELOOP_AGENT_CONFIG", help="TOML file; variables and flags override it."
+    ),
+]
+StateDirOption = Annotated[
+    str | None, typer.Option("--state-dir", help="Folder for all that this agent keeps.")
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--director-key", help="Director's public key: 64 hex digits or a file; may be given again."
+    ),
+]
+OutputOption = Annotated[OutputFormat, typer.Option("-o", "--output", help="How to print.")]
+
+
+@app.command(epilog=_EXIT_CODES)
+def run(
+    config: ConfigOption = None,
+    device_id: Annotated[str | None, typer.Option(help="This device's name in the fleet.")] = None,
+    state_dir: StateDirOption = None,
+    server: Annotated[str | None, typer.Option(help="Control plane, host:port.")] = None,
+    broker: Annotated[str | None, typer.Option(help="MQTT broker, host:port.")] = None,
+    director_key: KeyOption = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="key=value that profiles match on; repeatable.")
+    ] = None,
+    replay: Annotated[str | None, typer.Option(help="Recorded inputs (.npz) to feed to the model.")] = None,
+    rate_hz: Annotated[str | None, typer.Option(help="How many recorded inputs a second.")] = None,
+    emulate_slowdown: Annotated[
+        str | None,
+        typer.Option(help="Run the graph this often for each request, to stand for a slower device."),
+    ] = None,
+    report_interval_s: Annotated[
+        str | None, typer.Option(help="Seconds between reports; overrides the server's word.")
+    ] = None,
+    num_threads: Annotated[str | None, typer.Option(help="Threads of the inference runtime.")] = None,
+    trial_requests: Annotated[str | None, typer.Option(help="Good requests that end a trial.")] = None,
+    trial_s: Annotated[str | None, typer.Option(help="Seconds without an error that end a trial.")] = None,
+    block_timeout_s: Annotated[
+        str | None, typer.Option(help="Seconds to wait for a block before asking for it.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Fetch, verify, serve and measure until stopped (SIGTERM or Ctrl-C)."""
+    from edge_agent.config import load_config
+
+    with _errors_shown():
+        settings = load_config(
+            config_file=config,
+            flags={
+                "device_id": device_id,
+                "state_dir": state_dir,
+                "server": server,
+                "broker": broker,
+                "director_key": director_key,
+                "labels": label,
+                "replay": replay,
+                "rate_hz": rate_hz,
+                "emulate_slowdown": emulate_slowdown,
+                "report_interval_s": report_interval_s,
+                "num_threads": num_threads,
+                "trial_requests": trial_requests,
+                "trial_s": trial_s,
+                "block_timeout_s": block_timeout_s,
+                "log_level": log_level,
+            },
+        )
+        setup_logging(settings.log_level)
+
+        from edge_agent.agent import Agent
+        from edge_agent.journal import StateLock
+
+        with StateLock(settings.state_dir):
+            agent = Agent(settings)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _stopper(agent.stop))
+            agent.run()
+
+
+def _stopper(stop: Callable[[str], None]) -> Callable[[int, object], None]:
+    def handle(number: int, frame: object) -> None:
+        stop(signal.Signals(number).name)
+
+    return handle
+
+
+def _written(config: Path | None, state_dir: str | None, director_key: list[str] | None) -> dict[str, object]:
+    from edge_agent.config import load_values
+
+    return load_values(
+        config_file=config,
+        flags={"state_dir": state_dir, "director_key": director_key},
+        required=("state_dir",),
+    )
+
+
+@app.command(epilog=_EXIT_CODES)
+def status(
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """What the agent of this state folder is doing, from what it last wrote down."""
+    from edge_agent.status_file import is_alive, read_status
+
+    with _errors_shown():
+        values = _written(config, state_dir, None)
+        found = read_status(Path(str(values["state_dir"])))
+    said: dict[str, object] = {**asdict(found), "alive": is_alive(found)}
+    if output is OutputFormat.JSON:
+        typer.echo(json.dumps(said, indent=1))
+        return
+    said["age_s"] = round(time.time() - found.update_time_s, 1)
+    for name in ("start_time_s", "update_time_s", "format_version"):
+        del said[name]
+    width = max(map(len, said))
+    for name, value in said.items():
+        typer.echo(f"{name.ljust(width)}  {value if value != '' else '-'}")
+
+
+@app.command(epilog=_EXIT_CODES)
+def verify(
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    director_key: KeyOption = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Check what is stored: the state files, the deployment's signature, every digest. Needs no network."""
+    from edge_agent.verify import check_state
+
+    with _errors_shown():
+        values = _written(config, state_dir, director_key)
+        keys = values.get("director_keys", ())
+        assert isinstance(keys, tuple)
+        checks = check_state(Path(str(values["state_dir"])), keys)
+    failed = [check for check in checks if not check.good]
+    if output is OutputFormat.JSON:
+        typer.echo(json.dumps({"good": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
+    else:
+        for check in checks:
+            typer.echo(f"{'ok  ' if check.good else 'FAIL'}  {check.what}: {check.message}")
+        typer.echo(
+            f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+        )
+    if failed:
+        raise typer.Exit(EXIT_STATE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    app(args=list(arguments) if arguments is not None else None)
+
+
+if __name__ == "__main__":
+    main()

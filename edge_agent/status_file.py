@@ -1,0 +1,90 @@
+"""What a running agent says of itself to whoever stands at the device: `status.json` in its state folder.
+
+Rules:
+- Replaced atomically, so that a reader never sees half of it. Not flushed to the disk: it says how things
+  are, and nothing depends on it after a crash.
+- Versioned; a reader refuses what it does not know.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from edge_agent.journal import write_atomically
+from edgeloop.errors import ConfigError
+
+STATUS_FILE = "status.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentStatus:
+    format_version: int = FORMAT_VERSION
+    pid: int
+    # False once the agent has stopped on purpose.
+    running: bool
+    device_id: str
+    boot_id: str
+    agent_version: str
+    profile: str = ""
+    # Why the cloud matched no profile.
+    profile_message: str = ""
+    state: str
+    generation: int = 0
+    digest: str = ""
+    progress: float = 0.0
+    code: str = ""
+    message: str = ""
+    serving_digest: str = ""
+    serving_generation: int = 0
+    workload: str = ""
+    committed_digest: str = ""
+    num_quarantined: int = 0
+    broker_connected: bool = False
+    server_connected: bool = False
+    num_pending_reports: int = 0
+    num_dropped_reports: int = 0
+    num_requests: int = 0
+    num_errors: int = 0
+    emulated_slowdown: int = 1
+    rss_bytes: int = 0
+    start_time_s: float
+    # Process start to the first answer; 0 before there was one.
+    first_inference_s: float = 0.0
+    update_time_s: float
+
+
+def write_status(state_dir: Path, status: AgentStatus) -> None:
+    data = json.dumps(asdict(status), indent=1).encode() + b"\n"
+    write_atomically(state_dir / STATUS_FILE, data, durable=False)
+
+
+def read_status(state_dir: Path) -> AgentStatus:
+    path = state_dir / STATUS_FILE
+    try:
+        said = json.loads(path.read_bytes())
+        if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"format_version {FORMAT_VERSION} expected")
+        known = {field.name for field in fields(AgentStatus)}
+        return AgentStatus(**{key: value for key, value in said.items() if key in known})
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} is not there: no agent has run with this --state-dir; start `edgeloop-agent run`",
+            code="status-missing",
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", code="status-unreadable") from error
+
+
+def is_alive(status: AgentStatus) -> bool:
+    """Whether the process that wrote it still exists."""
+    if not status.running:
+        return False
+    try:
+        os.kill(status.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
