@@ -94,8 +94,9 @@ def make_reports(num: int, device: int, boot: str, rng: random.Random) -> list[t
 
 
 async def stream(channel: grpc.aio.Channel, batches: list[bytes], in_flight: int) -> int:
-    """Send serialised batches over one stream, at most ``in_flight`` unacknowledged; gives what was accepted."""
+    """Send serialised batches over one stream, at most ``in_flight`` unacknowledged; how many were accepted."""
     room = asyncio.Semaphore(in_flight)
+    call: grpc.aio.StreamStreamMultiCallable[bytes, fleet_service_pb2.StreamReportsResponse]
     call = channel.stream_stream(
         "/edgeloop.v1.FleetService/StreamReports",
         request_serializer=None,
@@ -223,8 +224,8 @@ def main() -> None:
         return
     for name, run in found.items():
         print(
-            f"{name:8} {run['reports_per_s']:10,.0f} reports/s   {run['reports_per_cpu_s']:10,.0f} reports per "
-            f"second of server CPU   ({run['num_acknowledged']:,.0f} sent)"
+            f"{name:8} {run['reports_per_s']:10,.0f} reports/s   {run['reports_per_cpu_s']:10,.0f} reports "
+            f"per second of server CPU   ({run['num_acknowledged']:,.0f} sent)"
         )
     print(f"ratio    {ratio:10.1f} x   (goal: at least 20 x); every acknowledged report is in the database")
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from cloud.domain.codec import from_json, to_json
 from cloud.domain.devices import Deployment, DeploymentState, DeploymentStatus, Device
 from cloud.domain.reconcile import ProfileTarget
 from cloud.domain.rollout import DeploymentIntent
 from cloud.store import schema
 from cloud.store.base import Database
-from cloud.store.codec import from_json, to_json
 from edgeloop.errors import RejectedError
 
 #: What a device may fill with statuses of generations that nobody issued.

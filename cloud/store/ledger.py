@@ -15,12 +15,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from cloud.domain.codec import from_json, to_json
 from cloud.domain.decisions import Action, Decision
 from cloud.domain.jobs import Job
 from cloud.domain.rollout import Rollout, RolloutState
 from cloud.domain.state import PolicyState
 from cloud.store import schema
-from cloud.store.codec import from_json, to_json
 from cloud.store.resources import ResourceTables
 
 _QUIET = [Action.HOLD.value, Action.KEEP.value, Action.ALERT.value]

@@ -14,6 +14,7 @@ from dataclasses import replace
 import sqlalchemy as sa
 
 from cloud.domain.candidates import Candidate
+from cloud.domain.codec import from_json, to_json
 from cloud.domain.jobs import Job, JobState
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec
@@ -21,7 +22,6 @@ from cloud.domain.tasks import TeacherResult
 from cloud.domain.workloads import Workload
 from cloud.store import schema
 from cloud.store.base import Change, Database
-from cloud.store.codec import from_json, to_json
 
 _FINISHED = [state.value for state in JobState if state.finished]
 
