@@ -5,7 +5,7 @@ Rules that this module keeps:
 * ``step`` is the whole of it: everything that it knows it reads from the database, so that a process that was
   killed between any two lines goes on where it was.
 * Persist, then act. A decision, the policy's memory of it and the job or rollout that it starts are one
-  transaction; deployments are issued in the transaction of the rollout that asks for them; then they are sent.
+  transaction; deployments are issued in the transaction of the rollout that asks for them. Sending follows.
 * The same decision is acted on once: its id is the profile's next number, and ids that exist change nothing.
 * Whatever is read, changed and written back (a rollout above all) is so inside one transaction, since people
   pause and abort through another thread.
