@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import selectors
-import socket
 import ssl
 import threading
 import time
@@ -36,13 +34,12 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edgeloop.backoff import Backoff
 from edgeloop.errors import TransientError
+from edgeloop.network_loop import CONNECT_TIMEOUT_S, Wakeup, serve
 from edgeloop.publication import Acknowledgements, Publication
 
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 20
-CONNECT_TIMEOUT_S: Final = 5.0
-_TICK_S: Final = 0.5  # how often keepalive is looked at
 _STABLE_S: Final = 5.0  # a connection that lasted this long ends a row of failures
 _MAX_TOPICS_PER_PACKET: Final = 50
 #: Unsupported protocol, client id, user or password, not authorized, banned, bad authentication method.
@@ -105,9 +102,7 @@ class MqttSession:
 
         self._closed = threading.Event()
         self._connected = threading.Event()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._wakeup = Wakeup()
         self._warned = False
         self._refused = False
         self._was_connected = False
@@ -166,20 +161,22 @@ class MqttSession:
         if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise _queue_full(topic)
         acknowledgements.expect(info.mid, publication)
-        self._wake()
+        self._wakeup.set()
         return publication
 
     def subscribe(self, topic: str, handler: Handler, *, qos: int = 1) -> None:
         """Have messages of a topic or filter handed to ``handler``, now and after every reconnect.
 
         Subscribing again replaces the handler and makes the broker send what it retains once more.
+        Raises ``ValueError`` for a filter that MQTT does not allow.
         """
+        _check_filter(topic)
         with self._lock:
             self._subscriptions[topic] = (handler, qos)
             client = self._client
         if client is not None:
             client.subscribe(topic, qos)
-            self._wake()
+            self._wakeup.set()
 
     def unsubscribe(self, topic: str) -> None:
         """Hear no more of a topic. What was on its way is dropped."""
@@ -188,7 +185,7 @@ class MqttSession:
             client = self._client
         if known is not None and client is not None:
             client.unsubscribe(topic)
-            self._wake()
+            self._wakeup.set()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End the session: send the will, disconnect, stop the thread. Safe to call twice."""
@@ -200,9 +197,9 @@ class MqttSession:
                 will = self._will
                 self.publish(will.topic, will.payload, qos=will.qos, retain=will.retain).wait(timeout_s / 2)
         self._closed.set()
-        self._wake()
+        self._wakeup.set()
         if self._thread.ident is None:  # never started
-            self._close_wake()
+            self._wakeup.close()
         elif not on_own_thread:
             self._thread.join(timeout_s)
 
@@ -218,6 +215,9 @@ class MqttSession:
                 if isinstance(error, ssl.SSLCertVerificationError):
                     self._refused = True
                 reason = str(error) or type(error).__name__
+            except Exception as error:  # what a broken broker makes paho raise must not end the thread
+                logger.exception("the MQTT session of %s failed", self.client_id)
+                reason = repr(error)
             if self._closed.is_set():
                 break
             if self._lasted(began_s):
@@ -239,7 +239,7 @@ class MqttSession:
                 delay_s,
             )
             self._closed.wait(delay_s)
-        self._close_wake()
+        self._wakeup.close()
 
     def _lasted(self, began_s: float) -> bool:
         return self._was_connected and time.monotonic() - began_s >= _STABLE_S
@@ -252,7 +252,7 @@ class MqttSession:
         client = self._new_client(reasons, acknowledgements)
         try:
             client.connect(self.host, self.port, self._keepalive_s)
-            self._serve(client)
+            serve(client, self._wakeup, answered=lambda: self._was_connected, closed=self._closed.is_set)
         finally:
             lost = TransientError(
                 "the connection to the broker was lost before it acknowledged: publish again",
@@ -318,7 +318,7 @@ class MqttSession:
             self._dispatch(message)
 
         def on_want_write(client: paho.Client, userdata: Any, sock: Any) -> None:
-            self._wake()  # its presence also keeps paho from writing on the publishing thread
+            self._wakeup.set()  # its presence also keeps paho from writing on the publishing thread
 
         client.on_connect = on_connect
         client.on_disconnect = on_disconnect
@@ -346,48 +346,6 @@ class MqttSession:
         self._was_connected = True
         self._connected.set()
         self._tell(True)
-
-    def _serve(self, client: paho.Client) -> None:
-        """Read and write until the connection ends or the session is closed.
-
-        paho's own loop uses select(), which fails for the high file descriptors of a busy server.
-        """
-        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_out, selectors.EVENT_READ)
-            sock = client.socket()
-            if sock is None:
-                return
-            watched = selectors.EVENT_READ
-            selector.register(sock, watched)
-            closing_s: float | None = None
-            while client.socket() is not None:
-                now_s = time.monotonic()
-                if self._closed.is_set() and closing_s is None:
-                    closing_s = now_s + 1.0
-                    client.disconnect()
-                if closing_s is not None and (now_s >= closing_s or not client.want_write()):
-                    return
-                if not self._was_connected and now_s >= deadline_s:
-                    raise OSError(f"it accepts connections but does not answer within {CONNECT_TIMEOUT_S} s")
-                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.want_write() else 0)
-                if wanted != watched:
-                    selector.modify(sock, wanted)
-                    watched = wanted
-                buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-                events = selector.select(0 if buffered else _TICK_S)
-                readable = buffered
-                for key, mask in events:
-                    if key.fileobj is self._wake_out:
-                        with contextlib.suppress(BlockingIOError):
-                            self._wake_out.recv(4096)
-                    elif mask & selectors.EVENT_READ:
-                        readable = True
-                if readable:
-                    client.loop_read()
-                if client.want_write():
-                    client.loop_write()
-                client.loop_misc()
 
     def _dispatch(self, message: paho.MQTTMessage) -> None:
         try:
@@ -421,13 +379,12 @@ class MqttSession:
             except Exception:  # one bad callback must not cost the connection
                 logger.exception("a state callback failed")
 
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody to wake
-            self._wake_in.send(b"\0")
 
-    def _close_wake(self) -> None:
-        self._wake_in.close()
-        self._wake_out.close()
+def _check_filter(topic: str) -> None:
+    levels = topic.split("/")
+    stray = any(("+" in level and level != "+") or ("#" in level and level != "#") for level in levels)
+    if not 1 <= len(topic.encode()) <= 65_535 or stray or "#" in levels[:-1] or "\0" in topic:
+        raise ValueError(f"{topic[:80]!r} is no MQTT topic filter")
 
 
 def _queue_full(topic: str) -> TransientError:

@@ -1,0 +1,103 @@
+"""What several test packages share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REQUIRE_ALL = os.environ.get("EDGELOOP_REQUIRE_ALL") == "1"
+
+
+def missing(what: str) -> None:
+    """Skip for want of a program, or fail where nothing may be skipped (EDGELOOP_REQUIRE_ALL=1)."""
+    if REQUIRE_ALL:
+        pytest.fail(f"{what} is not installed, and EDGELOOP_REQUIRE_ALL=1 forbids to skip")
+    pytest.skip(f"{what} is not installed")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Mosquitto:
+    """A broker of one's own. It keeps nothing over a restart, as the broker is a cache to us."""
+
+    host = "127.0.0.1"
+
+    def __init__(self, program: str, directory: Path) -> None:
+        self.port = free_port()
+        self.settings = "allow_anonymous true"
+        self._program = program
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "start it first"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, on the same port each time, and return once it accepts connections."""
+        config = self._directory / "mosquitto.conf"
+        config.write_text(f"listener {self.port} {self.host}\npersistence false\n{self.settings}\n")
+        log = (self._directory / "mosquitto.log").open("ab")
+        with log:
+            self._process = subprocess.Popen([self._program, "-c", str(config)], stdout=log, stderr=log)
+        until_s = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection((self.host, self.port), timeout=1).close()
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > until_s:
+                    text = (self._directory / "mosquitto.log").read_text(errors="replace")
+                    raise AssertionError(f"mosquitto did not start: {text[-2000:]}") from None
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it as an operator would."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it without any goodbye."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Keep its connections open but have it do nothing, like a host that vanished."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(how)
+            process.wait(10)
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A running mosquitto on a port of its own."""
+    program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if program is None:
+        missing("mosquitto")
+    assert program is not None
+    directory = tmp_path / "mosquitto"
+    directory.mkdir()
+    broker = Mosquitto(program, directory)
+    broker.start()
+    yield broker
+    broker.kill()
