@@ -4,7 +4,7 @@ Rules that this module keeps:
 
 - A blob's name is the sha256 of its bytes; ``get`` never returns bytes that do not match their name.
 - ``put`` is idempotent, and it heals: a blob that was damaged in storage is written again.
-- A blob appears whole or not at all. On a local filesystem: temporary file, fsync, rename, fsync of the folder.
+- A blob appears whole or not at all. On a local filesystem: temporary file, fsync, rename, fsync of folder.
 - A registry is its URL and nothing else, so that a worker on another machine can open the same one.
 
 Blobs lie at ``sha256/<first two digits>/<digest>`` below the URL, which may be a path, ``file://``, ``memory://``
@@ -74,7 +74,7 @@ class Registry:
         return digest
 
     def get(self, digest: str) -> bytes:
-        """The blob. Raises ``RejectedError``: "registry-missing", or "registry-altered" when it was damaged."""
+        """The blob. Raises ``RejectedError`` "registry-missing", or "registry-altered" when damaged."""
         path = self._path(digest)
         try:
             data = bytes(self._filesystem.cat_file(path))

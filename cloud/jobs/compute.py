@@ -1,36 +1,233 @@
-"""Signatures first; filled in below."""
+"""Hands tasks to Ray and tells what became of them.
+
+Guarantees:
+
+- A task that runs is not started a second time; a task that finished, in this process or before it was
+  killed, is answered from its result without running. Tasks that want the same teacher share one training.
+- Each submitted task ends in exactly one ``TaskSucceeded`` or ``TaskFailed``; no progress comes after it.
+  A task that failed or was cancelled may be submitted again, and then runs again.
+- ``submit``, ``poll`` and ``cancel`` return at once and may be called from any thread.
+- Losing a worker costs its own task an attempt, no more. Losing this process costs nothing that was
+  finished: the next one submits again, and a teacher goes on after its last whole epoch.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cloud.domain.tasks import StudentTask, TaskEvent, TeacherTask
+from cloud.domain.tasks import StudentTask, TaskEvent, TaskFailed, TaskProgress, TaskSucceeded, TeacherTask
+from cloud.jobs.cluster import Cluster
+from cloud.jobs.progress import Mailbox
+from cloud.jobs.results import ResultShelf, decode_result, run_key
+from cloud.jobs.work import Work
+from cloud.registry import Registry
+from edgeloop.errors import TransientError
+
+if TYPE_CHECKING:  # importing it for real starts Ray's clock, and belongs after Cluster.start
+    from cloud.jobs.tasks import Context, Outcome
+
+logger = logging.getLogger(__name__)
+
+#: What one poll may wait for the workers' latest words; an answer on one machine takes a millisecond.
+_DRAIN_WAIT_S = 0.01
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """One piece of work inside Ray. ``task_ids`` are those that wait for it."""
+
+    task: TeacherTask | StudentTask
+    reference: Any
+    task_ids: list[str] = field(default_factory=list)
 
 
 class RayCompute:
+    """The cluster as the control plane sees it.
+
+    ``address`` is "" for a Ray of our own on this machine with ``num_cpus`` (all when ``None``), else
+    ``host:port``. ``work_dir`` holds checkpoints and results; with a cluster of machines it and the registry
+    must be storage that all of them share.
+    """
+
     def __init__(
-        self, *, work_dir: Path | str, registry_url: str, address: str = "", num_cpus: int | None = None
+        self,
+        *,
+        work_dir: Path | str,
+        registry_url: str,
+        address: str = "",
+        num_cpus: int | None = None,
+        work: Work | None = None,
     ) -> None:
-        raise NotImplementedError
+        self._work_dir = Path(work_dir).absolute()
+        self._registry = Registry(registry_url)
+        self._cluster = Cluster(address=address, num_cpus=num_cpus)
+        self._work = work or Work()
+        self._shelf = ResultShelf(self._work_dir / "results")
+        self._lock = threading.RLock()
+        self._runs: dict[str, _Run] = {}
+        self._events: list[TaskEvent] = []
+        self._context: Context | None = None
+        self._drain: Any = None
 
     def start(self) -> None:
-        """Blocks 3 to 5 s; call it from any thread. ConfigError when the address cannot be reached."""
-        raise NotImplementedError
+        """Start or join Ray; takes seconds. Raises ``ConfigError`` when the address cannot be used."""
+        with self._lock:
+            if self._context is not None:
+                return
+            self._work_dir.mkdir(parents=True, exist_ok=True)
+            self._cluster.start()
+            import ray
+
+            from cloud.jobs.tasks import Context
+
+            mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
+            self._context = Context(
+                work_dir=str(self._work_dir),
+                registry_url=self._registry.url,
+                mailbox=mailbox,
+                work=self._work,
+            )
+            logger.info("compute: %s", self.describe())
 
     def submit(self, task: TeacherTask | StudentTask) -> None:
-        """Idempotent by task_id."""
-        raise NotImplementedError
+        """Have the task done, once. What it gives comes out of ``poll``."""
+        with self._lock:
+            context = self._started()
+            if any(task.task_id in run.task_ids for run in self._runs.values()):
+                return
+            result = self._shelf.find(task, self._registry)
+            if result is not None:
+                self._events.append(TaskSucceeded(task_id=task.task_id, result=result))
+                return
+            key = run_key(task)
+            run = self._runs.get(key)
+            if run is None:
+                run = self._runs[key] = _Run(task=task, reference=_launch(task, context))
+            run.task_ids.append(task.task_id)
+            self._events.append(TaskProgress(task_id=task.task_id, fraction=0.0, message="waiting for a CPU"))
 
     def poll(self) -> list[TaskEvent]:
-        """What happened since the last call; never blocks."""
-        raise NotImplementedError
+        """What happened since the last call, in order. Raises ``TransientError`` when Ray does not answer."""
+        import ray
+
+        with self._lock:
+            self._started()
+            try:
+                self._collect_words()
+                self._collect_outcomes()
+            except ray.exceptions.RayError as error:
+                raise TransientError(f"Ray does not answer: {error}", code="ray-lost") from error
+            events, self._events = self._events, []
+            return events
 
     def cancel(self, task_id: str) -> None:
-        """The next poll gives TaskFailed(code="cancelled"); unknown or finished tasks are left as they are."""
-        raise NotImplementedError
+        """End the task; the next ``poll`` says so. One that is unknown or has ended is left as it is."""
+        import ray
+
+        with self._lock:
+            self._started()
+            key = next((key for key, run in self._runs.items() if task_id in run.task_ids), None)
+            if key is None:
+                return
+            run = self._runs[key]
+            run.task_ids.remove(task_id)
+            if not run.task_ids:
+                # By force: training does not look up from its loop. What a supervisor started dies with it.
+                ray.cancel(run.reference, force=True)
+                del self._runs[key]
+            self._events.append(TaskFailed(task_id=task_id, code="cancelled", message="cancelled"))
 
     def stop(self) -> None:
-        raise NotImplementedError
+        """End what runs and leave Ray. Checkpoints and results stay; ``start`` may follow."""
+        with self._lock:
+            self._runs.clear()
+            self._events.clear()
+            self._context = None
+            self._drain = None
+            self._cluster.stop()
 
     def describe(self) -> str:
-        raise NotImplementedError
+        """For people: ``local Ray, 2 CPUs``."""
+        return self._cluster.describe()
+
+    def _started(self) -> Context:
+        assert self._context is not None, "call start() first"
+        return self._context
+
+    def _collect_words(self) -> None:
+        import ray
+
+        if self._drain is None:
+            self._drain = self._started().mailbox.drain.remote()
+        ready, _ = ray.wait([self._drain], timeout=_DRAIN_WAIT_S)
+        if not ready:
+            return
+        reference, self._drain = self._drain, None
+        try:
+            words: dict[str, tuple[float, str]] = ray.get(reference)
+        except ray.exceptions.RayActorError:
+            return  # it is being restarted; only words are lost
+        for key, (fraction, message) in words.items():
+            run = self._runs.get(key)
+            for task_id in run.task_ids if run else ():
+                self._events.append(TaskProgress(task_id=task_id, fraction=fraction, message=message))
+
+    def _collect_outcomes(self) -> None:
+        import ray
+
+        references = {run.reference: key for key, run in self._runs.items()}
+        if not references:
+            return
+        ready, _ = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
+        for reference in ready:
+            run = self._runs.pop(references[reference])
+            event = self._outcome(run)
+            for task_id in run.task_ids:
+                self._events.append(_addressed(event, task_id))
+
+    def _outcome(self, run: _Run) -> TaskSucceeded | TaskFailed:
+        import ray
+
+        task_id = run.task.task_id
+        try:
+            outcome: Outcome = ray.get(run.reference)
+        except ray.exceptions.TaskCancelledError:
+            return TaskFailed(task_id=task_id, code="cancelled", message="cancelled")
+        except ray.exceptions.RayTaskError as error:
+            return TaskFailed(task_id=task_id, code="failed", message=f"retries are used up: {error.cause}")
+        except ray.exceptions.RayError as error:
+            message = (
+                "its process was lost each time (killed, or out of memory), and retries are used up: "
+                f"{str(error).strip().splitlines()[0]}"
+            )
+            return TaskFailed(task_id=task_id, code="failed", message=message)
+        if outcome.code:
+            return TaskFailed(task_id=task_id, code=outcome.code, message=outcome.message)
+        return TaskSucceeded(task_id=task_id, result=decode_result(run.task, outcome.result))
+
+
+def _launch(task: TeacherTask | StudentTask, context: Context) -> Any:
+    import ray
+
+    from cloud.jobs import tasks
+
+    is_teacher = isinstance(task, TeacherTask)
+    function: Any = ray.remote(tasks.run_teacher if is_teacher else tasks.run_student)
+    options = function.options(
+        name=run_key(task),
+        # A teacher's CPU is taken by its training worker, not by the supervisor that stands over it.
+        num_cpus=0 if is_teacher else 1,
+        max_retries=tasks.MAX_RETRIES,
+        retry_exceptions=[TransientError],
+    )
+    return options.remote(task, context)
+
+
+def _addressed(event: TaskSucceeded | TaskFailed, task_id: str) -> TaskSucceeded | TaskFailed:
+    if isinstance(event, TaskSucceeded):
+        return TaskSucceeded(task_id=task_id, result=event.result)
+    return TaskFailed(task_id=task_id, code=event.code, message=event.message)

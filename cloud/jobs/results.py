@@ -1,0 +1,117 @@
+"""What finished tasks gave, kept as JSON beside the checkpoints: a task that was finished is never run again.
+
+Rules: a result counts only for exactly the task that it was written for (its fingerprint is part of the
+file) and only while the registry still holds what it points to. A file that cannot be read counts as absent.
+Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from cloud.domain import codec
+from cloud.domain.candidates import Candidate
+from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
+from cloud.domain.workloads import Workload
+from cloud.registry import Registry
+
+_MAX_SOURCE_BYTES = 4 * 1024 * 1024
+
+
+def decode_result(task: TeacherTask | StudentTask, text: str) -> TeacherResult | Candidate:
+    """What ``codec.to_json`` wrote for a result of this task. Raises ``ValueError`` when it is none."""
+    if isinstance(task, TeacherTask):
+        return codec.from_json(TeacherResult, text)
+    return codec.from_json(Candidate, text)
+
+
+def run_key(task: TeacherTask | StudentTask) -> str:
+    """Name of the run that answers this task, fit for a file name.
+
+    Tasks that want the same teacher share one run. The workload's own source is part of a teacher's name:
+    after an edit, neither a checkpoint nor a result of the old code is taken up.
+    """
+    if isinstance(task, StudentTask):
+        return "student-" + _safe(task.task_id)
+    parts = ["teacher", _safe(task.workload.name), task.workload.teacher_key]
+    source = _source_digest(task.workload)
+    return "-".join([*parts, source] if source else parts)
+
+
+def fingerprint(task: TeacherTask | StudentTask) -> str:
+    """Of everything that the result depends on."""
+    text = run_key(task) if isinstance(task, TeacherTask) else codec.to_json(replace(task, task_id=""))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ResultShelf:
+    """One JSON file a run, in a folder that every worker shares."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, task: TeacherTask | StudentTask, result: TeacherResult | Candidate) -> None:
+        """Keep the result; once this returns it survives a power cut."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"fingerprint": fingerprint(task), "result": codec.to_json(result)})
+        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).replace(self._path(task))
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def find(self, task: TeacherTask | StudentTask, registry: Registry) -> TeacherResult | Candidate | None:
+        """The result of this very task, or ``None`` when it must run."""
+        try:
+            values = json.loads(self._path(task).read_text(encoding="utf-8"))
+            if values["fingerprint"] != fingerprint(task):
+                return None
+            result = decode_result(task, values["result"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return result if all(registry.exists(digest) for digest in _digests(result)) else None
+
+    def _path(self, task: TeacherTask | StudentTask) -> Path:
+        return self._folder / f"{run_key(task)}.json"
+
+
+def _digests(result: TeacherResult | Candidate) -> list[str]:
+    if isinstance(result, TeacherResult):
+        return [result.checkpoint_digest, result.artifact_digest]
+    return [digest for digest in (result.digest, result.manifest_digest) if digest]
+
+
+def _safe(name: str) -> str:
+    """Fit for a file name, and still different for different names."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", name):
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)[:60] + "-" + digest
+
+
+def _source_digest(workload: Workload) -> str:
+    """Of the Python files beside the workload, when it names code of its own."""
+    if not workload.source_dir or not any(":" in name for name in (workload.dataset, workload.teacher)):
+        return ""
+    total = hashlib.sha256()
+    num_bytes = 0
+    try:
+        for path in sorted(Path(workload.source_dir).glob("*.py")):
+            num_bytes += path.stat().st_size
+            if num_bytes > _MAX_SOURCE_BYTES:
+                break
+            total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    except OSError:
+        return ""  # the task itself will say what is wrong with the folder
+    return total.hexdigest()[:8] if num_bytes else ""
