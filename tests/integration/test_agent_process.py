@@ -1,0 +1,75 @@
+"""Real agent processes against a real Mosquitto and a real gRPC server."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_harness import AgentProcess, Cloud, make_model, ship, wait_until
+
+from edgeloop import topics
+
+pytestmark = pytest.mark.mosquitto
+
+
+@pytest.fixture
+def cloud(mosquitto) -> Iterator[Cloud]:
+    cloud = Cloud(mosquitto.host, mosquitto.port)
+    yield cloud
+    cloud.close()
+
+
+@pytest.fixture
+def agent(cloud: Cloud, tmp_path: Path) -> Iterator[AgentProcess]:
+    agent = AgentProcess(cloud, tmp_path)
+    yield agent
+    if agent.process is not None and agent.process.poll() is None:
+        agent.kill()
+
+
+def test_an_agent_fetches_tests_serves_and_reports_then_swaps_to_the_next_generation(cloud, agent) -> None:
+    first, second = ship(make_model(1)), ship(make_model(2))
+    cloud.publish(first)
+    cloud.deploy("gw-1", first, 1)
+    agent.start()
+
+    status = agent.wait_state("active", 1)
+    assert status["serving_digest"] == first.digest
+    wait_until(lambda: "ACTIVE" in cloud.fleet.states(1), what="the cloud to hear of generation 1")
+    wait_until(lambda: cloud.presence.get("gw-1") == b"online", what="presence")
+    assert cloud.fleet.registrations[0].hardware.num_cores >= 1
+
+    cloud.publish(second)
+    cloud.deploy("gw-1", second, 2)
+    status = agent.wait_state("active", 2)
+    assert status["serving_digest"] == second.digest
+    wait_until(lambda: cloud.fleet.registrations[-1].serving_digest == second.digest, what="re-registration")
+    wait_until(
+        lambda: {first.digest, second.digest} <= {r.digest for r in cloud.fleet.reports.values()},
+        what="reports of both digests",
+    )
+    # A window never spans two models: each report names one that was deployed under its generation.
+    assert {(r.generation, r.digest) for r in cloud.fleet.reports.values()} == {
+        (1, first.digest),
+        (2, second.digest),
+    }
+    assert all(r.latency.counts and r.rss_bytes for r in cloud.fleet.reports.values())
+
+    begin_s = time.monotonic()
+    assert agent.stop() == 0
+    assert time.monotonic() - begin_s < 5
+    wait_until(lambda: cloud.presence.get("gw-1") == b"offline", what="presence to end")
+    # Every request that was answered is in exactly one report, those of the last moments included.
+    wait_until(
+        lambda: sum(sum(r.latency.counts) for r in cloud.fleet.reports.values())
+        == agent.status()["num_requests"],
+        what="all requests reported",
+    )
+    # At least once, but only one ending.
+    assert set(cloud.fleet.states(1)) & {"ACTIVE", "REJECTED", "ROLLED_BACK", "SUPERSEDED"} == {"ACTIVE"}
