@@ -41,6 +41,10 @@ from edgeloop.v1 import (
 logger = logging.getLogger(__name__)
 
 MAX_BATCH: Final = 500
+#: A connection that lasted this long was no accident.
+_STEADY_S: Final = 10.0
+#: Refusals that are about this device, not about what it sent: every connection begins with Register.
+_HEALED_BY_REGISTER: Final = frozenset({"grpc-not-found", "device-unknown"})
 _CHANNEL_OPTIONS: Final = (
     # A gateway behind a stateful firewall learns from these that the other end is gone.
     ("grpc.keepalive_time_ms", 30_000),
@@ -188,7 +192,7 @@ class FleetReporter:
         self._thread.start()
 
     def close(self, *, timeout_s: float = 5.0) -> None:
-        """Stops; what waits is delivered if that takes no longer than ``timeout_s``, else it stays spooled."""
+        """Stops. What waits is delivered if that takes no longer than ``timeout_s``, else it stays."""
         self._drain_until_s = time.monotonic() + timeout_s
         self._stop.set()
         self._inbox.put(None)
@@ -229,8 +233,10 @@ class FleetReporter:
                 if isinstance(error, ConfigError | RejectedError):
                     self._backoff.to_max()
             except Exception:
-                # A bug here must not silence the device for good.
-                logger.exception("the reporter failed in an unforeseen way")
+                if self._stop.is_set():  # close() took the channel away
+                    logger.debug("cut off while stopping", exc_info=True)
+                else:  # a bug here must not silence the device for good
+                    logger.exception("the reporter failed in an unforeseen way")
             finally:
                 self._connected = False
             self._stop.wait(self._backoff.next())
@@ -243,14 +249,25 @@ class FleetReporter:
             self._register(client)
             stream = client.open_stream(self._inbox.put)
             self._connected = True
-            self._complained = False
-            logger.info("connected to %s", self._server)
-            self._deliver(client, stream)
+            logger.log(logging.DEBUG if self._complained else logging.INFO, "connected to %s", self._server)
+            begin_s = time.monotonic()
+            try:
+                self._deliver(client, stream)
+            finally:
+                if time.monotonic() - begin_s > _STEADY_S:
+                    self._stood()
         finally:
             if stream is not None:
                 stream.close()
             client.close()
             self._client = None
+
+    def _stood(self) -> None:
+        """The connection proved good: the next failure is a new one."""
+        if self._complained:
+            logger.info("connected to %s again", self._server)
+        self._complained = False
+        self._backoff.reset()
 
     def _register(self, client: FleetClient) -> None:
         self._register_again = False
@@ -265,7 +282,7 @@ class FleetReporter:
             reports = self._spool.batch(self._limit)
             if reports:
                 self._deliver_batch(stream, reports)
-                self._backoff.reset()
+                self._stood()
             elif self._stop.is_set():
                 return
             else:
@@ -276,7 +293,7 @@ class FleetReporter:
             try:
                 client.update_status(status)
             except RejectedError as error:
-                if error.code == "grpc-not-found":  # this device, not this status: the next Register heals it
+                if error.code in _HEALED_BY_REGISTER:
                     raise TransientError(error.message, code=error.code) from error
                 logger.warning(
                     "the cloud refused the status of generation %d for good, %s: %s",
@@ -285,7 +302,7 @@ class FleetReporter:
                     error,
                 )
             self._spool.status_delivered(row_id)
-            self._backoff.reset()
+            self._stood()
 
     def _deliver_batch(self, stream: ReportStream, reports: list[telemetry_pb2.LatencyReport]) -> None:
         batch_id = self._next_batch_id
@@ -302,7 +319,8 @@ class FleetReporter:
                         f"no acknowledgement within {self._ack_timeout_s:g} s", code="ack-timeout"
                     )
         except RejectedError as error:
-            self._isolate(reports, error)
+            if error.code not in _HEALED_BY_REGISTER:
+                self._isolate(reports, error)
             raise TransientError(error.message, code=error.code) from error
         self._settle(reports, answer)
         self._limit = min(MAX_BATCH, self._limit * 2)

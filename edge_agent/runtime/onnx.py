@@ -162,13 +162,16 @@ def load_onnx(data: bytes, *, num_threads: int = 1) -> OnnxRuntime:
     # Else the runtime would guess, and its own format is not what was walked above.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        # Without its fallback, which would print, and load the same once more.
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return OnnxRuntime(session)
+    except RejectedError:
+        raise
     except Exception as error:
         raise RejectedError(
             f"the model does not load: {_first_line(error)}; export it again, or see the runtime version",
             code="model-load",
         ) from error
-    return OnnxRuntime(session)
 
 
 def refuse_external_data(data: bytes) -> None:

@@ -1,0 +1,60 @@
+"""What a device says of its hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from edge_agent.hardware import probe
+
+X86 = """processor\t: 0
+model name\t: AMD EPYC 7763
+flags\t\t: fpu sse sse4_2 avx2 fma avx512_vnni spec_ctrl
+
+processor\t: 1
+model name\t: another name that must not win
+flags\t\t: fpu
+"""
+ARM = """processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 asimdhp cpuid asimddp
+CPU implementer\t: 0x41
+
+Hardware\t: BCM2835
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "processor", "features"),
+    [
+        (X86, "AMD EPYC 7763", ["avx2", "avx512_vnni", "fma", "sse4_2"]),
+        (ARM, "BCM2835", ["asimd", "asimddp", "asimdhp"]),
+    ],
+    ids=["x86", "arm"],
+)
+def test_features_that_change_kernels_are_named_and_no_others(
+    tmp_path: Path, text: str, processor: str, features: list[str]
+) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(text)
+    hardware = probe(cpuinfo=path)
+    assert hardware.processor == processor
+    assert list(hardware.instruction_sets) == features
+
+
+def test_the_memory_of_the_container_counts_not_of_the_machine(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("268435456\n")
+    assert probe(memory_limit=limit).memory_bytes == 256 << 20
+    limit.write_text("max\n")
+    assert probe(memory_limit=limit).memory_bytes > 256 << 20
+
+
+def test_it_works_where_the_kernel_tells_nothing(tmp_path: Path) -> None:
+    hardware = probe(cpuinfo=tmp_path / "none", memory_limit=tmp_path / "none")
+    assert hardware.architecture
+    assert hardware.num_cores >= 1
+    assert (hardware.runtime, hardware.runtime_version) == ("onnxruntime", ort.__version__)
+    assert list(hardware.instruction_sets) == []

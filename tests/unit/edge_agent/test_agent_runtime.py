@@ -1,0 +1,398 @@
+"""What the runtime port loads, refuses, computes and measures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_agent.runtime import (
+    OnnxRuntime,
+    ReferenceKernel,
+    load_onnx,
+    measure_interleaved,
+    measure_latency,
+    peak_rss_bytes,
+    rss_bytes,
+)
+from edge_agent.runtime.onnx import refuse_external_data
+from edge_agent.runtime.reference import reference_graph
+from edgeloop.errors import RejectedError
+
+WEIGHT = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+def dense(
+    *,
+    batch: int | str = "n",
+    num_inputs: int = 1,
+    num_outputs: int = 1,
+    element: int = TensorProto.FLOAT,
+    features: int | str = 3,
+) -> onnx.ModelProto:
+    """x @ WEIGHT, twisted as a test needs it."""
+    names = [f"x{n}" for n in range(num_inputs)]
+    nodes = []
+    total = names[0]
+    for n, name in enumerate(names[1:]):
+        nodes.append(helper.make_node("Add", [total, name], [f"sum{n}"]))
+        total = f"sum{n}"
+    weight = "w"
+    if element != TensorProto.FLOAT:
+        nodes.append(helper.make_node("Cast", [total], ["cast"], to=TensorProto.FLOAT))
+        total = "cast"
+    nodes.append(helper.make_node("MatMul", [total, weight], ["y0"]))
+    nodes += [helper.make_node("Identity", ["y0"], [f"y{n}"]) for n in range(1, num_outputs)]
+    graph = helper.make_graph(
+        nodes,
+        "dense",
+        [helper.make_tensor_value_info(name, element, [batch, features]) for name in names],
+        [helper.make_tensor_value_info(f"y{n}", TensorProto.FLOAT, [batch, 2]) for n in range(num_outputs)],
+        [numpy_helper.from_array(WEIGHT, weight)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def code_of(action: Callable[[], object]) -> str:
+    with pytest.raises(RejectedError) as caught:
+        action()
+    return caught.value.code
+
+
+class TestRun:
+    @pytest.mark.parametrize("batch", [1, "n"], ids=["batch-1", "free-batch"])
+    @pytest.mark.parametrize("num_samples", [1, 5])
+    def test_computes_the_graph_for_any_number_of_samples(self, batch: int | str, num_samples: int) -> None:
+        runtime = load_onnx(dense(batch=batch).SerializeToString())
+        inputs = np.random.default_rng(0).standard_normal((num_samples, 3)).astype(np.float32)
+        np.testing.assert_allclose(runtime.run(inputs), inputs @ WEIGHT, rtol=1e-6)
+
+    def test_an_output_is_never_overwritten_by_a_later_call(self) -> None:
+        runtime = load_onnx(dense().SerializeToString())
+        first = runtime.run(np.ones((1, 3), np.float32))
+        kept = first.copy()
+        runtime.run(np.zeros((1, 3), np.float32))
+        np.testing.assert_array_equal(first, kept)
+
+    def test_inputs_that_are_not_contiguous_are_read_right(self) -> None:
+        runtime = load_onnx(dense().SerializeToString())
+        wide = np.arange(12, dtype=np.float32).reshape(2, 6)
+        np.testing.assert_allclose(runtime.run(wide[:, ::2]), wide[:, ::2] @ WEIGHT)
+        np.testing.assert_allclose(runtime.run(wide[:1, ::2]), wide[:1, ::2] @ WEIGHT)
+
+    def test_shapes_are_told(self) -> None:
+        runtime = load_onnx(dense().SerializeToString())
+        assert (runtime.input_shape, runtime.sample_shape, runtime.output_shape) == ((0, 3), (3,), (0, 2))
+        assert load_onnx(dense(batch=1).SerializeToString()).input_shape == (1, 3)
+
+    @pytest.mark.parametrize(
+        ("inputs", "code"),
+        [
+            (np.ones((1, 4), np.float32), "input-shape"),
+            (np.ones(3, np.float32), "input-shape"),
+            (np.ones((0, 3), np.float32), "input-shape"),
+            (np.float32(1).reshape(()), "input-shape"),
+            (np.ones((1, 3), np.float64), "input-type"),
+        ],
+    )
+    def test_inputs_that_do_not_fit_are_refused(self, inputs: np.ndarray, code: str) -> None:
+        runtime = load_onnx(dense().SerializeToString())
+        assert code_of(lambda: runtime.run(inputs)) == code
+
+    def test_a_graph_whose_output_outgrows_its_declared_shape_fails_and_harms_nothing(self) -> None:
+        # NonZero's size depends on the data: the declared [1, 2] holds only sometimes.
+        nodes = [
+            helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+            helper.make_node("NonZero", ["flat"], ["where"]),
+            helper.make_node("Cast", ["where"], ["y"], to=TensorProto.FLOAT),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "grows",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+            [numpy_helper.from_array(np.array([-1], np.int64), "shape")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        runtime = load_onnx(model.SerializeToString())
+        two = np.zeros((1, 64), np.float32)
+        two[0, [3, 9]] = 1
+        np.testing.assert_array_equal(runtime.run(two), [[3, 9]])
+        assert code_of(lambda: runtime.run(np.ones((1, 64), np.float32))) == "model-run"
+        np.testing.assert_array_equal(runtime.run(two), [[3, 9]])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("model", "code"),
+        [
+            (dense(num_inputs=2), "multi-input"),
+            (dense(num_outputs=2), "multi-output"),
+            (dense(element=TensorProto.DOUBLE), "input-type"),
+            (dense(batch=4), "fixed-batch"),
+            (dense(features="f"), "dynamic-shape"),
+        ],
+        ids=["two-inputs", "two-outputs", "float64", "batch-4", "free-features"],
+    )
+    def test_models_that_cannot_be_served_are_named(self, model: onnx.ModelProto, code: str) -> None:
+        assert code_of(lambda: load_onnx(model.SerializeToString())) == code
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"\0" * 64, b"not a model", b"ORTM" * 40, b"\x3a\xff\xff\xff\xff\x0f"]
+    )
+    def test_bytes_that_are_no_model_are_refused(self, data: bytes) -> None:
+        assert code_of(lambda: load_onnx(data)) == "model-load"
+
+    def test_an_unknown_operator_is_refused_at_load(self) -> None:
+        model = dense()
+        model.graph.node[0].op_type = "NoSuchOperator"
+        assert code_of(lambda: load_onnx(model.SerializeToString())) == "model-load"
+
+    def test_every_truncation_is_refused(self) -> None:
+        data = dense().SerializeToString()
+        for size in range(len(data)):
+            with pytest.raises(RejectedError):
+                load_onnx(data[:size])
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.data())
+    def test_altered_bytes_load_or_are_rejected_and_raise_nothing_else(self, data: st.DataObject) -> None:
+        raw = bytearray(dense().SerializeToString())
+        for _ in range(data.draw(st.integers(1, 4))):
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+        with contextlib.suppress(RejectedError):
+            load_onnx(bytes(raw))
+
+
+def external(tensor: TensorProto, location: str = "weights.bin", offset: int = 0) -> None:
+    length = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+
+
+class TestExternalData:
+    def test_a_model_that_onnx_itself_saved_with_external_data_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = dense()
+        onnx.save_model(
+            model,
+            str(tmp_path / "m.onnx"),
+            save_as_external_data=True,
+            location="weights.bin",
+            size_threshold=0,
+        )
+        monkeypatch.chdir(tmp_path)
+        data = (tmp_path / "m.onnx").read_bytes()
+        # The attack is real: from this directory the bare runtime does read the file that the model names.
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        bare = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        assert bare.run(None, {"x0": np.ones((1, 3), np.float32)})[0].tolist() == [[6.0, 9.0]]
+        assert code_of(lambda: load_onnx(data)) == "external-data"
+
+    def test_a_tensor_that_names_the_runtime_s_own_memory_is_refused(self) -> None:
+        model = dense()
+        external(model.graph.initializer[0], location="*/_ORT_MEM_ADDR_/*", offset=4096)
+        assert code_of(lambda: load_onnx(model.SerializeToString())) == "external-data"
+
+    def test_external_data_is_found_wherever_a_tensor_can_stand(self) -> None:
+        def in_attribute(model: onnx.ModelProto) -> TensorProto:
+            node = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(WEIGHT, "k"))
+            model.graph.node.insert(0, node)
+            return model.graph.node[0].attribute[0].t
+
+        def in_attribute_list(model: onnx.ModelProto) -> TensorProto:
+            attribute = model.graph.node[0].attribute.add(name="list", type=onnx.AttributeProto.TENSORS)
+            attribute.tensors.append(numpy_helper.from_array(WEIGHT, "k"))
+            return attribute.tensors[0]
+
+        def in_subgraph(model: onnx.ModelProto) -> TensorProto:
+            attribute = model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
+            attribute.g.initializer.append(numpy_helper.from_array(WEIGHT, "k"))
+            return attribute.g.initializer[0]
+
+        def in_subgraph_list(model: onnx.ModelProto) -> TensorProto:
+            attribute = model.graph.node[0].attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS)
+            attribute.graphs.add().initializer.append(numpy_helper.from_array(WEIGHT, "k"))
+            return attribute.graphs[0].initializer[0]
+
+        def in_sparse(model: onnx.ModelProto) -> TensorProto:
+            sparse = model.graph.sparse_initializer.add()
+            sparse.values.CopyFrom(numpy_helper.from_array(WEIGHT, "k"))
+            return sparse.values
+
+        def in_sparse_indices(model: onnx.ModelProto) -> TensorProto:
+            sparse = model.graph.node[0].attribute.add(name="s", type=onnx.AttributeProto.SPARSE_TENSOR)
+            sparse.sparse_tensor.indices.CopyFrom(numpy_helper.from_array(WEIGHT, "k"))
+            return sparse.sparse_tensor.indices
+
+        def in_function(model: onnx.ModelProto) -> TensorProto:
+            node = model.functions.add(name="f").node.add(op_type="Constant")
+            node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(
+                numpy_helper.from_array(WEIGHT, "k")
+            )
+            return node.attribute[0].t
+
+        def in_function_default(model: onnx.ModelProto) -> TensorProto:
+            attribute = model.functions.add(name="f").attribute_proto.add(name="a")
+            attribute.t.CopyFrom(numpy_helper.from_array(WEIGHT, "k"))
+            return attribute.t
+
+        def in_training(model: onnx.ModelProto) -> TensorProto:
+            graph = model.training_info.add().algorithm
+            graph.initializer.append(numpy_helper.from_array(WEIGHT, "k"))
+            return graph.initializer[0]
+
+        for place in (
+            in_attribute,
+            in_attribute_list,
+            in_subgraph,
+            in_subgraph_list,
+            in_sparse,
+            in_sparse_indices,
+            in_function,
+            in_function_default,
+            in_training,
+        ):
+            model = dense()
+            tensor = place(model)
+            refuse_external_data(model.SerializeToString())  # as it was, it passes
+            external(tensor)
+            raw = model.SerializeToString()
+            assert code_of(lambda raw=raw: refuse_external_data(raw)) == "external-data", place.__name__  # type: ignore[misc]  # bound in the loop
+
+    def test_a_second_graph_field_does_not_hide_it(self) -> None:
+        # Protobuf merges repeated occurrences of a message field; so must the check.
+        model = dense()
+        hidden = onnx.ModelProto()
+        hidden.graph.initializer.append(numpy_helper.from_array(WEIGHT, "k"))
+        external(hidden.graph.initializer[0])
+        for raw in (
+            model.SerializeToString() + hidden.SerializeToString(),
+            hidden.SerializeToString() + model.SerializeToString(),
+        ):
+            assert code_of(lambda raw=raw: refuse_external_data(raw)) == "external-data"  # type: ignore[misc]  # bound in the loop
+
+    def test_a_tag_written_with_more_bytes_than_it_needs_does_not_hide_it(self) -> None:
+        def varint(value: int, length: int) -> bytes:
+            return bytes((value >> 7 * n) & 0x7F | (0x80 if n < length - 1 else 0) for n in range(length))
+
+        tensor = TensorProto()
+        tensor.name = "w"
+        raw_tensor = tensor.SerializeToString() + varint(14 << 3, 5) + varint(1, 10)
+        raw_graph = varint(5 << 3 | 2, 4) + varint(len(raw_tensor), 5) + raw_tensor
+        raw = varint(7 << 3 | 2, 3) + varint(len(raw_graph), 4) + raw_graph
+        parsed = onnx.ModelProto.FromString(raw)
+        assert parsed.graph.initializer[0].data_location == TensorProto.EXTERNAL
+        assert code_of(lambda: refuse_external_data(raw)) == "external-data"
+
+    def test_endless_nesting_is_refused(self) -> None:
+        graph = b"\x12\x01g"
+        for _ in range(60):
+            attribute = b"\x32" + _length(graph) + graph
+            node = b"\x2a" + _length(attribute) + attribute
+            graph = b"\x0a" + _length(node) + node
+        assert code_of(lambda: refuse_external_data(b"\x3a" + _length(graph) + graph)) == "model-load"
+
+
+def _length(data: bytes) -> bytes:
+    out, size = bytearray(), len(data)
+    while size > 0x7F:
+        out.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([*out, size])
+
+
+class _Fake:
+    """A runtime that takes a known time."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+        self.input_shape, self.sample_shape, self.output_shape = (1, 3), (3,), (1, 2)
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        self.log.append(self.name)
+        return inputs
+
+
+class TestMeasure:
+    def test_each_round_runs_each_once_in_varying_order(self) -> None:
+        log: list[str] = []
+        fakes = [_Fake(log, name) for name in "abc"]
+        stats = measure_interleaved(fakes, np.ones((1, 3), np.float32), num_warmup=0, num_rounds=40)
+        rounds = [tuple(log[n : n + 3]) for n in range(0, len(log), 3)]
+        assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
+        assert len(set(rounds)) == 6
+        assert [one.num_runs for one in stats] == [40] * 3
+
+    def test_the_slower_graph_measures_slower(self) -> None:
+        small = load_onnx(dense().SerializeToString())
+        large: OnnxRuntime = load_onnx(reference_graph())
+
+        class Large(_Fake):
+            def run(self, inputs: np.ndarray) -> np.ndarray:
+                return large.run(np.zeros(large.input_shape, np.float32))
+
+        sample = np.ones((1, 3), np.float32)
+        slow, fast = measure_interleaved([Large([], ""), small], sample, num_rounds=50)
+        assert slow.p50_ms > 3 * fast.p50_ms
+        assert fast.p95_ms >= fast.p50_ms > 0
+        assert measure_latency(small, sample, num_runs=30).num_runs == 30
+
+    def test_memory_is_read(self) -> None:
+        assert 1 << 20 < rss_bytes() <= peak_rss_bytes() < 1 << 36
+
+    def test_peak_memory_of_a_child_is_its_own(self) -> None:
+        ballast = np.ones(30_000_000)  # 240 MB that a child must not be charged with
+        script = "from edge_agent.runtime.measure import peak_rss_bytes; print(peak_rss_bytes())"
+        child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert int(child.stdout) < ballast.nbytes
+
+
+class TestReference:
+    def test_it_is_the_same_work_as_when_version_1_was_set(self) -> None:
+        # A change here means a new REFERENCE_VERSION.
+        onnx.checker.check_model(reference_graph(), full_check=True)
+        model = onnx.ModelProto.FromString(reference_graph())
+        assert [node.op_type for node in model.graph.node] == ["Conv", "Relu"] * 6
+        outputs = ReferenceKernel().outputs
+        assert outputs.shape == (1, 16, 24, 24)
+        assert float(outputs.mean()) == pytest.approx(EXPECTED_MEAN, rel=1e-4)
+
+    def test_it_takes_a_fraction_of_a_millisecond_and_one_core(self) -> None:
+        kernel = ReferenceKernel()
+        before, begin = os.times(), os.times().elapsed
+        elapsed_ms = sorted(kernel.time_once() for _ in range(1500))
+        after = os.times()
+        cpu_s = after.user + after.system - before.user - before.system
+        assert 0.02 < elapsed_ms[750] < 5
+        # One thread cannot use more processor time than passes (0.03: the clock's grain).
+        assert cpu_s <= (after.elapsed - begin) * 1.1 + 0.03
+
+
+EXPECTED_MEAN = 0.108365685
+
+
+def test_the_package_imports_nothing_else_of_the_agent_and_no_onnx_package() -> None:
+    script = (
+        "import sys; import edge_agent.runtime; "
+        "print(sorted(m for m in sys.modules if m.startswith('edge_agent.') "
+        "and not m.startswith('edge_agent.runtime') or m in ('onnx', 'torch', 'ray', 'cloud', 'grpc')))"
+    )
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == "[]"
