@@ -22,6 +22,8 @@ from cloud.domain.state import Measured
 
 #: Steps of the scan for the largest latency that still fits, over a factor of 1000.
 _NUM_STEPS = 400
+#: However noisy the nearest digest was, no more than this is added for it, or nothing would ever fit.
+_MAX_NOISE_MARGINS = 3.0
 #: Without anything measured on the fleet, the cloud's own ratio is a guess.
 _UNKNOWN_FLEET_MARGIN = 2.0
 
@@ -88,7 +90,7 @@ class Predictor:
             self._settings.margin_ratio * (0.3 + min(1.0, distance)) / math.sqrt(min(4, len(self._anchors)))
         )
         p95_ms = self._read_off(latency_p50_ms, nearest)
-        upper_ratio = min(nearest.upper_ratio, 1 + self._settings.margin_ratio)
+        upper_ratio = min(nearest.upper_ratio, 1 + _MAX_NOISE_MARGINS * self._settings.margin_ratio)
         return Prediction(p95_ms=p95_ms, upper_p95_ms=p95_ms * (upper_ratio + margin))
 
     def largest_fitting(self, limit_ms: float, *, at_most_ms: float) -> float:
@@ -97,7 +99,7 @@ class Predictor:
         0 when not even a thousandth of ``at_most_ms`` does.
         """
         for step in range(_NUM_STEPS + 1):
-            latency_ms = at_most_ms * 1000 ** (-step / _NUM_STEPS)
+            latency_ms = at_most_ms * math.exp(-math.log(1000) * step / _NUM_STEPS)
             if self.predict_latency(latency_ms).upper_p95_ms <= limit_ms:
                 return latency_ms
         return 0.0
@@ -106,8 +108,8 @@ class Predictor:
         i = bisect_left([anchor.latency_ms for anchor in self._anchors], latency_ms)
         if 0 < i < len(self._anchors):
             low, high = self._anchors[i - 1], self._anchors[i]
-            # Two that contradict each other (the smaller one slower) are no slope: the nearer one's ratio holds.
+            # Two that contradict each other (the smaller is slower) are no slope: the nearer's ratio holds.
             if low.latency_ms < high.latency_ms and low.p95_ms <= high.p95_ms:
                 share = math.log(latency_ms / low.latency_ms) / math.log(high.latency_ms / low.latency_ms)
-                return low.p95_ms * (high.p95_ms / low.p95_ms) ** share
+                return low.p95_ms * math.exp(share * math.log(high.p95_ms / low.p95_ms))
         return nearest.p95_ms * latency_ms / nearest.latency_ms

@@ -1,4 +1,16 @@
-"""skeleton; rules follow"""
+"""What each device should run, and what must be said to it so that it does.
+
+Rules kept here:
+
+- Level-triggered: from the whole of profiles, rollouts, targets and devices, every time. Applying the intents
+  and asking again gives none.
+- A device whose group has started in an open rollout should run that rollout's digest; every other device of
+  the profile, late joiners included, its target.
+- A device that changed profile gets its new profile's digest. A device that matches no profile, or whose
+  profile has nothing to serve yet, keeps what it has: no device is ever told to run nothing.
+- What a device already should run is not said again, whatever it answered: a device that refused a digest is
+  not asked a second time.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cloud.domain.profiles import DeviceProfile
-from cloud.domain.rollout import DeploymentIntent, FleetDevice, Rollout
+from cloud.domain.rollout import DeploymentIntent, FleetDevice, Rollout, intent_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,4 +42,28 @@ def reconcile(
     targets: Mapping[str, ProfileTarget],
 ) -> list[DeploymentIntent]:
     """What must be told to which device so that each runs what it should. ``targets`` is by profile name."""
-    raise NotImplementedError
+    by_name = {profile.name: profile for profile in profiles}
+    open_rollouts: dict[str, Rollout] = {}
+    for rollout in sorted(rollouts, key=lambda rollout: (rollout.create_time_s, rollout.rollout_id)):
+        if not rollout.state.is_terminal:
+            open_rollouts[rollout.profile] = rollout  # the newest, should two be open
+    intents = []
+    for device in sorted(devices, key=lambda device: device.device_id):
+        profile = by_name.get(device.profile)
+        if profile is None:
+            continue
+        target = targets.get(profile.name)
+        wanted = intent_for(open_rollouts.get(profile.name), device)
+        if wanted is None and target is not None and target.digest:
+            wanted = DeploymentIntent(
+                device_id=device.device_id,
+                workload=profile.workload,
+                profile=profile.name,
+                digest=target.digest,
+                manifest_digest=target.manifest_digest,
+                rollout_id=target.rollout_id,
+                decision_id=target.decision_id,
+            )
+        if wanted is not None and not wanted.is_said_to(device):
+            intents.append(wanted)
+    return intents

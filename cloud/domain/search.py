@@ -2,7 +2,7 @@
 
 Rules kept here:
 
-- Widths lie on a grid of sixteenths, so that the same wish leads to the same spec, and what was built is found.
+- Widths lie on a grid of sixteenths: the same wish leads to the same spec, and what was built is found.
 - No spec is proposed twice: neither one that a candidate has, rejected or not, nor one that is excluded.
 - The width for a target latency is read off what was built and measured, as a rising curve in logarithms;
   multiply-accumulates are never asked, they mislead.
@@ -23,7 +23,7 @@ from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.workloads import SearchBudget
 
 GRID = 16
-#: At this width a student has about a fifteenth of the teacher's multiply-accumulates; at the second a sixtieth.
+#: Here a student has about a fifteenth of the teacher's multiply-accumulates, and there a sixtieth.
 _SCRATCH_WIDTH = 0.26
 _TINY_WIDTH = 0.13
 #: How latency follows width where only one student was built: (low, assumed, high) exponents.
@@ -91,7 +91,7 @@ def width_for(candidates: Sequence[Candidate], target_latency_ms: float) -> floa
 
 
 def _initial(budget: SearchBudget, taken: set[str]) -> tuple[CompressionSpec, ...]:
-    """Each width by its best road, then the second roads, narrowest first: there the best one is least sure."""
+    """Each width by its best road, then the second roads, narrowest first: there the best is least sure."""
     wanted = [(width, roads_for(width)[0]) for width in budget.width_ratios]
     wanted += [(width, roads_for(width)[1]) for width in sorted(budget.width_ratios)]
     return _unbuilt(wanted, taken, budget, limit=budget.max_trials)
