@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import signal
@@ -50,7 +51,9 @@ class Mosquitto:
     def start(self) -> None:
         """Start it, on the same port each time, and return once it accepts connections."""
         config = self._directory / "mosquitto.conf"
-        config.write_text(f"listener {self.port} {self.host}\npersistence false\n{self.settings}\n")
+        # Started by root, it would give up the rights to read this directory.
+        user = f"user {getpass.getuser()}"
+        config.write_text(f"{user}\nlistener {self.port} {self.host}\npersistence false\n{self.settings}\n")
         log = (self._directory / "mosquitto.log").open("ab")
         with log:
             self._process = subprocess.Popen([self._program, "-c", str(config)], stdout=log, stderr=log)
