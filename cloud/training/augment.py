@@ -1,7 +1,8 @@
 """Random shifts and flips of image batches.
 
 Rules: a view keeps shape and type; what moves in at an edge repeats the edge, so that no value appears which
-the data does not have; the same generator state gives the same view.
+the data does not have. Chance is apart from work: ``draw`` decides, ``apply`` moves pixels, so that the same
+view of a sample can be made again (and a teacher's answer to it kept).
 """
 
 from __future__ import annotations
@@ -39,21 +40,26 @@ class Augmenter:
             )
         return cls(pixels=training.augment_pixels, flip=training.augment_flip)
 
-    def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A new view of ``images`` ``[n, c, h, w]``. The generator is on the CPU, wherever the images are."""
+    def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """One row a sample: shift down, shift right, whether to mirror. On the CPU."""
+        shifts = torch.randint(0, 2 * self.pixels + 1, (num_samples, 2), generator=generator)
+        mirrored = torch.rand(num_samples, 1, generator=generator) < (0.5 if self.flip else 0.0)
+        return torch.cat([shifts, mirrored.long()], dim=1)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """The view of ``images`` ``[n, c, h, w]`` that ``draws`` ``[n, 3]`` decided."""
         if self.pixels:
-            images = self._shift(images, generator)
+            images = self._shift(images, draws)
         if self.flip:
-            mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+            mirrored = draws[:, 2].bool().to(images.device)
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
 
-    def _shift(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _shift(self, images: Tensor, draws: Tensor) -> Tensor:
         count, _, height, width = images.shape
         padded = functional.pad(images, (self.pixels,) * 4, mode="replicate")
-        offsets = torch.randint(0, 2 * self.pixels + 1, (2, count), generator=generator)
-        rows = (offsets[0, :, None] + torch.arange(height)).to(images.device)
-        columns = (offsets[1, :, None] + torch.arange(width)).to(images.device)
+        rows = (draws[:, 0, None] + torch.arange(height)).to(images.device)
+        columns = (draws[:, 1, None] + torch.arange(width)).to(images.device)
         samples = torch.arange(count, device=images.device)[:, None, None]
         moved = padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]
         return moved.permute(0, 3, 1, 2).contiguous()

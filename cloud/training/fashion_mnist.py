@@ -60,8 +60,8 @@ def find_folder(path: str | None) -> Path:
         folder = folder / "fashion-mnist"
     if not (folder / "train-images-idx3-ubyte.gz").is_file():
         raise ConfigError(
-            f"Fashion-MNIST is not in {folder}: run `apt install dataset-fashion-mnist`, or set EDGELOOP_DATA "
-            "or dataset_options.path to the folder with train-images-idx3-ubyte.gz and its three siblings",
+            f"Fashion-MNIST is not in {folder}: run `apt install dataset-fashion-mnist`, or set "
+            "EDGELOOP_DATA or dataset_options.path to the folder with its four IDX files",
             code="dataset-missing",
         )
     return folder

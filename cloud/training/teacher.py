@@ -94,7 +94,8 @@ class TeacherTrainer:
                     self._optimizer, one_cycle(step, num_batches * self.num_epochs, training.learning_rate)
                 )
                 rows = order[batch * training.batch_size :][: training.batch_size]
-                logits = self.model(self._augmenter.view(self._inputs[rows], generator))
+                draws = self._augmenter.draw(len(rows), generator)
+                logits = self.model(self._augmenter.apply(self._inputs[rows], draws))
                 loss = functional.cross_entropy(
                     logits, self._labels[rows], label_smoothing=training.label_smoothing
                 )

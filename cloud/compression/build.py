@@ -1,0 +1,295 @@
+"""Builds what ships: a teacher's result from a finished training, a student from a spec.
+
+Rules: every figure is measured through the agent's runtime; validation decides, test is only reported; blobs
+go to the registry before a result names them. The same task gives the same weights on the same machine; only
+a precision of ``auto`` depends on a measurement, and then both forms are built alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cloud.compression import evaluate
+from cloud.compression.choose import choose_precision, reject_against_parent
+from cloud.compression.cost import measure_cost
+from cloud.compression.dependency import trace_channels
+from cloud.compression.distil import distil, recalibrate
+from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
+from cloud.compression.importance import taylor
+from cloud.compression.prune import choose_removed, reinitialise, remove_units
+from cloud.compression.quantise import count_weights, quantise
+from cloud.domain.candidates import Candidate, CandidateMetrics
+from cloud.domain.specs import Precision, Road
+from cloud.domain.tasks import StudentTask, TeacherResult
+from cloud.domain.workloads import Workload
+from cloud.training import checkpoints
+from cloud.training.datasets import Dataset, load_dataset
+from cloud.training.networks import build_teacher
+from cloud.training.teacher import TeacherTrainer, choose_device
+from cloud.training.teacher import predict as predict_torch
+from edgeloop.artifact import build_manifest, encode_manifest, golden_set
+from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.v1 import artifact_pb2
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[float, str], None]
+
+NUM_IMPORTANCE_SAMPLES = 512
+NUM_RECALIBRATION_SAMPLES = 2048
+NUM_VERIFIED_SAMPLES = 16
+#: Where the distilling part of a student's progress begins and ends.
+DISTIL_FROM, DISTIL_TO = 0.1, 0.8
+
+
+class Blobs(Protocol):
+    """What is needed of the registry."""
+
+    def put(self, data: bytes) -> str: ...
+
+    def get(self, digest: str) -> bytes: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Form:
+    """One precision of a student, loaded."""
+
+    data: bytes
+    precision: Precision
+    runtime: evaluate.Runtime
+    accuracy: float
+
+
+def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blobs) -> TeacherResult:
+    """Store the trained teacher's weights and its fp32 ONNX graph, and measure it."""
+    dataset = trainer.dataset
+    model = copy.deepcopy(trainer.model).cpu().eval()
+    data = export_verified(model, dataset)
+    runtime = evaluate.load(data)
+    timing = evaluate.time_artifacts([runtime], dataset.validation.inputs[:1])
+    cost = measure_cost(model, dataset.input_shape)
+    return TeacherResult(
+        workload=workload.name,
+        teacher_key=workload.teacher_key,
+        checkpoint_digest=registry.put(checkpoints.to_bytes({"version": 1, "model": model.state_dict()})),
+        artifact_digest=registry.put(data),
+        artifact_bytes=len(data),
+        accuracy=evaluate.accuracy(runtime, dataset.validation.inputs, dataset.validation.labels),
+        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels),
+        macs=cost.macs,
+        num_parameters=cost.num_parameters,
+        latency_p50_ms=timing.p50_ms(0),
+        reference_p50_ms=timing.reference_p50_ms,
+        num_epochs=trainer.epoch,
+        train_s=trainer.train_s,
+    )
+
+
+def load_teacher(
+    workload: Workload, dataset: Dataset, result: TeacherResult, *, registry: Blobs
+) -> nn.Module:
+    """The trained teacher, on the CPU, in evaluation mode."""
+    state = checkpoints.from_bytes(registry.get(result.checkpoint_digest))
+    model = build_teacher(workload, dataset)
+    try:
+        model.load_state_dict(state["model"])
+    except (KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"teacher: the weights in the registry do not fit {workload.teacher}: its code changed "
+            f"since it was trained; train it again ({error})",
+            code="teacher-changed",
+        ) from error
+    return model.eval()
+
+
+def build_student(
+    task: StudentTask,
+    *,
+    registry: Blobs,
+    report: Report,
+    dataset: Dataset | None = None,
+    device: str = "auto",
+) -> Candidate:
+    """Build, measure and register the student that ``task`` describes.
+
+    ``report(fraction, message)`` is called often; what it raises stops the build and comes out. Pass
+    ``dataset`` when it is loaded already.
+    """
+    report(0.0, "loading data and teacher")
+    dataset = load_dataset(task.workload) if dataset is None else dataset
+    teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
+    student = make_student(task, teacher, dataset, device=choose_device(device), report=report)
+    report(DISTIL_TO, "exporting")
+    fp32 = export_verified(student, dataset)
+    forms = _forms(task, fp32, dataset, report)
+    report(0.88, "measuring")
+    parent = registry.get(task.parent_digest) if task.parent_digest else None
+    runtimes = [form.runtime for form in forms]
+    if parent is not None:
+        runtimes.append(evaluate.load(parent, num_threads=task.profile.num_threads))
+    timing = evaluate.time_artifacts(runtimes, dataset.validation.inputs[:1])
+    chosen = _choose(forms, timing)
+    form = forms[chosen]
+    rejected_reason = ""
+    if parent is not None and parent != form.data:
+        rejected_reason = reject_against_parent(
+            slowdown_ratio=timing.slowdown_ratio(chosen, len(forms)),
+            num_weights=count_weights(form.data),
+            parent_num_weights=count_weights(parent),
+        )
+    cost = measure_cost(student, dataset.input_shape)
+    report(0.94, "measuring memory")
+    metrics = CandidateMetrics(
+        accuracy=form.accuracy,
+        test_accuracy=evaluate.accuracy(form.runtime, dataset.test.inputs, dataset.test.labels),
+        latency_p50_ms=timing.p50_ms(chosen),
+        latency_p95_ms=timing.p95_ms(chosen),
+        reference_p50_ms=timing.reference_p50_ms,
+        artifact_bytes=len(form.data),
+        peak_rss_bytes=evaluate.measure_peak_rss(form.data),
+        macs=cost.macs,
+        num_parameters=cost.num_parameters,
+    )
+    candidate = Candidate(
+        digest=registry.put(form.data),
+        manifest_digest=registry.put(encode_manifest(_manifest(task, form, dataset))),
+        workload=task.workload.name,
+        profile=task.profile.name,
+        parent_digest=task.parent_digest,
+        spec=task.spec,
+        precision=form.precision,
+        metrics=metrics,
+        rejected_reason=rejected_reason,
+        create_time_s=time.time(),
+    )
+    report(1.0, f"{form.precision}, accuracy {metrics.accuracy:.4f}, p50 {metrics.latency_p50_ms:.4f} ms")
+    return candidate
+
+
+def make_student(
+    task: StudentTask, teacher: nn.Module, dataset: Dataset, *, device: torch.device, report: Report
+) -> nn.Module:
+    """The student's network, trained along the spec's road."""
+    spec, training = task.spec, task.workload.training
+    report(0.05, "choosing channels")
+    graph = trace_channels(teacher, dataset.input_shape)
+    scores = taylor(_importance_batches(dataset, training.batch_size))(teacher.to(device), graph)
+    removed = choose_removed(graph, scores, spec.width_ratio)
+    student = remove_units(teacher.cpu(), graph, removed, dataset.input_shape)
+    if spec.road is Road.PRUNED and not removed:
+        report(DISTIL_TO, "nothing to remove: the student is the teacher")
+        return student.eval()
+    if spec.road is Road.PRUNED:
+        rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
+        recalibrate(student, rows, batch_size=training.batch_size, device=device)
+    else:
+        reinitialise(student, spec.seed)
+
+    def distilling(fraction: float, message: str) -> None:
+        report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
+
+    lesson = replace(spec, alpha=0.0) if spec.road is Road.SCRATCH else spec
+    result = distil(
+        student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
+    )
+    logger.debug("%s: best epoch %d, %.4f", task.task_id, result.best_epoch, result.validation_accuracy)
+    return student.cpu().eval()
+
+
+def export_verified(model: nn.Module, dataset: Dataset) -> bytes:
+    """ONNX bytes that were seen to compute what torch computes. Raises ``RejectedError`` when they do not."""
+    data = export_onnx(model, dataset.input_shape)
+    samples = dataset.validation.inputs[:NUM_VERIFIED_SAMPLES]
+    wanted = predict_torch(model.cpu(), samples, torch.device("cpu")).numpy()
+    found = evaluate.predict(evaluate.load(data), samples)
+    gap, scale = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+    if not gap <= EXPORT_TOLERANCE_RATIO * max(1.0, scale):
+        raise RejectedError(
+            f"the exported graph differs from the network by {gap:.3g} on outputs up to {scale:.3g}: "
+            "the network's forward may depend on something that export cannot see",
+            code="export-differs",
+        )
+    return data
+
+
+def _forms(task: StudentTask, fp32: bytes, dataset: Dataset, report: Report) -> list[_Form]:
+    """The precisions that the spec asks for."""
+    wanted = task.spec.precision
+    built: list[tuple[bytes, Precision]] = []
+    if wanted is not Precision.INT8:
+        built.append((fp32, Precision.FP32))
+    if wanted is not Precision.FP32:
+        report(0.84, "quantising")
+        samples = calibration_samples(dataset, task.workload.search.num_calibration_samples, task.spec.seed)
+        try:
+            int8 = quantise(fp32, samples, reduced_range=task.profile.needs_reduced_range)
+            built.append((int8, Precision.INT8))
+        except RejectedError:
+            if wanted is Precision.INT8:
+                raise
+            logger.warning("%s: int8 is left out", task.task_id, exc_info=True)
+    validation = dataset.validation
+    forms = []
+    for data, precision in built:
+        runtime = evaluate.load(data, num_threads=task.profile.num_threads)
+        score = evaluate.accuracy(runtime, validation.inputs, validation.labels)
+        forms.append(_Form(data=data, precision=precision, runtime=runtime, accuracy=score))
+    return forms
+
+
+def _importance_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    train, last = dataset.train, min(NUM_IMPORTANCE_SAMPLES, len(dataset.train))
+    for start in range(0, last, batch_size):
+        stop = min(start + batch_size, last)
+        yield torch.from_numpy(train.inputs[start:stop]), torch.from_numpy(train.labels[start:stop])
+
+
+def calibration_samples(dataset: Dataset, count: int, seed: int) -> NDArray[np.float32]:
+    """Training samples, chosen by chance but the same for a seed."""
+    rows = np.random.default_rng(seed).permutation(len(dataset.train))[:count]
+    return dataset.train.inputs[np.sort(rows)]
+
+
+def _choose(forms: list[_Form], timing: evaluate.Timing) -> int:
+    if len(forms) == 1:
+        return 0
+    fp32, int8 = forms  # in the order in which they were built
+    winner = choose_precision(
+        fp32_accuracy=fp32.accuracy,
+        int8_accuracy=int8.accuracy,
+        int8_slowdown_ratio=timing.slowdown_ratio(1, 0),
+    )
+    return 0 if winner is Precision.FP32 else 1
+
+
+def _manifest(task: StudentTask, form: _Form, dataset: Dataset) -> artifact_pb2.Manifest:
+    golden = evaluate.golden_samples(form.runtime, dataset.validation.inputs, form.precision)
+    batch = form.runtime.input_shape[0]
+    return build_manifest(
+        form.data,
+        workload=task.workload.name,
+        profile=task.profile.name,
+        precision=(
+            artifact_pb2.PRECISION_INT8 if form.precision is Precision.INT8 else artifact_pb2.PRECISION_FP32
+        ),
+        inputs=[_tensor(INPUT_NAME, (batch, *dataset.input_shape))],
+        outputs=[_tensor(OUTPUT_NAME, (batch, dataset.num_classes))],
+        golden=golden_set(golden.inputs, golden.outputs, absolute_tolerance=golden.absolute_tolerance),
+        accuracy=form.accuracy,
+        parent_digest=task.parent_digest,
+        spec_json=task.spec.to_json(),
+    )
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> artifact_pb2.TensorSpec:
+    return artifact_pb2.TensorSpec(name=name, datatype="FP32", shape=shape)

@@ -1,0 +1,180 @@
+"""Teaches a small network what a large one knows.
+
+The loss is ``alpha * T^2 * KL(teacher || student)``, both softened by the temperature T (the square keeps its
+gradients as large as those of the other part), plus ``1 - alpha`` times cross-entropy with the labels.
+
+Rules: the best epoch by validation accuracy stays, the state before the first included; the teacher is asked
+once for each augmented view, and each view is used twice; the same seed gives the same student on the same
+machine; a loss that is not finite stops at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloud.domain.specs import CompressionSpec
+from cloud.domain.workloads import TrainingBudget
+from cloud.training.augment import Augmenter
+from cloud.training.datasets import Dataset
+from cloud.training.schedule import one_cycle, seeded
+from cloud.training.teacher import (
+    check_loss,
+    count_batches,
+    measure_accuracy,
+    set_learning_rate,
+    step_optimizer,
+)
+
+Report = Callable[[float, str], None]
+USES_OF_A_VIEW = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistilResult:
+    """``best_epoch`` counts from 1; 0 means that the student was best before any training."""
+
+    validation_accuracy: float
+    best_epoch: int
+
+
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    dataset: Dataset,
+    *,
+    spec: CompressionSpec,
+    training: TrainingBudget,
+    device: torch.device,
+    report: Report,
+) -> DistilResult:
+    """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it."""
+    lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device)
+    student.to(device)
+    accuracy = measure_accuracy(student, dataset.validation, device)
+    best, best_epoch, best_state = accuracy, 0, copy.deepcopy(student.state_dict())
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=spec.learning_rate, weight_decay=training.weight_decay
+    )
+    for epoch in range(spec.num_epochs):
+        loss = lesson.run_epoch(student, optimizer, epoch, report)
+        accuracy = measure_accuracy(student, dataset.validation, device)
+        if accuracy >= best:
+            best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(student.state_dict())
+        report(
+            (epoch + 1) / spec.num_epochs,
+            f"epoch {epoch + 1}/{spec.num_epochs}: loss {loss:.4f}, validation accuracy {accuracy:.4f}",
+        )
+    student.load_state_dict(best_state)
+    student.eval()
+    return DistilResult(validation_accuracy=best, best_epoch=best_epoch)
+
+
+def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """``T^2 * KL(teacher || student)`` at temperature T, mean over the batch."""
+    divergence = functional.kl_div(
+        functional.log_softmax(student_logits / temperature, dim=1),
+        functional.log_softmax(teacher_logits / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, inputs: Tensor, *, batch_size: int, device: torch.device) -> None:
+    """Measure BatchNorm statistics afresh: after pruning, those of the full network no longer hold."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    model.to(device).eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+        norm.train()
+    for start in range(0, len(inputs), batch_size):
+        batch = inputs[start : start + batch_size]
+        if len(batch) > 1:
+            model(batch.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+class _Lesson:
+    """The training data, and the teacher's answers to each view of it, asked for when first needed."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        dataset: Dataset,
+        *,
+        spec: CompressionSpec,
+        training: TrainingBudget,
+        device: torch.device,
+    ) -> None:
+        self._teacher = teacher.to(device).eval()
+        self._spec, self._training, self._device = spec, training, device
+        self._augmenter = Augmenter.of(training, dataset.input_shape)
+        self._inputs = torch.from_numpy(dataset.train.inputs).to(device)
+        self._labels = torch.from_numpy(dataset.train.labels).to(device)
+        self._num_views = math.ceil(spec.num_epochs / USES_OF_A_VIEW)
+        self._draws: list[Tensor] = []
+        self._answers: list[Tensor] = []
+        for view in range(self._num_views):
+            with seeded(spec.seed, 1_000_000 + view) as generator:
+                self._draws.append(self._augmenter.draw(len(self._labels), generator))
+            self._answers.append(
+                torch.full((len(self._labels), dataset.num_classes), math.nan, device=device)
+            )
+
+    def run_epoch(
+        self, student: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, report: Report
+    ) -> float:
+        spec, batch_size = self._spec, self._training.batch_size
+        num_batches = count_batches(len(self._labels), batch_size)
+        total = torch.zeros((), device=self._device)
+        student.train()
+        with seeded(spec.seed, epoch) as generator:
+            order = torch.randperm(len(self._labels), generator=generator)
+            for batch in range(num_batches):
+                step = epoch * num_batches + batch
+                rate = one_cycle(step, num_batches * spec.num_epochs, spec.learning_rate)
+                set_learning_rate(optimizer, rate)
+                loss = self._loss(student, order[batch * batch_size :][:batch_size], epoch % self._num_views)
+                check_loss(loss, epoch=epoch + 1, batch=batch + 1, field="the spec's learning_rate")
+                step_optimizer(optimizer, student, loss)
+                total += loss.detach()
+                if batch % 50 == 49:
+                    report(
+                        (step + 1) / (num_batches * spec.num_epochs),
+                        f"epoch {epoch + 1}/{spec.num_epochs}: batch {batch + 1}/{num_batches}",
+                    )
+        return float(total) / num_batches
+
+    def _loss(self, student: nn.Module, rows: Tensor, view: int) -> Tensor:
+        spec = self._spec
+        inputs = self._augmenter.apply(self._inputs[rows.to(self._device)], self._draws[view][rows])
+        rows = rows.to(self._device)
+        logits = student(inputs)
+        loss = functional.cross_entropy(logits, self._labels[rows])
+        if spec.alpha == 0.0:
+            return loss
+        soft = soft_label_loss(logits, self._ask(inputs, rows, view), spec.temperature)
+        return spec.alpha * soft + (1.0 - spec.alpha) * loss
+
+    @torch.no_grad()
+    def _ask(self, inputs: Tensor, rows: Tensor, view: int) -> Tensor:
+        answers = self._answers[view][rows]
+        missing = torch.isnan(answers[:, 0])
+        if bool(missing.any()):
+            answers[missing] = self._teacher(inputs[missing])
+            self._answers[view][rows] = answers
+        return answers

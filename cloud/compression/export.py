@@ -1,0 +1,107 @@
+"""From a torch network to one ONNX file.
+
+Rules: BatchNorm is folded into the layer before it; the file is complete in itself, has one input named
+``input`` and one output named ``logits``, and its batch dimension is free where the network allows, else 1 (a
+free one costs no latency in ONNX Runtime, and lets evaluation and clients batch). Names of source files and
+other traces of the building machine are taken out, so the same weights give the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from edgeloop.errors import ConfigError
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+#: What a network is allowed to be off by once it left torch, relative to its largest output.
+EXPORT_TOLERANCE_RATIO = 1e-3
+
+
+def export_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
+    """The network as ONNX bytes. Raises ``ConfigError`` when it does not export. ``model`` is not changed."""
+    folded = fold_batch_norm(model)
+    try:
+        proto = _export(folded, torch.zeros(2, *input_shape), ({0: torch.export.Dim("batch")},))
+    except Exception:
+        logging.getLogger(__name__).debug("no free batch dimension, exporting batch 1", exc_info=True)
+        try:
+            proto = _export(folded, torch.zeros(1, *input_shape), None)
+        except Exception as error:
+            first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ConfigError(
+                f"teacher: {type(model).__name__} does not export to ONNX: {first_line}; see torch.onnx.export",
+                code="teacher-export",
+            ) from error
+    if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
+        raise ConfigError(
+            f"teacher: {type(model).__name__} exports with {len(proto.graph.input)} inputs and "
+            f"{len(proto.graph.output)} outputs: it must have one of each",
+            code="teacher-export",
+        )
+    _strip(proto)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose BatchNorms are part of the convolutions, where tracing allows it."""
+    copied: nn.Module = fuse(model.cpu().eval())
+    return copied.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on missing optional packages and its own deprecations from users."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
+
+
+def _export(model: nn.Module, example: torch.Tensor, dynamic_shapes: Any) -> onnx.ModelProto:
+    with quiet():
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=dynamic_shapes,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    graph = proto.graph
+    for carrier in (
+        proto,
+        graph,
+        *graph.node,
+        *graph.initializer,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+    ):
+        del carrier.metadata_props[:]
+        carrier.doc_string = ""
+    graph.name = "student"
+    for node in graph.node:
+        node.name = ""
