@@ -28,6 +28,18 @@ from edge_agent.runtime import (
 )
 from edgeloop.errors import RejectedError, TransientError
 
+__all__ = [
+    "GoldenSamples",
+    "Runtime",
+    "Timing",
+    "accuracy",
+    "golden_samples",
+    "load",
+    "measure_peak_rss",
+    "predict",
+    "time_artifacts",
+]
+
 Array = NDArray[np.float32]
 
 NUM_CHUNKS = 8

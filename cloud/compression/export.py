@@ -39,7 +39,7 @@ def export_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
         except Exception as error:
             first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ConfigError(
-                f"teacher: {type(model).__name__} does not export to ONNX: {first_line}; see torch.onnx.export",
+                f"teacher: {type(model).__name__} does not export to ONNX: {first_line}",
                 code="teacher-export",
             ) from error
     if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
@@ -91,15 +91,8 @@ def _export(model: nn.Module, example: torch.Tensor, dynamic_shapes: Any) -> onn
 
 def _strip(proto: onnx.ModelProto) -> None:
     graph = proto.graph
-    for carrier in (
-        proto,
-        graph,
-        *graph.node,
-        *graph.initializer,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-    ):
+    carriers: list[Any] = [proto, graph, *graph.node, *graph.initializer, *graph.value_info]
+    for carrier in (*carriers, *graph.input, *graph.output):
         del carrier.metadata_props[:]
         carrier.doc_string = ""
     graph.name = "student"

@@ -26,7 +26,8 @@ def check_compressible(
     kept_whole = "; ".join(f"{frozen.operation}: {frozen.reason}" for frozen in graph.frozen)
     if not graph.groups:
         raise ConfigError(
-            f"teacher: {type(model).__name__} has no channels that can be removed ({kept_whole or 'no hidden layer'})",
+            f"teacher: {type(model).__name__} has no channels that can be removed: "
+            f"{kept_whole or 'it has no hidden layer'}",
             code="teacher-not-prunable",
         )
     if kept_whole:

@@ -2,7 +2,8 @@
 
 Rules: an epoch depends on the workload, the epoch's number and the state before it, on nothing else, so that
 a trainer restored from ``state_dict`` goes on as if it had never stopped. The test split is not touched.
-A loss that is not finite stops training at once, naming epoch and batch.
+A loss that is not finite stops training at once, naming epoch and batch; a network that could not be
+compressed afterwards is refused before the first epoch.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cloud.compression.readiness import check_compressible
 from cloud.domain.workloads import Workload
 from cloud.training.augment import Augmenter
+from cloud.training.callables import is_callable_path
 from cloud.training.datasets import Dataset, Split, load_dataset
 from cloud.training.networks import build_teacher
 from cloud.training.schedule import one_cycle, seeded
@@ -54,7 +57,11 @@ class TeacherTrainer:
         self.epoch = 0
         self.train_s = 0.0
         self._augmenter = Augmenter.of(workload.training, self.dataset.input_shape)
-        self.model = build_teacher(workload, self.dataset).to(self.device)
+        self.model = build_teacher(workload, self.dataset)
+        # Said before hours go into training; the built-in network is known to export.
+        own_network = is_callable_path(workload.teacher)
+        check_compressible(self.model, self.dataset.input_shape, try_export=own_network)
+        self.model.to(self.device)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=workload.training.learning_rate,
