@@ -23,7 +23,6 @@ from cloud.domain.tasks import StudentTask, TaskEvent, TaskFailed, TaskProgress,
 from cloud.jobs.cluster import Cluster
 from cloud.jobs.progress import Mailbox
 from cloud.jobs.results import ResultShelf, decode_result, run_key
-from cloud.jobs.work import Work
 from cloud.registry import Registry
 from edgeloop.errors import TransientError
 
@@ -60,12 +59,10 @@ class RayCompute:
         registry_url: str,
         address: str = "",
         num_cpus: int | None = None,
-        work: Work | None = None,
     ) -> None:
         self._work_dir = Path(work_dir).absolute()
         self._registry = Registry(registry_url)
         self._cluster = Cluster(address=address, num_cpus=num_cpus)
-        self._work = work or Work()
         self._shelf = ResultShelf(self._work_dir / "results")
         self._lock = threading.RLock()
         self._runs: dict[str, _Run] = {}
@@ -89,7 +86,6 @@ class RayCompute:
                 work_dir=str(self._work_dir),
                 registry_url=self._registry.url,
                 mailbox=mailbox,
-                work=self._work,
             )
             logger.info("compute: %s", self.describe())
 

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -28,9 +28,11 @@ from cloud.domain.candidates import Candidate
 from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
 from cloud.jobs.progress import Heartbeat, Reporter
 from cloud.jobs.results import ResultShelf, run_key
-from cloud.jobs.work import Work
 from cloud.registry import Registry
 from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError
+
+if TYPE_CHECKING:  # torch is for the processes that train, not for whoever hands out the work
+    from cloud.training.teacher import TeacherTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,6 @@ class Context:
     work_dir: str
     registry_url: str
     mailbox: Any
-    work: Work
 
     @property
     def shelf(self) -> ResultShelf:
@@ -79,12 +80,12 @@ def run_student(task: StudentTask, context: Context) -> Outcome:
     """Build one student. It needs one CPU."""
 
     def build() -> Candidate:
+        from cloud.compression.build import build_student
+
         one_thread()
         with Heartbeat(Reporter(context.mailbox, run_key(task))) as report:
             report(0.0, "starting")
-            build_student = context.work.build_student()
-            built: Candidate = build_student(task, registry=Registry(context.registry_url), report=report)
-            return built
+            return build_student(task, registry=Registry(context.registry_url), report=report)
 
     return finish(task, context, build)
 
@@ -131,23 +132,21 @@ def train_loop(config: dict[str, Any]) -> Outcome:
     context: Context = config["context"]
 
     def train() -> TeacherResult:
+        from cloud.compression.build import finish_teacher
+
         one_thread()
         with Heartbeat(Reporter(context.mailbox, run_key(task))) as report:
             report(0.0, "loading the data")
-            trainer = _restored(context.work.make_trainer(), task)
+            trainer = _restored(task)
             if trainer.epoch:
                 report(
                     EPOCHS_SHARE * trainer.epoch / trainer.num_epochs, f"resumed after epoch {trainer.epoch}"
                 )
             while trainer.epoch < trainer.num_epochs:
                 metrics = trainer.run_epoch(lambda fraction, text: report(EPOCHS_SHARE * fraction, text))
-                _checkpoint(trainer, metrics)
+                _checkpoint(trainer, metrics.validation_accuracy)
             report(EPOCHS_SHARE, "exporting and measuring")
-            finish_teacher = context.work.finish_teacher()
-            result: TeacherResult = finish_teacher(
-                task.workload, trainer, registry=Registry(context.registry_url)
-            )
-            return result
+            return finish_teacher(task.workload, trainer, registry=Registry(context.registry_url))
 
     return finish(task, context, train)
 
@@ -181,13 +180,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _restored(make_trainer: Callable[[Any], Any], task: TeacherTask) -> Any:
+def _restored(task: TeacherTask) -> TeacherTrainer:
     """A trainer that goes on from the newest checkpoint of this run, or starts afresh."""
     from ray.train import get_checkpoint
 
     from cloud.training import checkpoints
+    from cloud.training.teacher import TeacherTrainer
 
-    trainer = make_trainer(task.workload)
+    trainer = TeacherTrainer(task.workload)
     checkpoint = get_checkpoint()
     if checkpoint is None:
         return trainer
@@ -198,11 +198,11 @@ def _restored(make_trainer: Callable[[Any], Any], task: TeacherTask) -> Any:
         logger.warning(
             "the checkpoint of %s cannot be used, training starts afresh: %s", run_key(task), error
         )
-        return make_trainer(task.workload)
+        return TeacherTrainer(task.workload, trainer.dataset)
     return trainer
 
 
-def _checkpoint(trainer: Any, metrics: Any) -> None:
+def _checkpoint(trainer: TeacherTrainer, validation_accuracy: float) -> None:
     """Hand the state after an epoch to Ray Train; once this returns it is in the run's folder."""
     from ray.train import Checkpoint, report
 
@@ -211,7 +211,7 @@ def _checkpoint(trainer: Any, metrics: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="el-epoch-") as folder:
         Path(folder, STATE_FILE).write_bytes(checkpoints.to_bytes(trainer.state_dict()))
         report(
-            {"epoch": trainer.epoch, "validation_accuracy": metrics.validation_accuracy},
+            {"epoch": trainer.epoch, "validation_accuracy": validation_accuracy},
             checkpoint=Checkpoint.from_directory(folder),
         )
 
