@@ -23,7 +23,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from cloud.domain.candidates import Candidate
-from cloud.domain.decisions import Verdict
 from cloud.domain.jobs import Job, JobKind, JobState, Trial
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec
@@ -346,9 +345,10 @@ class JobRunner:
     def _parent_of(self, job: Job) -> str:
         """What the students may not be slower than: what serves, when it was too slow."""
         entry = self._store.decision(job.decision_id) if job.decision_id else None
-        if entry is None or entry.decision.verdict is not Verdict.MISSES:
+        if entry is None:
             return ""
-        return entry.decision.current_digest
+        decision = entry.decision
+        return decision.current_digest if 0 < decision.objective_p95_ms < decision.measured_p95_ms else ""
 
     def _work_on(self, job: Job, tasks: dict[str, TeacherTask | StudentTask]) -> bool:
         if self._compute is None:

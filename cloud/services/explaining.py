@@ -1,0 +1,65 @@
+"""Gathers what explains one device, and has ``explain`` put it into words."""
+
+from __future__ import annotations
+
+from cloud.domain.jobs import JobKind
+from cloud.services import views
+from cloud.services.convert import status_to_proto
+from cloud.services.explain import Situation, explain
+from cloud.services.queries import Queries
+from cloud.store import LedgerEntry, Store
+from edgeloop.v1 import control_service_pb2 as pb
+
+_NUM_DECISIONS = 10
+_NUM_HISTORY = 20
+
+
+def explain_device(store: Store, queries: Queries, device_id: str) -> pb.ExplainDeviceResponse:
+    """Raises ``RejectedError`` for an unknown device."""
+    device = queries.device(device_id)
+    info = queries.devices(pb.ListDevicesRequest(device_id=device_id)).devices[0]
+    profile = store.profile(device.profile) if device.profile else None
+    deployment = store.deployment(device_id)
+    candidate = store.candidate(deployment.digest, deployment.profile) if deployment else None
+    rollout = store.rollout(deployment.rollout_id) if deployment and deployment.rollout_id else None
+    asked_by = (deployment.decision_id if deployment else "") or (rollout.decision_id if rollout else "")
+    led_here = store.decision(asked_by) if asked_by else None
+    newest: list[LedgerEntry] = []
+    jobs = []
+    if profile is not None:
+        newest = store.decisions(profile.name, limit=_NUM_DECISIONS, changes_only=True)
+        latest = store.decisions(profile.name, limit=1)
+        newest = [*latest, *(entry for entry in newest if entry.decision_id != latest[0].decision_id)]
+        jobs = [
+            job
+            for job in store.jobs(unfinished_only=True)
+            if job.profile == profile.name or (job.kind is JobKind.TRAIN and job.workload == profile.workload)
+        ]
+    if led_here is not None and all(entry.decision_id != led_here.decision_id for entry in newest):
+        newest.append(led_here)
+    situation = Situation(
+        device=device,
+        profile=profile,
+        deployment=deployment,
+        candidate=candidate,
+        rollout=rollout,
+        led_here=led_here,
+        latest=newest[0] if newest else None,
+        jobs=tuple(jobs),
+        p95_ms=info.p95_ms,
+    )
+    response = pb.ExplainDeviceResponse(
+        device=info,
+        decisions=[views.decision_info(entry) for entry in newest],
+        history=[status_to_proto(status) for status in store.history(device_id, limit=_NUM_HISTORY)],
+        sentences=explain(situation),
+    )
+    if profile is not None:
+        response.profile.CopyFrom(queries.profile_info(profile, store.devices(profile.name)))
+    if candidate is not None:
+        known = store.candidates(candidate.profile, candidate.workload)
+        infos = queries.candidate_infos(candidate.profile, known)
+        response.candidate.CopyFrom(next(item for item in infos if item.digest == candidate.digest))
+    if rollout is not None:
+        response.rollout.CopyFrom(views.rollout_info(rollout))
+    return response

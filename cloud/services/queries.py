@@ -1,0 +1,263 @@
+"""What ControlService lists: the database, joined for people.
+
+Everything is read in one go per call and nothing is changed. Names that are given and do not exist are an
+error that lists those that do, since an empty table would hide a typing mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from cloud.domain.candidates import Candidate, pareto_front
+from cloud.domain.devices import Device
+from cloud.domain.evidence import Window
+from cloud.domain.prediction import Predictor
+from cloud.domain.profiles import DeviceProfile
+from cloud.domain.settings import PolicySettings
+from cloud.domain.workloads import Workload
+from cloud.services import views
+from cloud.services.convert import registration_to_proto, seconds, timestamp
+from cloud.services.fit import why_nothing_fits
+from cloud.store import Store
+from edgeloop.errors import RejectedError
+from edgeloop.sketch import LatencySketch
+from edgeloop.v1 import control_service_pb2 as pb
+
+T = TypeVar("T")
+
+_DEFAULT_NUM_DECISIONS = 100
+_MAX_NUM_DECISIONS = 10_000
+#: Each is about 300 bytes; a client takes 64 MiB.
+_MAX_NUM_MEASUREMENTS = 100_000
+#: What a device's p95 is merged over: enough to be steady, few enough to be of now.
+_NUM_DEVICE_WINDOWS = 4
+
+
+def named(found: T | None, kind: str, name: str, known: Iterable[str]) -> T:
+    """What was found. Raises ``RejectedError`` that lists the known names."""
+    if found is not None:
+        return found
+    names = sorted(known)
+    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise RejectedError(
+        f"{kind} {name[:100]!r} is not known: known are {listed}"
+        if names
+        else f"{kind} {name[:100]!r} is not known, and none exists yet",
+        code=f"{kind}-unknown",
+    )
+
+
+class Queries:
+    """Safe to call from any thread."""
+
+    def __init__(self, store: Store, *, settings: PolicySettings, now_s: Callable[[], float]) -> None:
+        self._store = store
+        self._settings = settings
+        self._now_s = now_s
+
+    def workload(self, name: str) -> Workload:
+        """Raises ``RejectedError`` for an unknown name."""
+        store = self._store
+        return named(store.workload(name), "workload", name, (w.name for w in store.workloads()))
+
+    def profile(self, name: str) -> DeviceProfile:
+        """Raises ``RejectedError`` for an unknown name."""
+        store = self._store
+        return named(store.profile(name), "profile", name, (p.name for p in store.profiles()))
+
+    def device(self, device_id: str) -> Device:
+        """Raises ``RejectedError`` for an unknown id."""
+        store = self._store
+        return named(store.device(device_id), "device", device_id, store.device_ids())
+
+    def workloads(self, _request: pb.ListWorkloadsRequest) -> pb.ListWorkloadsResponse:
+        times = self._store.workload_update_times()
+        infos = []
+        for workload in self._store.workloads():
+            teacher = self._store.teacher(workload.teacher_key)
+            infos.append(
+                pb.WorkloadInfo(
+                    name=workload.name,
+                    spec_json=workload.to_json(),
+                    teacher=views.teacher_info(teacher) if teacher is not None else None,
+                    update_time=timestamp(times.get(workload.name, 0.0)),
+                )
+            )
+        return pb.ListWorkloadsResponse(workloads=infos)
+
+    def profiles(self, request: pb.ListProfilesRequest) -> pb.ListProfilesResponse:
+        if request.workload:
+            self.workload(request.workload)
+        devices = self._store.devices()
+        return pb.ListProfilesResponse(
+            profiles=[
+                self.profile_info(profile, devices)
+                for profile in self._store.profiles(request.workload or None)
+            ]
+        )
+
+    def profile_info(self, profile: DeviceProfile, devices: Iterable[Device]) -> pb.ProfileInfo:
+        """One profile with the controller's last word on it."""
+        num_devices = sum(device.profile == profile.name for device in devices)
+        last = next(iter(self._store.decisions(profile.name, limit=1)), None)
+        message = last.decision.reason if last is not None else "not decided yet"
+        if not num_devices:
+            message = f"no registered device matches it; {message}"
+        unmet = why_nothing_fits(self._store, profile, self._settings)
+        if unmet and unmet not in message:
+            message = f"{message}; {unmet}"
+        return pb.ProfileInfo(
+            name=profile.name,
+            workload=profile.workload,
+            constraints=views.constraints_info(profile.constraints),
+            spec_json=_profile_json(profile),
+            num_devices=num_devices,
+            current_digest=self._store.current_digest(profile.name),
+            measured_p95_ms=last.decision.measured_p95_ms if last is not None else 0.0,
+            num_samples=last.decision.num_samples if last is not None else 0,
+            verdict=last.decision.verdict.value if last is not None else "",
+            message=message,
+        )
+
+    def devices(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
+        if request.profile:
+            self.profile(request.profile)
+        if request.device_id:
+            devices = [self.device(request.device_id)]
+        else:
+            devices = self._store.devices(request.profile or None)
+        if request.profile:
+            devices = [device for device in devices if device.profile == request.profile]
+        since_s = self._now_s() - self._settings.max_age_s
+        windows: dict[str, list[Window]] = {}
+        for window in self._store.windows(device_id=request.device_id or None, since_s=since_s):
+            windows.setdefault(window.device_id, []).append(window)
+        deployments = {item.device_id: item for item in self._store.deployments()}
+        infos = []
+        for device in devices:
+            recent = windows.get(device.device_id, [])
+            serving = [window for window in recent if window.digest == device.serving_digest]
+            desired = deployments.get(device.device_id)
+            info = pb.DeviceInfo(
+                registration=registration_to_proto(device),
+                profile=device.profile,
+                connected=device.connected,
+                last_seen_time=timestamp(device.last_seen_s),
+                generation=device.serving_generation,
+                serving_digest=device.serving_digest,
+                p95_ms=_merged_p95_ms(serving[-_NUM_DEVICE_WINDOWS:]),
+                rss_bytes=recent[-1].rss_bytes if recent else 0,
+                message=device.message,
+            )
+            if desired is not None:
+                info.desired_generation = desired.generation
+                info.desired_digest = desired.digest
+                info.deployment.CopyFrom(views.deployment_info(desired))
+            infos.append(info)
+        return pb.ListDevicesResponse(devices=infos)
+
+    def candidates(self, request: pb.ListCandidatesRequest) -> pb.ListCandidatesResponse:
+        if request.workload:
+            self.workload(request.workload)
+        if request.profile:
+            self.profile(request.profile)
+        found = self._store.candidates(request.profile or None, request.workload or None)
+        by_profile: dict[str, list[Candidate]] = {}
+        for candidate in found:
+            by_profile.setdefault(candidate.profile, []).append(candidate)
+        infos = []
+        for profile in sorted(by_profile):
+            infos += self.candidate_infos(profile, by_profile[profile])
+        return pb.ListCandidatesResponse(candidates=infos)
+
+    def candidate_infos(self, profile: str, candidates: list[Candidate]) -> list[pb.CandidateInfo]:
+        """All candidates of one profile, with what the fleet's reports say of each."""
+        measured = self._store.policy_state(profile).measured
+        predictor = Predictor(candidates, measured, self._settings)
+        front = {candidate.digest for candidate in pareto_front(candidates)}
+        return [
+            views.candidate_info(
+                candidate,
+                front=front,
+                predicted_p95_ms=predictor.predict(candidate).p95_ms if predictor.knows_fleet else 0.0,
+            )
+            for candidate in candidates
+        ]
+
+    def rollouts(self, request: pb.ListRolloutsRequest) -> pb.ListRolloutsResponse:
+        if request.profile:
+            self.profile(request.profile)
+        times = self._store.rollout_update_times()
+        return pb.ListRolloutsResponse(
+            rollouts=[
+                views.rollout_info(rollout, update_time_s=times.get(rollout.rollout_id, 0.0))
+                for rollout in self._store.rollouts(request.profile or None)
+            ]
+        )
+
+    def decisions(self, request: pb.ListDecisionsRequest) -> pb.ListDecisionsResponse:
+        if request.profile:
+            self.profile(request.profile)
+        entries = self._store.decisions(
+            request.profile or None,
+            limit=min(request.limit or _DEFAULT_NUM_DECISIONS, _MAX_NUM_DECISIONS),
+            changes_only=request.changes_only,
+        )
+        return pb.ListDecisionsResponse(decisions=[views.decision_info(entry) for entry in entries])
+
+    def jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        jobs = self._store.jobs(unfinished_only=request.unfinished_only)
+        return pb.ListJobsResponse(jobs=[views.job_info(job) for job in jobs])
+
+    def measurements(self, request: pb.ListMeasurementsRequest) -> pb.ListMeasurementsResponse:
+        if request.profile:
+            self.profile(request.profile)
+        if request.device_id:
+            self.device(request.device_id)
+        since_s = seconds(request.since_time, field="since_time") if request.HasField("since_time") else 0.0
+        profiles = {device.device_id: device.profile for device in self._store.devices()}
+        windows = self._store.windows(
+            profile=request.profile or None, device_id=request.device_id or None, since_s=since_s
+        )
+        return pb.ListMeasurementsResponse(
+            measurements=[
+                views.measurement(window, profiles.get(window.device_id, ""))
+                for window in windows[-_MAX_NUM_MEASUREMENTS:]
+            ]
+        )
+
+
+def _merged_p95_ms(windows: Iterable[Window]) -> float:
+    merged = LatencySketch.empty()
+    for window in windows:
+        if isinstance(window.latency, LatencySketch):
+            merged = merged.merge(window.latency)
+    return merged.quantile(0.95) if merged.count else 0.0
+
+
+def _profile_json(profile: DeviceProfile) -> str:
+    match, plan = profile.match, profile.rollout
+    return json.dumps(
+        {
+            "match": {
+                "architecture": match.architecture,
+                "instruction_sets": sorted(match.instruction_sets),
+                "min_cores": match.min_cores,
+                "max_cores": match.max_cores,
+                "min_memory_bytes": match.min_memory_bytes,
+                "max_memory_bytes": match.max_memory_bytes,
+                "labels": dict(match.labels),
+            },
+            "instruction_sets": sorted(profile.instruction_sets),
+            "num_threads": profile.num_threads,
+            "rollout": {
+                "canary_share": plan.canary_share,
+                "success_threshold": plan.success_threshold,
+                "error_threshold": plan.error_threshold,
+                "timeout_s": plan.timeout_s,
+            },
+        },
+        sort_keys=True,
+    )
