@@ -5,6 +5,7 @@ Rules that this module keeps:
 - A window holds requests of exactly one digest and generation. The first record under another key ends it.
 - No clock is read here; whoever records passes the time. A clock that steps back ends the window, and no
   window ends before it starts.
+- A window that nobody rolled in time, because the device slept, does not span the sleep.
 - A window in which nothing happened is not reported: silence is no measurement.
 - Finished windows wait here only until the next ``roll``, and at most ``MAX_FINISHED`` of them: when nobody
   rolls, the oldest go, and are counted.
@@ -117,7 +118,8 @@ class LatencyMeter:
     def _window(self, key: WindowKey, now_s: float) -> _Window:
         window = self._open
         if window is not None:
-            if (window.key is key or window.key == key) and now_s >= window.start_s:
+            same = window.key is key or window.key == key
+            if same and 0 <= now_s - window.start_s < 2 * self._window_s:
                 window.last_s = now_s
                 return window
             self._end(window, now_s)
@@ -127,6 +129,8 @@ class LatencyMeter:
     def _end(self, window: _Window, now_s: float) -> None:
         # Where the clock stepped back, the last record's time is the best that is known.
         end_s = now_s if now_s >= window.start_s else window.last_s
+        if end_s - window.start_s >= 2 * self._window_s:
+            end_s = max(window.last_s, window.start_s + self._window_s)
         self._open = None
         self._finished.append(window.finish(end_s))
         if len(self._finished) > MAX_FINISHED:

@@ -73,8 +73,8 @@ def build_report(
         rss_bytes=rss_bytes,
         emulated_slowdown=emulated_slowdown,
     )
-    report.start_time.FromNanoseconds(int(window.start_s * 1e9))
-    report.end_time.FromNanoseconds(int(window.end_s * 1e9))
+    report.start_time.FromMicroseconds(round(window.start_s * 1e6))
+    report.end_time.FromMicroseconds(round(window.end_s * 1e6))
     return report
 
 
@@ -330,6 +330,9 @@ class FleetReporter:
     ) -> None:
         """Deletes what the acknowledgement is about, if it is about exactly what was sent."""
         sent = {(report.boot_id, report.sequence) for report in reports}
+        unknown = [report for report in answer.rejected if report.code in _HEALED_BY_REGISTER]
+        if unknown:
+            raise TransientError(unknown[0].message, code=unknown[0].code)
         refused = {(report.boot_id, report.sequence) for report in answer.rejected} & sent
         if answer.num_accepted + len(refused) != len(sent):
             raise TransientError(

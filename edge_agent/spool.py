@@ -283,6 +283,7 @@ class ReportSpool:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA cache_size = -256")  # KiB: a spool is read once, front to back
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 with connection:

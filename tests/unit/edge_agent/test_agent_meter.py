@@ -60,6 +60,17 @@ def test_a_clock_that_steps_back_ends_the_window_where_it_was_seen_last(action: 
     assert (window.start_s, window.end_s) == (100.0, 103.0)
 
 
+@pytest.mark.parametrize("action", ["record", "roll"])
+def test_a_window_does_not_span_the_sleep_of_its_device(action: str) -> None:
+    meter = LatencyMeter(window_s=10)
+    meter.record(KEYS[0], 2.0, 100.0)
+    meter.record(KEYS[0], 2.0, 104.0)
+    if action == "record":
+        meter.record(KEYS[0], 2.0, 9000.0)
+    (window,) = meter.roll(9001.0)
+    assert (window.start_s, window.end_s, window.latency.count) == (100.0, 110.0, 2)
+
+
 def test_when_nobody_rolls_the_oldest_go_and_are_counted() -> None:
     meter = LatencyMeter(window_s=10)
     for n in range(MAX_FINISHED + 6):

@@ -1,0 +1,473 @@
+"""The reporter against a real gRPC server that dies, refuses, hangs and forgets."""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from edge_agent.meter import LatencyMeter, WindowKey
+from edge_agent.reporter import FleetReporter, build_report
+from edge_agent.spool import ReportSpool
+from edgeloop.backoff import Backoff
+from edgeloop.errors import RejectedError, TransientError, abort_args
+from edgeloop.v1 import (
+    deployment_pb2,
+    device_pb2,
+    fleet_service_pb2,
+    fleet_service_pb2_grpc,
+    telemetry_pb2,
+)
+
+Key = tuple[str, int]
+
+
+class FakeFleet(fleet_service_pb2_grpc.FleetServiceServicer):
+    """Commits what it is sent into a dict, and misbehaves on demand."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.registrations: list[device_pb2.Registration] = []
+        self.committed: dict[Key, telemetry_pb2.LatencyReport] = {}
+        self.statuses: list[deployment_pb2.DeploymentStatus] = []
+        self.num_batches = 0
+        self.num_received = 0
+        #: Called with the request; may raise, or return an answer of its own.
+        self.on_batch: Callable[[fleet_service_pb2.StreamReportsRequest], Any] = lambda request: None
+        self.on_status: Callable[[deployment_pb2.DeploymentStatus], None] = lambda status: None
+        self.on_register: Callable[[], None] = lambda: None
+
+    def Register(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._try(context, self.on_register)
+        self.registrations.append(request.registration)
+        return fleet_service_pb2.RegisterResponse(profile="small", report_interval_s=7)
+
+    def StreamReports(self, requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        for request in requests:
+            self.num_batches += 1
+            answer = self._try(context, self.on_batch, request)
+            if answer is None:
+                self.commit(request)
+                answer = fleet_service_pb2.StreamReportsResponse(
+                    batch_id=request.batch_id, num_accepted=len(request.reports)
+                )
+            yield answer
+
+    def UpdateDeploymentStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._try(context, self.on_status, request.status)
+        self.statuses.append(request.status)
+        return fleet_service_pb2.UpdateDeploymentStatusResponse()
+
+    def commit(self, request: fleet_service_pb2.StreamReportsRequest) -> None:
+        with self.lock:
+            for report in request.reports:
+                self.num_received += 1
+                self.committed[report.boot_id, report.sequence] = report
+
+    def _try(self, context: grpc.ServicerContext, action: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except (TransientError, RejectedError) as error:
+            code, message, metadata = abort_args(error)
+            context.set_trailing_metadata(metadata)
+            context.abort(code, message)
+
+
+def start_server(fleet: FakeFleet, port: int) -> grpc.Server:
+    server = grpc.server(
+        futures.ThreadPoolExecutor(8),
+        options=[("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000)],
+    )
+    fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
+    assert server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    return server
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come to pass"
+        time.sleep(0.005)
+
+
+class World:
+    """A server on a fixed port, a spool, and a reporter between them."""
+
+    def __init__(self, directory: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.directory = directory
+        self.fleet = FakeFleet()
+        self.server: grpc.Server | None = None
+        self.boot = "boot-1"
+        self.spool = ReportSpool(directory / "reports.db", boot_id=self.boot)
+        self.answers: list[fleet_service_pb2.RegisterResponse] = []
+        self.reporter = self.make()
+
+    def make(self, ack_timeout_s: float = 5.0) -> FleetReporter:
+        return FleetReporter(
+            server=f"127.0.0.1:{self.port}",
+            spool=self.spool,
+            registration=lambda: device_pb2.Registration(device_id="gateway-1", boot_id=self.boot),
+            on_registered=self.answers.append,
+            backoff=Backoff(0.02, 0.1, random.Random(1)),
+            ack_timeout_s=ack_timeout_s,
+        )
+
+    def up(self) -> None:
+        self.server = start_server(self.fleet, self.port)
+
+    def down(self) -> None:
+        if self.server is not None:
+            self.server.stop(None).wait()
+            self.server = None
+
+    def append(self, number: int = 1) -> list[int]:
+        sequences = [self.spool.append(telemetry_pb2.LatencyReport(digest="a" * 64)) for _ in range(number)]
+        self.reporter.wake()
+        return sequences
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.reporter.close(timeout_s=2)
+    world.down()
+    world.spool.close()
+
+
+def status(generation: int, state: str) -> deployment_pb2.DeploymentStatus:
+    return deployment_pb2.DeploymentStatus(
+        device_id="gateway-1",
+        generation=generation,
+        state=deployment_pb2.DeploymentState.Value(f"DEPLOYMENT_STATE_{state}"),
+    )
+
+
+def test_it_registers_then_delivers_and_deletes_what_was_acknowledged(world: World) -> None:
+    world.up()
+    world.append(3)
+    world.reporter.start()
+    wait_until(lambda: world.spool.num_pending == 0)
+    assert [answer.report_interval_s for answer in world.answers] == [7]
+    assert sorted(world.fleet.committed) == [("boot-1", n) for n in (1, 2, 3)]
+    world.append(2)  # the stream stays open for what comes later
+    wait_until(lambda: world.spool.num_pending == 0)
+    assert len(world.fleet.registrations) == 1
+    assert world.fleet.num_received == 5
+
+
+def test_the_window_of_a_meter_arrives_as_it_was_measured(world: World) -> None:
+    meter = LatencyMeter(window_s=30)
+    key = WindowKey(digest="b" * 64, generation=4, workload="digits")
+    for n in range(100):
+        meter.record(key, 1.0 + n / 100, 1_700_000_000.25 + n / 10)
+    meter.record_reference(key, 0.2, 1_700_000_011.0)
+    meter.record_error(key, 1_700_000_011.0)
+    (window,) = meter.flush(1_700_000_012.5)
+    world.spool.append(build_report(window, device_id="gateway-1", rss_bytes=7 << 20, emulated_slowdown=3))
+    world.up()
+    world.reporter.start()
+    wait_until(lambda: world.fleet.committed)
+    (report,) = world.fleet.committed.values()
+    assert (report.digest, report.generation, report.workload) == ("b" * 64, 4, "digits")
+    assert sum(report.latency.counts) == 100
+    assert (report.num_errors, report.rss_bytes, report.emulated_slowdown) == (1, 7 << 20, 3)
+    assert report.start_time.ToNanoseconds() == 1_700_000_000_250_000_000
+    assert report.end_time.ToNanoseconds() == 1_700_000_012_500_000_000
+    assert (report.boot_id, report.sequence) == ("boot-1", 1)
+
+
+def test_a_server_that_dies_after_the_commit_and_before_the_answer_gets_it_again(world: World) -> None:
+    def commit_then_die(request: fleet_service_pb2.StreamReportsRequest) -> None:
+        world.fleet.commit(request)
+        world.fleet.on_batch = lambda request: None
+        raise TransientError("died", code="died")
+
+    world.fleet.on_batch = commit_then_die
+    world.up()
+    world.append(3)
+    world.reporter.start()
+    wait_until(lambda: world.spool.num_pending == 0)
+    assert sorted(world.fleet.committed) == [("boot-1", n) for n in (1, 2, 3)]
+    assert world.fleet.num_received == 6  # sent twice, known by key
+    assert len(world.fleet.registrations) == 2  # every connection begins with Register
+
+
+def test_no_report_is_lost_while_the_server_dies_again_and_again(world: World) -> None:
+    rng = random.Random(5)
+
+    def die_sometimes(request: fleet_service_pb2.StreamReportsRequest) -> None:
+        chance = rng.random()
+        if chance < 0.3:
+            raise TransientError("died before the commit", code="died")
+        if chance < 0.6:
+            world.fleet.commit(request)
+            raise TransientError("died after the commit", code="died")
+
+    world.fleet.on_batch = die_sometimes
+    world.reporter.start()
+    sequences: list[int] = []
+    for turn in range(6):
+        world.up()
+        for _ in range(5):
+            sequences += world.append()
+            time.sleep(0.01)
+        if turn < 5:
+            world.down()
+    wait_until(lambda: world.spool.num_pending == 0, timeout_s=30)
+    assert sorted(world.fleet.committed) == [("boot-1", n) for n in sequences]
+
+
+def test_an_agent_killed_before_the_answer_delivers_after_its_restart(world: World) -> None:
+    hang = threading.Event()
+    world.fleet.on_batch = lambda request: hang.wait(10)
+    world.up()
+    world.append(2)
+    world.reporter.start()
+    wait_until(lambda: world.fleet.num_batches)
+    world.reporter.close(timeout_s=0.1)
+    world.spool.close()
+    world.fleet.on_batch = lambda request: None
+    hang.set()
+    world.boot = "boot-2"
+    world.spool = ReportSpool(world.directory / "reports.db", boot_id="boot-2")
+    world.reporter = world.make()
+    world.append(1)
+    world.reporter.start()
+    wait_until(lambda: world.spool.num_pending == 0)
+    assert {("boot-1", 1), ("boot-1", 2), ("boot-2", 1)} <= set(world.fleet.committed)
+
+
+def test_a_server_that_never_answers_is_left_after_a_while(world: World) -> None:
+    hang = threading.Event()
+
+    def hang_once(request: fleet_service_pb2.StreamReportsRequest) -> None:
+        if not hang.is_set():
+            hang.wait(10)
+            raise TransientError("too late", code="late")
+
+    world.fleet.on_batch = hang_once
+    world.reporter = world.make(ack_timeout_s=0.3)
+    world.up()
+    world.append()
+    world.reporter.start()
+    wait_until(lambda: len(world.fleet.registrations) >= 2)
+    assert world.spool.num_pending == 1
+    hang.set()
+    wait_until(lambda: world.spool.num_pending == 0)
+
+
+def test_rejected_reports_are_dropped_counted_and_said_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reject_even(request: fleet_service_pb2.StreamReportsRequest) -> Any:
+        bad = [report for report in request.reports if report.sequence % 2 == 0]
+        return fleet_service_pb2.StreamReportsResponse(
+            batch_id=request.batch_id,
+            num_accepted=len(request.reports) - len(bad),
+            rejected=[
+                fleet_service_pb2.RejectedReport(
+                    boot_id=report.boot_id, sequence=report.sequence, code="report-future", message="clock"
+                )
+                for report in bad
+            ],
+        )
+
+    world.fleet.on_batch = reject_even
+    world.up()
+    world.append(6)
+    with caplog.at_level(logging.WARNING, logger="edge_agent.reporter"):
+        world.reporter.start()
+        wait_until(lambda: world.spool.num_pending == 0)
+    assert world.spool.num_rejected == 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "3 reports" in line
+    assert "report-future" in line
+
+
+@pytest.mark.parametrize("lie", ["counts-too-few", "another-batch", "rejects-what-was-not-sent"])
+def test_an_answer_that_does_not_fit_deletes_nothing(world: World, lie: str) -> None:
+    def answer(request: fleet_service_pb2.StreamReportsRequest) -> Any:
+        made = fleet_service_pb2.StreamReportsResponse(batch_id=request.batch_id, num_accepted=1)
+        if lie == "another-batch":
+            made.batch_id, made.num_accepted = request.batch_id + 1, 2
+        elif lie == "rejects-what-was-not-sent":
+            made.rejected.add(boot_id="boot-9", sequence=1, code="x")
+        return made
+
+    world.fleet.on_batch = answer
+    world.reporter = world.make(ack_timeout_s=0.2)
+    world.up()
+    world.append(2)
+    world.reporter.start()
+    wait_until(lambda: world.fleet.num_batches >= 2)
+    assert world.spool.num_pending == 2
+    world.fleet.on_batch = lambda request: None
+    wait_until(lambda: world.spool.num_pending == 0)
+    assert world.spool.num_rejected == 0
+
+
+def test_one_report_that_spoils_its_batch_goes_alone(world: World) -> None:
+    def refuse_batch_of_poison(request: fleet_service_pb2.StreamReportsRequest) -> None:
+        if any(report.sequence == 5 for report in request.reports):
+            raise RejectedError("cannot read this", code="report-field")
+
+    world.fleet.on_batch = refuse_batch_of_poison
+    world.up()
+    world.append(9)
+    world.reporter.start()
+    wait_until(lambda: world.spool.num_pending == 0)
+    assert sorted(sequence for _, sequence in world.fleet.committed) == [1, 2, 3, 4, 6, 7, 8, 9]
+    assert world.spool.num_rejected == 1
+
+
+def test_a_server_that_forgot_the_device_makes_it_register_and_loses_nothing(world: World) -> None:
+    def unknown(request: fleet_service_pb2.StreamReportsRequest) -> Any:
+        if len(world.fleet.registrations) > 1:
+            return None
+        return fleet_service_pb2.StreamReportsResponse(
+            batch_id=request.batch_id,
+            rejected=[
+                fleet_service_pb2.RejectedReport(
+                    boot_id=report.boot_id, sequence=report.sequence, code="device-unknown", message="?"
+                )
+                for report in request.reports
+            ],
+        )
+
+    world.fleet.on_batch = unknown
+    world.up()
+    world.append(2)
+    world.reporter.start()
+    wait_until(lambda: len(world.fleet.committed) == 2)
+    assert len(world.fleet.registrations) == 2
+    assert world.spool.num_rejected == 0
+
+
+def test_statuses_wait_for_the_server_and_go_before_reports(world: World) -> None:
+    order: list[str] = []
+    world.fleet.on_status = lambda status: order.append("status")
+    world.fleet.on_batch = lambda request: order.append("reports")
+    world.append()
+    world.reporter.update_status(status(1, "TRIAL"))
+    world.reporter.update_status(status(2, "ACTIVE"))
+    world.reporter.start()
+    time.sleep(0.1)  # it tries, and nobody is there
+    world.up()
+    wait_until(lambda: world.spool.num_pending == 0)
+    assert [one.generation for one in world.fleet.statuses] == [1, 2]
+    assert order == ["status", "status", "reports"]
+    assert world.spool.pending_statuses() == []
+
+
+def test_a_status_that_was_not_answered_is_sent_again(world: World) -> None:
+    def fail_twice(one: deployment_pb2.DeploymentStatus) -> None:
+        if len(world.fleet.registrations) < 3:
+            raise TransientError("busy", code="busy")
+
+    world.fleet.on_status = fail_twice
+    world.up()
+    world.reporter.start()
+    world.reporter.update_status(status(3, "ROLLED_BACK"))
+    wait_until(lambda: world.fleet.statuses)
+    assert world.fleet.statuses == [status(3, "ROLLED_BACK")]
+    wait_until(lambda: world.spool.pending_statuses() == [])
+
+
+def test_a_status_refused_for_good_does_not_block_the_next(world: World) -> None:
+    def refuse_first(one: deployment_pb2.DeploymentStatus) -> None:
+        if one.generation == 1:
+            raise RejectedError("no such deployment", code="deployment-unknown")
+
+    world.fleet.on_status = refuse_first
+    world.up()
+    world.reporter.update_status(status(1, "ACTIVE"))
+    world.reporter.update_status(status(2, "ACTIVE"))
+    world.reporter.start()
+    wait_until(lambda: world.fleet.statuses)
+    assert [one.generation for one in world.fleet.statuses] == [2]
+
+
+def test_a_changed_registration_is_said_on_the_same_connection(world: World) -> None:
+    world.up()
+    world.reporter.start()
+    wait_until(lambda: world.reporter.connected)
+    world.reporter.register_again()
+    wait_until(lambda: len(world.fleet.registrations) == 2)
+    assert len(world.answers) == 2
+
+
+def test_an_absent_server_is_mentioned_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="edge_agent.reporter"):
+        world.reporter.start()
+        wait_until(lambda: len([r for r in caplog.records if "cannot report" in r.getMessage()]) >= 3)
+        warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(warnings) == 1
+        assert not world.reporter.connected
+
+
+def test_a_refused_registration_is_tried_on_and_nothing_is_dropped(world: World) -> None:
+    def refuse() -> None:
+        raise RejectedError("labels are malformed", code="device-field")
+
+    world.fleet.on_register = refuse
+    world.up()
+    world.append(2)
+    world.reporter.start()
+    time.sleep(0.2)
+    assert world.spool.num_pending == 2
+    world.fleet.on_register = lambda: None
+    wait_until(lambda: world.spool.num_pending == 0)
+
+
+def test_the_end_of_an_idle_connection_is_noticed_at_once(world: World) -> None:
+    world.up()
+    world.reporter.start()
+    wait_until(lambda: world.reporter.connected)
+    world.down()
+    wait_until(lambda: not world.reporter.connected, timeout_s=2)
+    world.up()
+    wait_until(lambda: len(world.fleet.registrations) == 2)
+
+
+def test_closing_delivers_what_waits_and_ends_its_threads(world: World) -> None:
+    world.up()
+    world.reporter.start()
+    wait_until(lambda: world.reporter.connected)
+    world.spool.append(telemetry_pb2.LatencyReport(digest="a" * 64))
+    world.spool.enqueue_status(status(1, "ACTIVE"))
+    world.reporter.close(timeout_s=5)  # nobody woke it up
+    assert world.spool.num_pending == 0
+    assert len(world.fleet.statuses) == 1
+    wait_until(lambda: not {"reporter", "report-answers"} & {one.name for one in threading.enumerate()})
+
+
+@pytest.mark.parametrize("situation", ["no-server", "hanging-batch", "hanging-register"])
+def test_closing_takes_no_longer_than_it_was_given(world: World, situation: str) -> None:
+    hang = threading.Event()
+    if situation == "hanging-register":
+        world.fleet.on_register = lambda: hang.wait(10)
+    world.fleet.on_batch = lambda request: hang.wait(10)
+    if situation != "no-server":
+        world.up()
+    world.append()
+    world.reporter.start()
+    time.sleep(0.2)
+    begin_s = time.monotonic()
+    world.reporter.close(timeout_s=0.3)
+    assert time.monotonic() - begin_s < 1.5
+    assert world.spool.num_pending == 1
+    hang.set()
