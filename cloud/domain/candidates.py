@@ -61,3 +61,16 @@ def pareto_front(candidates: Iterable[Candidate]) -> list[Candidate]:
         if not any(all(o <= m for o, m in zip(figures(other), mine, strict=True)) for other in front):
             front.append(candidate)
     return sorted(front, key=lambda c: (c.metrics.latency_p50_ms, c.digest))
+
+
+def most_accurate(candidates: Iterable[Candidate]) -> Candidate:
+    """The most accurate; of equals the faster, then the smaller."""
+    return min(
+        candidates,
+        key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p50_ms, c.metrics.artifact_bytes, c.digest),
+    )
+
+
+def fastest(candidates: Iterable[Candidate]) -> Candidate:
+    """The fastest where they were built; of equals the more accurate."""
+    return min(candidates, key=lambda c: (c.metrics.latency_p50_ms, -c.metrics.accuracy, c.digest))

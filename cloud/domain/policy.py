@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cloud.domain.candidates import Candidate
+from cloud.domain.candidates import Candidate, fastest, most_accurate
 from cloud.domain.decisions import Action, Decision, Verdict
 from cloud.domain.evidence import Window, tabulate
 from cloud.domain.feasibility import explain_infeasible, violations
@@ -184,10 +184,10 @@ class _Case:
             return self._build(Verdict.NEW, why, Direction.INITIAL, None)
         fitting = [c for c in eligible if self._fits(c, self._limit_ms)]
         if fitting:
-            return self._roll_out(Verdict.NEW, f"{why}: the most accurate that should fit", _best(fitting))
-        return self._roll_out(
-            Verdict.NEW, f"{why}: none should fit, the fastest is tried", _fastest(eligible)
-        )
+            return self._roll_out(
+                Verdict.NEW, f"{why}: the most accurate that should fit", most_accurate(fitting)
+            )
+        return self._roll_out(Verdict.NEW, f"{why}: none should fit, the fastest is tried", fastest(eligible))
 
     def _replace_unfit(self) -> tuple[Decision, PolicyState]:
         """What serves breaks a constraint other than latency, or was rejected after it shipped."""
@@ -198,7 +198,9 @@ class _Case:
             return self._hold(Verdict.MISSES, f"{why}; {cooling}")
         fitting = [c for c in self._eligible() if self._fits(c, self._limit_ms)]
         if fitting:
-            return self._roll_out(Verdict.MISSES, f"{why}: the most accurate that should fit", _best(fitting))
+            return self._roll_out(
+                Verdict.MISSES, f"{why}: the most accurate that should fit", most_accurate(fitting)
+            )
         if "min_accuracy" in broken and self._limit_ms is not None:
             target_ms = self._predictor.largest_fitting(
                 self._limit_ms, at_most_ms=4 * self._current.metrics.latency_p50_ms
@@ -213,7 +215,9 @@ class _Case:
         faster = self._faster()
         fitting = [c for c in faster if self._fits(c, self._limit_ms)]
         if fitting:
-            return self._roll_out(verdict, f"{why}: the most accurate that should fit", _best(fitting))
+            return self._roll_out(
+                verdict, f"{why}: the most accurate that should fit", most_accurate(fitting)
+            )
         target_ms = None
         if self._limit_ms is not None and self._current is not None:
             own_ms = self._current.metrics.latency_p50_ms
@@ -231,7 +235,9 @@ class _Case:
         floor = self._current.metrics.accuracy + self._settings.min_accuracy_gain
         better = [c for c in self._eligible() if c.metrics.accuracy > floor and self._fits(c, room_ms)]
         if better:
-            return self._roll_out(Verdict.SLACK, f"{why}: a more accurate one should fit", _best(better))
+            return self._roll_out(
+                Verdict.SLACK, f"{why}: a more accurate one should fit", most_accurate(better)
+            )
         own_ms = self._current.metrics.latency_p50_ms
         target_ms = self._predictor.largest_fitting(room_ms, at_most_ms=20 * own_ms)
         if target_ms < _WORTHWHILE_ROOM * own_ms:
@@ -286,7 +292,7 @@ class _Case:
         ]
         if faster and self._found.is_enough(self._settings):
             return self._roll_out(
-                Verdict.INFEASIBLE, f"{reason}; the fastest is the best effort", _fastest(faster)
+                Verdict.INFEASIBLE, f"{reason}; the fastest is the best effort", fastest(faster)
             )
         return self._quiet(Action.ALERT, Verdict.INFEASIBLE, f"{reason}; what serves is kept")
 
@@ -380,18 +386,6 @@ class _Case:
             num_devices=found.num_devices,
             inputs=self._inputs.to_json(),
         )
-
-
-def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """The most accurate; of equals the faster, then the smaller."""
-    return min(
-        candidates,
-        key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p50_ms, c.metrics.artifact_bytes, c.digest),
-    )
-
-
-def _fastest(candidates: Sequence[Candidate]) -> Candidate:
-    return min(candidates, key=lambda c: (c.metrics.latency_p50_ms, -c.metrics.accuracy, c.digest))
 
 
 def _leading(rounds: Sequence[float], holds: Callable[[float], bool]) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cloud.domain.profiles import DeviceProfile
-from cloud.domain.rollout import DeploymentIntent, FleetDevice, Rollout, intent_for
+from cloud.domain.rollout import DeploymentIntent, FleetDevice, Rollout, intent_for, started_devices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +47,15 @@ def reconcile(
     for rollout in sorted(rollouts, key=lambda rollout: (rollout.create_time_s, rollout.rollout_id)):
         if not rollout.state.is_terminal:
             open_rollouts[rollout.profile] = rollout  # the newest, should two be open
+    started = {name: started_devices(rollout) for name, rollout in open_rollouts.items()}
     intents = []
     for device in sorted(devices, key=lambda device: device.device_id):
         profile = by_name.get(device.profile)
         if profile is None:
             continue
         target = targets.get(profile.name)
-        wanted = intent_for(open_rollouts.get(profile.name), device)
+        rollout_now = open_rollouts.get(profile.name)
+        wanted = intent_for(rollout_now, device, started[profile.name]) if rollout_now is not None else None
         if wanted is None and target is not None and target.digest:
             wanted = DeploymentIntent(
                 device_id=device.device_id,

@@ -3,13 +3,10 @@
 Rules kept here:
 
 - Groups go one after the other: first the canaries, then the rest. Canaries are devices that are connected.
-- A group succeeds on what its devices *measured* of the digest that serves, not on "installed": it fails when
-  p95 is beyond doubt above both the objective and what the previous digest measured.
+- A group succeeds on what its devices *measured* of the digest that serves, not on "installed" (groups.py).
 - Each device ends in exactly one terminal state; what it says after that changes nothing here.
-- A device that does not answer within ``timeout_s`` counts as an error against ``error_threshold``, but does not
-  count against ``success_threshold``: one that is offline for good cannot stop every rollout.
-- A rollout that fails or is aborted brings the previous digest back to every device that had been told the new
-  one. One that is superseded brings nothing back: the newer one says what is to run.
+- A rollout that fails or is aborted brings the previous digest back to every device that had been told the
+  new one. One that is superseded brings nothing back: the newer one says what is to run.
 - ``advance`` is idempotent: until something changed, asking again gives the same rollout and no new intent.
 """
 
@@ -17,13 +14,43 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
 from cloud.domain.devices import Deployment, DeploymentState, Device
+from cloud.domain.groups import (
+    GroupEvidence,
+    RolloutDevice,
+    RolloutDeviceState,
+    RolloutGroup,
+    RolloutGroupState,
+    judge,
+)
 from cloud.domain.profiles import DeviceProfile, RolloutPlan
+
+__all__ = [
+    "DeploymentIntent",
+    "FleetDevice",
+    "GroupEvidence",
+    "Rollout",
+    "RolloutDevice",
+    "RolloutDeviceState",
+    "RolloutGroup",
+    "RolloutGroupState",
+    "RolloutPlan",
+    "RolloutState",
+    "abort",
+    "advance",
+    "intent_for",
+    "pause",
+    "plan_rollout",
+    "resume",
+    "running_group",
+    "started_devices",
+    "supersede",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,65 +107,6 @@ class RolloutState(StrEnum):
     @property
     def is_terminal(self) -> bool:
         return self not in (RolloutState.RUNNING, RolloutState.PAUSED)
-
-
-class RolloutGroupState(StrEnum):
-    WAITING = "waiting"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-
-
-class RolloutDeviceState(StrEnum):
-    WAITING = "waiting"  # its group has not started
-    IN_PROGRESS = "in-progress"  # told; not ended
-    SUCCEEDED = "succeeded"  # serves the digest, committed
-    FAILED = "failed"  # refused it, or went back to what it had
-    TIMED_OUT = "timed-out"  # did not end in time
-    SUPERSEDED = "superseded"  # something newer came, or the rollout ended, before it ended
-    REMOVED = "removed"  # left the profile or the fleet
-
-    @property
-    def is_terminal(self) -> bool:
-        return self not in (RolloutDeviceState.WAITING, RolloutDeviceState.IN_PROGRESS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutDevice:
-    device_id: str
-    state: RolloutDeviceState = RolloutDeviceState.WAITING
-    start_time_s: float = 0.0
-    end_time_s: float = 0.0
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutGroup:
-    name: str
-    devices: tuple[RolloutDevice, ...]
-    state: RolloutGroupState = RolloutGroupState.WAITING
-    start_time_s: float = 0.0
-    #: When the last device ended; from then on the group waits for its latency only.
-    settle_time_s: float = 0.0
-
-    def count(self, *states: RolloutDeviceState) -> int:
-        """How many of its devices are in one of these states."""
-        return sum(device.state in states for device in self.devices)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupEvidence:
-    """What a group's devices measured of the rollout's digest; 0 stands for not measured (yet).
-
-    ``previous_p95_ms`` is what the previous digest measured on the profile, ``objective_p95_ms`` what the
-    profile must meet; each 0 when there is none.
-    """
-
-    p95_ms: float = 0.0
-    lower_p95_ms: float = 0.0
-    num_samples: int = 0
-    previous_p95_ms: float = 0.0
-    objective_p95_ms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,7 +190,7 @@ def advance(
 ) -> tuple[Rollout, list[DeploymentIntent]]:
     """One step. ``evidence`` is about the devices of ``running_group(rollout)``; None means no objective.
 
-    Give the evidence to the step that it was gathered for: a group that starts in this step is not judged by it.
+    A group that starts in this step is not judged by it.
     """
     by_id = {device.device_id: device for device in devices}
     after = rollout
@@ -233,16 +201,28 @@ def advance(
             after = _progress(after, by_id, judged.name if judged else "", evidence, now_s)
         if after != rollout:
             after = replace(after, update_time_s=now_s)
-    wanted = (intent for device in devices if (intent := intent_for(after, device)) is not None)
+    started = started_devices(after)
+    wanted = (intent for device in devices if (intent := intent_for(after, device, started)) is not None)
     return after, sorted(
         (intent for intent in wanted if not intent.is_said_to(by_id[intent.device_id])),
         key=lambda intent: intent.device_id,
     )
 
 
-def intent_for(rollout: Rollout | None, device: FleetDevice) -> DeploymentIntent | None:
-    """What this rollout wants the device to run; None when it has no say (any more, or yet)."""
-    if rollout is None or device.profile != rollout.profile:
+def started_devices(rollout: Rollout) -> frozenset[str]:
+    """Devices whose group has started, ended or not."""
+    not_in = (RolloutDeviceState.WAITING, RolloutDeviceState.REMOVED)
+    return frozenset(
+        device.device_id for group in rollout.groups for device in group.devices if device.state not in not_in
+    )
+
+
+def intent_for(rollout: Rollout, device: FleetDevice, started: Collection[str]) -> DeploymentIntent | None:
+    """What this rollout wants the device to run; None when it has no say (any more, or yet).
+
+    ``started`` is ``started_devices(rollout)``, which serves for all devices.
+    """
+    if device.profile != rollout.profile:
         return None
     if rollout.state in (RolloutState.FAILED, RolloutState.ABORTED):
         told = device.deployment
@@ -252,7 +232,7 @@ def intent_for(rollout: Rollout | None, device: FleetDevice) -> DeploymentIntent
         if not has_changed or not rollout.previous_digest:
             return None
         digest, manifest_digest = rollout.previous_digest, rollout.previous_manifest_digest
-    elif rollout.state.is_terminal or not _has_started(rollout, device.device_id):
+    elif rollout.state.is_terminal or device.device_id not in started:
         return None
     else:
         digest, manifest_digest = rollout.digest, rollout.manifest_digest
@@ -283,17 +263,14 @@ def resume(rollout: Rollout, now_s: float) -> Rollout:
     _refuse_ended(rollout, "resumed")
     if rollout.state is RolloutState.RUNNING:
         return rollout
-    groups = tuple(
-        replace(
-            group,
-            settle_time_s=now_s if group.settle_time_s else 0.0,
-            devices=tuple(
-                replace(device, start_time_s=now_s)
-                if device.state is RolloutDeviceState.IN_PROGRESS
-                else device
-                for device in group.devices
-            ),
+
+    def begin_anew(record: RolloutDevice) -> RolloutDevice:
+        return (
+            replace(record, start_time_s=now_s) if record.state is RolloutDeviceState.IN_PROGRESS else record
         )
+
+    groups = tuple(
+        replace(group.each(begin_anew), settle_time_s=now_s if group.settle_time_s else 0.0)
         for group in rollout.groups
     )
     return replace(rollout, state=RolloutState.RUNNING, groups=groups, message="", update_time_s=now_s)
@@ -322,23 +299,10 @@ def _refuse_ended(rollout: Rollout, verb: str) -> None:
         raise ValueError(f"rollout {rollout.rollout_id} has ended ({rollout.state}): it cannot be {verb}")
 
 
-def _has_started(rollout: Rollout, device_id: str) -> bool:
-    return any(
-        device.device_id == device_id and device.state is not RolloutDeviceState.WAITING
-        for group in rollout.groups
-        for device in group.devices
-    )
-
-
 def _observe(rollout: Rollout, by_id: Mapping[str, FleetDevice], now_s: float) -> Rollout:
     """Note what the devices of started groups have come to, and which devices have left."""
     groups = tuple(
-        replace(
-            group,
-            devices=tuple(
-                _observed(rollout, record, by_id.get(record.device_id), now_s) for record in group.devices
-            ),
-        )
+        group.each(lambda record: _observed(rollout, record, by_id.get(record.device_id), now_s))
         for group in rollout.groups
     )
     return replace(rollout, groups=groups)
@@ -365,6 +329,12 @@ def _observed(
     return record
 
 
+def _started(record: RolloutDevice, now_s: float) -> RolloutDevice:
+    if record.state is not RolloutDeviceState.WAITING:
+        return record
+    return replace(record, state=RolloutDeviceState.IN_PROGRESS, start_time_s=now_s)
+
+
 def _ended(record: RolloutDevice, state: RolloutDeviceState, message: str, now_s: float) -> RolloutDevice:
     return replace(record, state=state, message=message, end_time_s=now_s)
 
@@ -381,19 +351,19 @@ def _progress(
         if group.state is RolloutGroupState.SUCCEEDED:
             continue
         if group.state is RolloutGroupState.WAITING:
-            started = (
-                replace(record, state=RolloutDeviceState.IN_PROGRESS, start_time_s=now_s)
-                if record.state is RolloutDeviceState.WAITING
-                else record
-                for record in group.devices
-            )
             group = replace(
-                group, state=RolloutGroupState.RUNNING, start_time_s=now_s, devices=tuple(started)
+                group.each(lambda record: _started(record, now_s)),
+                state=RolloutGroupState.RUNNING,
+                start_time_s=now_s,
             )
             rollout = _observe(_with_group(rollout, i, group), by_id, now_s)
             group = rollout.groups[i]
-        state, message, settle_time_s = _judge(
-            rollout, group, evidence if group.name == judged else None, evidence is not None, now_s
+        state, message, settle_time_s = judge(
+            group,
+            rollout.plan,
+            evidence if group.name == judged else None,
+            has_objective=evidence is not None,
+            now_s=now_s,
         )
         rollout = _with_group(rollout, i, replace(group, state=state, settle_time_s=settle_time_s))
         rollout = replace(rollout, message=message)
@@ -402,66 +372,6 @@ def _progress(
         if state is RolloutGroupState.RUNNING:
             return rollout
     return _end(rollout, RolloutState.SUCCEEDED, _summary(rollout.groups), now_s)
-
-
-def _judge(
-    rollout: Rollout,
-    group: RolloutGroup,
-    evidence: GroupEvidence | None,
-    has_objective: bool,
-    now_s: float,
-) -> tuple[RolloutGroupState, str, float]:
-    """(state, message, settle time) of a group that has started."""
-    plan = rollout.plan
-    num_all = len(group.devices) - group.count(RolloutDeviceState.REMOVED, RolloutDeviceState.SUPERSEDED)
-    num_active = group.count(RolloutDeviceState.SUCCEEDED)
-    num_timed_out = group.count(RolloutDeviceState.TIMED_OUT)
-    num_errors = group.count(RolloutDeviceState.FAILED) + num_timed_out
-    if num_all == 0:
-        return RolloutGroupState.SUCCEEDED, "", now_s
-    if num_errors and num_errors >= plan.error_threshold * num_all:
-        return RolloutGroupState.FAILED, f"{group.name}: {_errors(group, num_all)}", now_s
-    if group.count(RolloutDeviceState.IN_PROGRESS):
-        return (
-            RolloutGroupState.RUNNING,
-            f"{group.name}: {num_active} of {num_all} serve it",
-            group.settle_time_s,
-        )
-    if num_active < plan.success_threshold * (num_all - num_timed_out):
-        return RolloutGroupState.FAILED, f"{group.name}: {_errors(group, num_all)}", now_s
-    settle_time_s = group.settle_time_s or now_s
-    if num_active == 0 or not has_objective:
-        return RolloutGroupState.SUCCEEDED, "", settle_time_s
-    if evidence is None or evidence.p95_ms <= 0:
-        if now_s - settle_time_s < plan.timeout_s:
-            return (
-                RolloutGroupState.RUNNING,
-                f"{group.name}: all serve it, waiting for latency",
-                settle_time_s,
-            )
-        return RolloutGroupState.SUCCEEDED, "", settle_time_s  # no traffic: nothing speaks against it
-    sure_ms = evidence.lower_p95_ms or evidence.p95_ms
-    if evidence.objective_p95_ms and evidence.previous_p95_ms:
-        bound_ms = max(evidence.objective_p95_ms, evidence.previous_p95_ms)
-        if sure_ms > bound_ms:
-            return (
-                RolloutGroupState.FAILED,
-                f"{group.name}: p95 {evidence.p95_ms:.3g} ms is over the objective "
-                f"({evidence.objective_p95_ms:.3g} ms) and over what served before "
-                f"({evidence.previous_p95_ms:.3g} ms)",
-                settle_time_s,
-            )
-    return RolloutGroupState.SUCCEEDED, "", settle_time_s
-
-
-def _errors(group: RolloutGroup, num_all: int) -> str:
-    failed = [
-        record
-        for record in group.devices
-        if record.state in (RolloutDeviceState.FAILED, RolloutDeviceState.TIMED_OUT)
-    ]
-    first = failed[0]
-    return f"{len(failed)} of {num_all} did not take it; {first.device_id}: {first.message or first.state}"
 
 
 def _summary(groups: Iterable[RolloutGroup]) -> str:
@@ -478,16 +388,11 @@ def _with_group(rollout: Rollout, i: int, group: RolloutGroup) -> Rollout:
 
 def _end(rollout: Rollout, state: RolloutState, message: str, now_s: float) -> Rollout:
     """The end of a rollout is the end of each of its devices."""
-    groups = tuple(
-        replace(
-            group,
-            devices=tuple(
-                record
-                if record.state.is_terminal
-                else _ended(record, RolloutDeviceState.SUPERSEDED, f"the rollout {state}", now_s)
-                for record in group.devices
-            ),
-        )
-        for group in rollout.groups
-    )
+
+    def end(record: RolloutDevice) -> RolloutDevice:
+        if record.state.is_terminal:
+            return record
+        return _ended(record, RolloutDeviceState.SUPERSEDED, f"the rollout {state}", now_s)
+
+    groups = tuple(group.each(end) for group in rollout.groups)
     return replace(rollout, state=state, groups=groups, message=message, update_time_s=now_s)
