@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, Self
 
@@ -129,12 +128,13 @@ class LatencySketch:
         if not self.count:
             return other
         merged = dict(zip(self.indexes, self.counts, strict=True))
+        known = merged.get
         for index, count in zip(other.indexes, other.counts, strict=True):
-            merged[index] = merged.get(index, 0) + count
+            merged[index] = known(index, 0) + count
         indexes = tuple(sorted(merged))
         return LatencySketch(
             indexes=indexes,
-            counts=tuple(merged[index] for index in indexes),
+            counts=tuple(map(merged.__getitem__, indexes)),
             count=self.count + other.count,
             sum_ns=self.sum_ns + other.sum_ns,
             min_ms=min(self.min_ms, other.min_ms),
@@ -185,7 +185,7 @@ class LatencySketch:
             if sum_ms or min_ms or max_ms:
                 raise _field("sum_ms, min_ms and max_ms", "set", "0 in an empty sketch")
             return cls()
-        if indexes[-1] > LAST_INDEX or any(a >= b for a, b in pairwise(indexes)):
+        if indexes[-1] > LAST_INDEX or sorted(set(indexes)) != list(indexes):
             raise _field("indexes", "not strictly increasing within range", f"0 to {LAST_INDEX}")
         count = sum(counts)
         if 0 in counts or count > MAX_COUNT:

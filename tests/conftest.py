@@ -79,6 +79,7 @@ class Mosquitto:
     def freeze(self) -> None:
         """Keep its connections open but have it do nothing, like a host that vanished."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -86,8 +87,9 @@ class Mosquitto:
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGCONT)
             process.send_signal(how)
+            if how is not signal.SIGKILL:
+                process.send_signal(signal.SIGCONT)  # one that is frozen would never hear of it
             process.wait(10)
 
 

@@ -204,6 +204,29 @@ def test_many_threads_may_publish(sessions):
         ]
 
 
+def test_outbox_that_publishes_until_acknowledged_loses_nothing_to_a_dying_broker(mosquitto, sessions):
+    received: set[bytes] = set()
+    receiver = sessions("receiver")
+    receiver.subscribe("t/1", lambda topic, payload: received.add(payload))
+    sender = sessions("sender")
+    outbox = [str(n).encode() for n in range(60)]
+    for n, payload in enumerate(outbox):
+        if n in (15, 30, 45):
+            mosquitto.kill()
+            mosquitto.start()
+        until_s = time.monotonic() + 20
+        while payload not in received:  # the receiver may reconnect later, and the broker keeps nothing
+            assert time.monotonic() < until_s
+            try:
+                sender.publish("t/1", payload).wait(5)
+            except TransientError:
+                time.sleep(0.02)
+            else:
+                with contextlib.suppress(AssertionError):
+                    wait_for(lambda payload=payload: payload in received, timeout_s=0.2)
+    assert received == set(outbox)
+
+
 def test_connection_that_went_silent_is_noticed_by_keepalive(mosquitto, sessions):
     session = sessions("agent", keepalive_s=1)
     mosquitto.freeze()
