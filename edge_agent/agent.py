@@ -34,7 +34,7 @@ from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Stopping
 from edge_agent.update_state import Slot, State, StatusNote
 from edge_agent.updater import Updater
-from edgeloop import topics, trust
+from edgeloop import topics
 from edgeloop.backoff import Backoff
 from edgeloop.errors import RejectedError, TransientError
 from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
@@ -156,7 +156,6 @@ class Agent:
         self._boot_id = uuid.uuid4().hex
         self._rng = random.Random()
         self._inbox: SimpleQueue[Post] = SimpleQueue()
-        self._keys = trust.key_ring(*config.director_keys)
         self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
         self._replay_inputs = load_replay(config.replay) if config.replay else None
         self._meter = TrialMeter(window_s=self._interval_s)
@@ -300,17 +299,21 @@ class Agent:
                 self._on_registered(response)
 
     def _on_deployment(self, payload: bytes) -> None:
-        if not payload:
+        target = self._updater.state.target
+        if not payload or (target is not None and payload == target.signed):
+            # Cleared; or accepted when it was fresh and retained since, however long ago it expired.
             return
+        # Imported when there is something to verify: a device that only serves does without its memory.
+        from edgeloop import trust
+
         try:
             deployment = trust.open_deployment(
-                payload, self._keys, device_id=self._config.device_id, now_s=time.time()
+                payload,
+                trust.key_ring(*self._config.director_keys),
+                device_id=self._config.device_id,
+                now_s=time.time(),
             )
         except RejectedError as error:
-            target = self._updater.state.target
-            if target is not None and payload == target.signed:
-                # Accepted when it was fresh, and retained since: that it expired later changes nothing.
-                return
             # Nobody trustworthy said this, so there is no generation to report on.
             logger.error("deployment refused code=%s reason=%s", error.code, error)
             return
@@ -403,9 +406,9 @@ class Agent:
             state=WIRE_STATES[note.state],
             code=note.code,
             message=note.message[:1000],
-            event_time=trust.timestamp(note.event_s),
             progress=progress,
         )
+        status.event_time.FromNanoseconds(int(note.event_s * 1e9))
         self._spool.enqueue_status(status)
         if self._reporter is not None:
             self._reporter.wake()

@@ -1,11 +1,10 @@
 """`edgeloop-agent`: parses, wires, prints. What it imports at the top is what every start pays for."""
 
 import json
-import logging
-import signal
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -14,13 +13,10 @@ from typing import Annotated
 
 import typer
 
-from edgeloop.errors import ConfigError, EdgeloopError
+from edge_agent import service
+from edge_agent.config import load_config, load_values
+from edgeloop.errors import EdgeloopError
 
-EXIT_USAGE = 2
-EXIT_STATE = 3
-_STATE_CODES = frozenset(
-    {"state-dir", "state-locked", "state-version", "status-missing", "status-unreadable"}
-)
 _EXIT_CODES = (
     "Exit codes: 0 all is well; 2 wrong usage or configuration; 3 something is wrong with the state folder "
     "(in use, unreadable, an artifact or a signature that does not verify)."
@@ -44,25 +40,13 @@ app = typer.Typer(
 )
 
 
-def setup_logging(level: str) -> None:
-    """One line a record: time, level, logger, message, UTC."""
-    formatter = logging.Formatter(
-        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
-    )
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
 @contextmanager
 def _errors_shown() -> Iterator[None]:
     try:
         yield
     except EdgeloopError as error:
         typer.echo(f"edgeloop-agent: {error}", err=True)
-        in_state = not isinstance(error, ConfigError) or error.code in _STATE_CODES
-        raise typer.Exit(EXIT_STATE if in_state else EXIT_USAGE) from error
+        raise typer.Exit(service.exit_code(error)) from error
 
 
 ConfigOption = Annotated[
@@ -112,51 +96,32 @@ def run(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Fetch, verify, serve and measure until stopped (SIGTERM or Ctrl-C)."""
-    from edge_agent.config import load_config
-
+    flags = {
+        "device_id": device_id,
+        "state_dir": state_dir,
+        "server": server,
+        "broker": broker,
+        "director_key": director_key,
+        "labels": label,
+        "replay": replay,
+        "rate_hz": rate_hz,
+        "emulate_slowdown": emulate_slowdown,
+        "report_interval_s": report_interval_s,
+        "num_threads": num_threads,
+        "trial_requests": trial_requests,
+        "trial_s": trial_s,
+        "block_timeout_s": block_timeout_s,
+        "log_level": log_level,
+    }
     with _errors_shown():
-        settings = load_config(
-            config_file=config,
-            flags={
-                "device_id": device_id,
-                "state_dir": state_dir,
-                "server": server,
-                "broker": broker,
-                "director_key": director_key,
-                "labels": label,
-                "replay": replay,
-                "rate_hz": rate_hz,
-                "emulate_slowdown": emulate_slowdown,
-                "report_interval_s": report_interval_s,
-                "num_threads": num_threads,
-                "trial_requests": trial_requests,
-                "trial_s": trial_s,
-                "block_timeout_s": block_timeout_s,
-                "log_level": log_level,
-            },
-        )
-        setup_logging(settings.log_level)
-
-        from edge_agent.agent import Agent
-        from edge_agent.journal import StateLock
-
-        with StateLock(settings.state_dir):
-            agent = Agent(settings)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _stopper(agent.stop))
-            agent.run()
-
-
-def _stopper(stop: Callable[[str], None]) -> Callable[[int, object], None]:
-    def handle(number: int, frame: object) -> None:
-        stop(signal.Signals(number).name)
-
-    return handle
+        load_config(config_file=config, flags=flags)
+    command = service.command(config, flags)
+    sys.stderr.flush()
+    # The same process goes on without what only the command line needed.
+    os.execv(command[0], command)  # noqa: S606  # a fixed program, and no shell
 
 
 def _written(config: Path | None, state_dir: str | None, director_key: list[str] | None) -> dict[str, object]:
-    from edge_agent.config import load_values
-
     return load_values(
         config_file=config,
         flags={"state_dir": state_dir, "director_key": director_key},
@@ -213,7 +178,7 @@ def verify(
             f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
         )
     if failed:
-        raise typer.Exit(EXIT_STATE)
+        raise typer.Exit(service.EXIT_STATE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -101,9 +101,9 @@ class SelfTestProcess:
             if self._stopped.is_set():
                 return SelfTestResult(code="self-test-crash", message="stopped")
             try:
-                # -S is not possible: the virtual environment's packages come from site.
+                # -P: no module is ever taken from the working directory.
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "edge_agent.selftest"],
+                    [sys.executable, "-P", "-m", "edge_agent.selftest"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

@@ -55,7 +55,7 @@ def _check_signature(name: str, slot: Slot, keys: tuple[bytes, ...]) -> Check:
         return Check(
             what=what,
             good=False,
-            message="the journal says otherwise than what was signed: this folder was altered; stop the agent, "
+            message="the journal differs from what was signed: this folder was altered; stop the agent, "
             "delete the folder and let it fetch anew",
         )
     return Check(what=what, good=True, message=f"signed for device {inner.device_id}")

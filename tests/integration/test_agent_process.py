@@ -73,3 +73,23 @@ def test_an_agent_fetches_tests_serves_and_reports_then_swaps_to_the_next_genera
     )
     # At least once, but only one ending.
     assert set(cloud.fleet.states(1)) & {"ACTIVE", "REJECTED", "ROLLED_BACK", "SUPERSEDED"} == {"ACTIVE"}
+
+
+def test_it_serves_the_committed_model_without_broker_and_cloud_within_goals(cloud, agent) -> None:
+    model = ship(make_model(1))
+    cloud.publish(model)
+    cloud.deploy("gw-1", model, 1)
+    agent.start().wait_state("active", 1)
+    agent.kill()
+
+    cloud.broker, cloud.server = "127.0.0.1:1", "127.0.0.1:1"
+    agent.start()
+    status = agent.wait(lambda status: status["first_inference_s"] > 0 and status["num_requests"] > 5)
+    assert status["serving_digest"] == model.digest
+    assert not status["broker_connected"]
+    assert not status["server_connected"]
+    assert agent.log.count("WARNING edgeloop.mqtt cannot reach the broker") == 1
+    print(f"start to first inference {status['first_inference_s']:.2f} s, RSS {status['rss_bytes'] / 1e6:.0f} MB")
+    # Goals are 1.5 s and 90 MB; the margin is for a machine that runs other things too.
+    assert status["first_inference_s"] < 5
+    assert agent.stop() == 0
