@@ -66,6 +66,13 @@ def test_status_of_a_foreign_server_decides_the_kind(status: grpc.StatusCode, ki
     assert error.message == "why"
 
 
+def test_kind_that_the_other_side_states_outweighs_its_status() -> None:
+    metadata = (("edgeloop-code", "busy"), ("edgeloop-kind", "transient"))
+    error = error_from_grpc(FailedCall(grpc.StatusCode.FAILED_PRECONDITION, "why", metadata))
+    assert type(error) is TransientError
+    assert error.code == "busy"
+
+
 def test_every_status_in_the_table_exists() -> None:
     assert set(ERROR_KINDS) <= {status.name for status in grpc.StatusCode}
 
