@@ -94,7 +94,7 @@ def make_reports(num: int, device: int, boot: str, rng: random.Random) -> list[t
 
 
 async def stream(channel: grpc.aio.Channel, batches: list[bytes], in_flight: int) -> int:
-    """Send serialised batches over one stream, at most ``in_flight`` unacknowledged; how many were accepted."""
+    """Send batches over one stream, at most ``in_flight`` of them unacknowledged; how many were accepted."""
     room = asyncio.Semaphore(in_flight)
     call: grpc.aio.StreamStreamMultiCallable[bytes, fleet_service_pb2.StreamReportsResponse]
     call = channel.stream_stream(
