@@ -63,7 +63,7 @@ class Registry:
         digest = hashlib.sha256(data).hexdigest()
         path = self._path(digest)
         try:
-            if self._filesystem.exists(path) and self._filesystem.cat_file(path) == data:
+            if self._holds(path, data):
                 return digest
             if self._is_local:
                 self._write_local(Path(path), data)
@@ -113,6 +113,12 @@ class Registry:
                 code="registry-digest",
             )
         return f"{self._root}/sha256/{digest[:2]}/{digest}"
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return bool(self._filesystem.cat_file(path) == data)
+        except FileNotFoundError:
+            return False
 
     def _write_local(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

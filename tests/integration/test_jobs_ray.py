@@ -1,0 +1,190 @@
+"""Compute on a real Ray of our own, shared by all tests here, with the real training and compression."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from jobs_harness import Watcher, is_alive, pids, student_task, teacher_task, wait_until, workload
+
+from cloud.domain.candidates import Candidate
+from cloud.domain.tasks import TaskFailed, TaskSucceeded, TeacherResult
+from cloud.jobs import RayCompute
+from cloud.registry import Registry
+
+#: Ray, then Ray Train with its helpers, start in some 15 s on two idle cores; neighbours make it longer.
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compute")
+
+
+@pytest.fixture(scope="module")
+def compute(home: Path) -> Iterator[RayCompute]:
+    compute = RayCompute(work_dir=home, registry_url=str(home / "registry"), num_cpus=2)
+    compute.start()
+    yield compute
+    ours = psutil.Process().children(recursive=True)
+    compute.stop()
+    gone, left = psutil.wait_procs(ours, timeout=10)
+    assert gone
+    assert not left, "stop() leaves no process behind"
+
+
+@pytest.fixture
+def watcher(compute: RayCompute) -> Watcher:
+    return Watcher(compute)
+
+
+@pytest.fixture(scope="module")
+def teacher(compute: RayCompute) -> TeacherResult:
+    watcher = Watcher(compute)
+    compute.submit(teacher_task("shared-teacher", workload("shared", num_epochs=3)))
+    (end,) = watcher.ends(["shared-teacher"], timeout_s=100)
+    assert isinstance(end, TaskSucceeded), end
+    assert isinstance(end.result, TeacherResult)
+    fractions = [word.fraction for word in watcher.words("shared-teacher")]
+    assert fractions == sorted(fractions)
+    return end.result
+
+
+def test_ray_is_reachable_from_this_machine_alone(compute: RayCompute) -> None:
+    assert compute.describe() == "local Ray, 2 CPUs"
+    listening = {
+        connection.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_teacher_comes_out_trained_measured_and_registered(home: Path, teacher: TeacherResult) -> None:
+    assert teacher.num_epochs == 3
+    assert teacher.latency_p50_ms > 0
+    assert teacher.num_parameters > 0
+    registry = Registry(str(home / "registry"))
+    assert len(registry.get(teacher.artifact_digest)) == teacher.artifact_bytes
+    assert registry.get(teacher.checkpoint_digest)
+
+
+def test_a_killed_worker_costs_its_own_task_one_attempt_and_no_other(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+) -> None:
+    hit, other = tmp_path / "hit", tmp_path / "other"
+    compute.submit(student_task("hit", workload("shared", trace=str(hit), hold_s=60.0, num_holds=1), teacher))
+    compute.submit(student_task("other", workload("shared", trace=str(other)), teacher))
+    watcher.until(lambda: pids(hit), "the student to start")
+    os.kill(pids(hit)[0], signal.SIGKILL)
+    for end in watcher.ends(["hit", "other"]):
+        assert isinstance(end, TaskSucceeded), end
+        assert isinstance(end.result, Candidate)
+    assert len(pids(hit)) == 2
+    assert len(pids(other)) == 1
+    assert watcher.words("other")[-1].fraction > 0.5
+
+
+def test_workers_leave_the_processor_to_others(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    compute.submit(
+        student_task("nice", workload("shared", trace=str(trace), hold_s=60, num_holds=1), teacher)
+    )
+    watcher.until(lambda: pids(trace), "the student to start")
+    assert psutil.Process(pids(trace)[0]).nice() >= 10
+    compute.cancel("nice")
+    watcher.ends(["nice"])
+
+
+def test_a_task_submitted_twice_runs_once_and_is_answered_again_without_running(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    task = student_task("twice", workload("shared", trace=str(trace)), teacher)
+    compute.submit(task)
+    compute.submit(task)
+    (first,) = watcher.ends(["twice"])
+    assert isinstance(first, TaskSucceeded), first
+    compute.submit(task)
+    (again,) = Watcher(compute).ends(["twice"], timeout_s=1)
+    assert again == first
+    assert len(pids(trace)) == 1
+
+
+def test_a_workload_whose_dataset_raises_is_told_to_its_author_and_not_retried(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+) -> None:
+    by_student, by_teacher = tmp_path / "student", tmp_path / "teacher"
+    compute.submit(
+        student_task("bad-student", workload("bad", trace=str(by_student), fail="no such column"), teacher)
+    )
+    compute.submit(teacher_task("bad-teacher", workload("bad", trace=str(by_teacher), fail="no such column")))
+    for end in watcher.ends(["bad-student", "bad-teacher"]):
+        assert isinstance(end, TaskFailed), end
+        assert end.code == "config"
+        assert "tiny:load" in end.message
+        assert "no such column" in end.message
+    assert len(pids(by_student)) == len(pids(by_teacher)) == 1
+
+
+def test_cancelling_ends_the_process_and_frees_its_cpu(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+) -> None:
+    held = [tmp_path / "a", tmp_path / "b"]
+    for trace in held:
+        work = workload("shared", trace=str(trace), hold_s=60, num_holds=1)
+        compute.submit(student_task(trace.name, work, teacher))
+    watcher.until(lambda: all(pids(trace) for trace in held), "both students to start")
+    after = tmp_path / "after"
+    compute.submit(student_task("after", workload("shared", trace=str(after)), teacher))
+    for trace in held:
+        compute.cancel(trace.name)
+        compute.cancel(trace.name)
+    compute.cancel("unknown")
+    for end in watcher.ends([trace.name for trace in held]):
+        assert isinstance(end, TaskFailed)
+        assert end.code == "cancelled"
+    for trace in held:
+        wait_until(lambda trace=trace: not is_alive(pids(trace)[0]), "the worker to end")
+    (end,) = watcher.ends(["after"])
+    assert isinstance(end, TaskSucceeded), end
+    assert [len(pids(trace)) for trace in held] == [1, 1], "a cancelled task is not retried"
+
+
+def test_a_teacher_waits_for_a_cpu_behind_students_is_shared_and_can_be_cancelled(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+) -> None:
+    """Students hold both CPUs while Ray Train asks for one: nothing may deadlock."""
+    for name in ("first", "second"):
+        work = workload("shared", trace=str(tmp_path / name), hold_s=8.0, num_holds=1)
+        compute.submit(student_task(name, work, teacher))
+    slow = workload(
+        "held",
+        num_epochs=50,
+        teacher="tiny:slow",
+        teacher_options={"step_s": 0.3},
+        trace=str(tmp_path / "teacher"),
+    )
+    compute.submit(teacher_task("held-a", slow))
+    compute.submit(teacher_task("held-b", slow))
+    watcher.until(
+        lambda: any("epoch 1" in word.message for word in watcher.words("held-b")), "the first epoch"
+    )
+    compute.cancel("held-a")
+    (end,) = watcher.ends(["held-a"])
+    assert end == TaskFailed(task_id="held-a", code="cancelled", message="cancelled")
+    num_words = len(watcher.words("held-b"))
+    watcher.until(lambda: len(watcher.words("held-b")) > num_words, "the shared training to go on")
+    (pid,) = pids(tmp_path / "teacher")
+    compute.cancel("held-b")
+    wait_until(lambda: not is_alive(pid), "the training worker to end")
+    for end in watcher.ends(["first", "second"]):
+        assert isinstance(end, TaskSucceeded), end

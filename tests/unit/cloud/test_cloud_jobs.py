@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.domain.candidates import Candidate, CandidateMetrics
+from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
+from cloud.domain.specs import CompressionSpec, Precision
+from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
+from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
+from cloud.jobs.cluster import Cluster
+from cloud.jobs.progress import HEARTBEAT_S, Heartbeat, Mailbox, Reporter
+from cloud.jobs.results import ResultShelf, run_key
+from cloud.registry import Registry
+from edgeloop.errors import ConfigError
+
+WORKLOAD = Workload(name="digits", dataset="digits", dataset_options={"size": 16})
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(str(tmp_path / "registry"))
+
+
+def teacher_result(registry: Registry) -> TeacherResult:
+    return TeacherResult(
+        workload="digits",
+        teacher_key=WORKLOAD.teacher_key,
+        checkpoint_digest=registry.put(b"checkpoint"),
+        artifact_digest=registry.put(b"graph"),
+        artifact_bytes=5,
+        accuracy=0.99,
+        test_accuracy=0.98,
+        macs=1000,
+        num_parameters=10,
+        latency_p50_ms=0.2,
+        reference_p50_ms=0.1,
+        num_epochs=3,
+        train_s=6.5,
+    )
+
+
+def candidate(registry: Registry) -> Candidate:
+    return Candidate(
+        digest=registry.put(b"student"),
+        manifest_digest=registry.put(b"manifest"),
+        workload="digits",
+        profile="small",
+        parent_digest="",
+        spec=CompressionSpec(width_ratio=0.25),
+        precision=Precision.INT8,
+        metrics=CandidateMetrics(
+            accuracy=0.97,
+            test_accuracy=0.96,
+            latency_p50_ms=0.05,
+            latency_p95_ms=0.07,
+            reference_p50_ms=0.1,
+            artifact_bytes=7,
+            peak_rss_bytes=1 << 26,
+            macs=100,
+            num_parameters=5,
+        ),
+        create_time_s=12.5,
+    )
+
+
+def student_task(registry: Registry, task_id: str = "job-1/0") -> StudentTask:
+    profile = DeviceProfile(
+        name="small",
+        workload="digits",
+        match=MatchRule(instruction_sets=frozenset({"avx2", "sse4_1", "fma"}), labels={"site": "a"}),
+        constraints=Constraints(latency_p95_ms=1.0),
+    )
+    return StudentTask(
+        task_id=task_id,
+        workload=WORKLOAD,
+        teacher=teacher_result(registry),
+        profile=profile,
+        spec=CompressionSpec(width_ratio=0.25),
+    )
+
+
+def test_a_kept_result_answers_the_same_task_after_a_restart(tmp_path: Path, registry: Registry) -> None:
+    task, built = student_task(registry), candidate(registry)
+    ResultShelf(tmp_path).put(task, built)
+    assert ResultShelf(tmp_path).find(task, registry) == built
+    teacher = TeacherTask(task_id="t", workload=WORKLOAD)
+    ResultShelf(tmp_path).put(teacher, teacher_result(registry))
+    assert ResultShelf(tmp_path).find(teacher, registry) == teacher_result(registry)
+
+
+def test_a_result_never_answers_another_task(tmp_path: Path, registry: Registry) -> None:
+    shelf, task = ResultShelf(tmp_path), student_task(registry)
+    shelf.put(task, candidate(registry))
+    others = [
+        replace(task, task_id="job-1-0"),
+        replace(task, spec=CompressionSpec(width_ratio=0.5)),
+        replace(task, parent_digest="0" * 64),
+        replace(task, teacher=replace(task.teacher, checkpoint_digest=registry.put(b"retrained"))),
+    ]
+    assert [shelf.find(other, registry) for other in others] == [None] * len(others)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"fingerprint": 1}'])
+def test_a_torn_result_means_running_again(tmp_path: Path, registry: Registry, text: str) -> None:
+    shelf, task = ResultShelf(tmp_path), student_task(registry)
+    shelf.put(task, candidate(registry))
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(text)
+    assert shelf.find(task, registry) is None
+
+
+def test_a_result_of_another_shape_means_running_again(tmp_path: Path, registry: Registry) -> None:
+    shelf, task = ResultShelf(tmp_path), student_task(registry)
+    shelf.put(task, candidate(registry))
+    (file,) = tmp_path.glob("*.json")
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "result": '{"digest": 3}'}))
+    assert shelf.find(task, registry) is None
+
+
+def test_a_result_whose_blob_is_gone_means_running_again(tmp_path: Path, registry: Registry) -> None:
+    shelf, task, built = ResultShelf(tmp_path / "results"), student_task(registry), candidate(registry)
+    shelf.put(task, built)
+    Path(registry.url, "sha256", built.digest[:2], built.digest).unlink()
+    assert shelf.find(task, registry) is None
+
+
+def test_search_budgets_share_a_teacher_and_training_budgets_do_not() -> None:
+    first = TeacherTask(task_id="a", workload=WORKLOAD)
+    searched = TeacherTask(task_id="b", workload=replace(WORKLOAD, search=SearchBudget(max_trials=1)))
+    longer = TeacherTask(task_id="c", workload=replace(WORKLOAD, training=TrainingBudget(num_epochs=99)))
+    assert run_key(first) == run_key(searched)
+    assert run_key(first) != run_key(longer)
+
+
+def test_an_edit_of_the_workloads_code_makes_another_teacher(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def load(): ...\n")
+    task = TeacherTask(
+        task_id="a", workload=Workload(name="mine", dataset="mine:load", source_dir=str(tmp_path))
+    )
+    before = run_key(task)
+    assert run_key(task) == before
+    (tmp_path / "mine.py").write_text("def load(): return 1\n")
+    assert run_key(task) != before
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".", "..", "x" * 300, "-rf", "naïve name"])
+def test_no_task_id_leaves_its_folder_or_collides(tmp_path: Path, registry: Registry, name: str) -> None:
+    task = student_task(registry, task_id=name)
+    ResultShelf(tmp_path / "results").put(task, candidate(registry))
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "results"]
+    assert run_key(task) != run_key(student_task(registry, task_id=name.replace("/", "-") + "-"))
+
+
+class Post:
+    """Stands for an actor handle: ``mailbox.post.remote(...)``."""
+
+    def __init__(self) -> None:
+        self.words: list[tuple[float, str]] = []
+        self.post = self
+
+    def remote(self, _: str, fraction: float, message: str) -> None:
+        self.words.append((fraction, message))
+
+
+def test_the_mailbox_keeps_only_the_newest_word_of_each_task() -> None:
+    mailbox = Mailbox()
+    for step in range(1000):
+        mailbox.post("a", step / 1000, f"step {step}")
+    mailbox.post("b", 0.5, "half")
+    assert mailbox.drain() == {"a": (0.999, "step 999"), "b": (0.5, "half")}
+    assert mailbox.drain() == {}
+
+
+def test_a_chatty_task_posts_seldom_but_always_its_end() -> None:
+    post = Post()
+    report = Reporter(post, "a")
+    for step in range(1000):
+        report(step / 1000, "step")
+    report(1.0, "done")
+    assert len(post.words) < 20
+    assert post.words[-1] == (1.0, "done")
+
+
+def test_a_lost_mailbox_does_not_cost_the_work() -> None:
+    class Dead:
+        @property
+        def post(self) -> Any:
+            raise ConnectionError
+
+    Reporter(Dead(), "a")(0.5, "half")
+
+
+def test_fractions_stay_between_0_and_1() -> None:
+    post = Post()
+    Reporter(post, "a")(7.0, "over")
+    Reporter(post, "a")(-1.0, "under")
+    assert [fraction for fraction, _ in post.words] == [1.0, 0.0]
+
+
+def test_a_silent_epoch_is_heard_of_each_second() -> None:
+    post = Post()
+    with Heartbeat(Reporter(post, "a")) as report:
+        report(0.25, "epoch 2 of 4")
+        time.sleep(2.4 * HEARTBEAT_S)
+    assert len(post.words) >= 3
+    assert {fraction for fraction, _ in post.words} == {0.25}
+    assert all(message.startswith("epoch 2 of 4") for _, message in post.words)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["head", "head:", "head:port", "head:70000", "ray://head:10001", "no-such-host.invalid:6379"],
+)
+def test_an_address_that_cannot_be_used_names_the_field(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"compute\.address") as caught:
+        Cluster(address=address).start()
+    assert caught.value.code == "ray-address"
+
+
+def test_a_head_that_does_not_run_is_told_within_seconds_and_without_ray() -> None:
+    started_s = time.monotonic()
+    with pytest.raises(ConfigError, match="ray start --head"):
+        Cluster(address=f"127.0.0.1:{free_port()}").start()
+    assert time.monotonic() - started_s < 6.0
+
+
+@pytest.mark.parametrize(("address", "num_cpus"), [("", 0), ("", -1), ("head:6379", 2)])
+def test_cpus_must_make_sense(address: str, num_cpus: int) -> None:
+    with pytest.raises(ConfigError, match="num_cpus"):
+        Cluster(address=address, num_cpus=num_cpus)
+
+
+def test_the_control_plane_imports_compute_without_ray_or_torch() -> None:
+    import subprocess
+
+    code = "import cloud.jobs, sys; print([m for m in ('ray', 'torch') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
