@@ -133,11 +133,17 @@ def compress_job(
 
 
 class JobRunner:
-    """Owned by one thread. ``attach`` gives it the cluster once that is up; until then jobs wait."""
+    """Owned by one thread. ``attach`` gives it the cluster once that is up; until then jobs wait.
 
-    def __init__(self, store: JobStore, *, now_s: Callable[[], float]) -> None:
+    ``on_lost`` is called when the cluster does not answer; whoever owns it then attaches a new one.
+    """
+
+    def __init__(
+        self, store: JobStore, *, now_s: Callable[[], float], on_lost: Callable[[], None] = lambda: None
+    ) -> None:
         self._store = store
         self._now_s = now_s
+        self._on_lost = on_lost
         self._compute: Compute | None = None
         self._waiting_for = "the cluster is starting"
         self._submitted: set[str] = set()
@@ -187,8 +193,10 @@ class JobRunner:
             return []
         try:
             return self._compute.poll()
-        except Exception:
-            logger.exception("the cluster could not be asked")
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises, it is brought up again
+            logger.warning("the cluster does not answer, and its tasks are submitted again: %s", error)
+            self.attach(None, waiting_for="the cluster was lost and is started again")
+            self._on_lost()
             return []
 
     def _take(self, event: TaskEvent) -> bool:

@@ -1,0 +1,341 @@
+"""``edgeloop serve``: one process that is the whole control plane of one machine.
+
+Rules that this module keeps:
+
+* Wiring alone: what things do is said in their own modules; here is who owns which thread.
+* One control plane a state folder: a lock that dies with the process, whatever ends it.
+* ``server.json`` appears, whole, once everything listens, and goes away at a clean end. Ports that were asked
+  for as 0 stay what they were at the first start, so that agents find a restarted control plane again.
+* Ready within about a second: the cluster comes up beside the rest.
+* SIGTERM and SIGINT end everything that was started, in the reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cloud.broker import EmbeddedBroker
+from cloud.compute_host import ComputeHost, NoCompute
+from cloud.controller import PAUSED_KEY, Controller
+from cloud.jobrunner import JobRunner
+from cloud.loop import ControlLoop
+from cloud.presence import PresenceBook
+from cloud.publisher import Publisher
+from cloud.registry import Registry
+from cloud.services import control, fleet
+from cloud.services.convert import timestamp
+from cloud.settings import ServeSettings
+from cloud.state_folder import RememberedPorts, locked, write_json
+from cloud.store import Store
+from edgeloop import __version__, topics
+from edgeloop.backoff import Backoff
+from edgeloop.errors import ConfigError
+from edgeloop.mqtt import MqttSession
+from edgeloop.trust import DirectorKey
+from edgeloop.v1 import control_service_pb2, fleet_service_pb2
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S = 1.0
+
+
+class ControlPlane:
+    """Everything that ``serve`` starts. ``start`` once, then ``stop`` once; both from the event loop."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.fleet_port = 0
+        self.control_port = 0
+        self.broker_host = ""
+        self.broker_port = 0
+        self._start_time_s = time.time()
+        self._stack = contextlib.AsyncExitStack()
+        self._store: Store | None = None
+        self._session: MqttSession | None = None
+        self._compute: ComputeHost | NoCompute = NoCompute()
+        self._director: DirectorKey | None = None
+
+    async def start(self) -> None:
+        """Returns once agents and the control script can be served.
+
+        Raises ``ConfigError`` that names the field; whatever was started by then is stopped again.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop everything that was started, last first. Safe to call twice."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings, stack = self.settings, self._stack
+        state_dir = settings.state_dir.resolve()
+        stack.enter_context(locked(state_dir))
+        ports = RememberedPorts(state_dir / "ports.json")
+        broker = await self._start_broker(state_dir, ports)
+
+        store = self._store = Store(settings.database)
+        stack.callback(store.close)
+        await asyncio.to_thread(store.migrate)
+        registry = Registry(settings.registry)
+        director = self._director = DirectorKey.load_or_generate(state_dir / "director.key")
+
+        compute = self._compute = self._new_compute(registry, state_dir)
+        stack.push_async_callback(asyncio.to_thread, compute.stop)
+        compute.start()
+
+        session = self._session = MqttSession(
+            self.broker_host,
+            self.broker_port,
+            f"edgeloop-cloud-{director.key_id}",
+            backoff=Backoff(0.1, 10.0),
+        )
+        publisher = Publisher(bus=session, blobs=registry, state_path=state_dir / "published.json")
+        runner = JobRunner(store, now_s=time.time, on_lost=compute.lost)
+        controller = Controller(
+            store, director=director, ship=publisher.set_desired, settings=settings.policy
+        )
+        presence = PresenceBook(store, forget_on_connect=broker is not None)
+        loop = ControlLoop(
+            controller=controller,
+            runner=runner,
+            compute=compute,
+            presence=presence,
+            step_interval_s=settings.step_interval_s,
+        )
+        session.on_state(publisher.on_connected)
+        session.on_state(presence.on_connected)
+        session.subscribe(topics.ALL_PRESENCE, presence.heard)
+        session.subscribe(topics.ALL_REQUESTS, publisher.on_request)
+        publisher.start()
+        stack.push_async_callback(asyncio.to_thread, publisher.stop)
+        session.start()
+        stack.push_async_callback(asyncio.to_thread, session.close)
+        loop.start()
+        stack.push_async_callback(asyncio.to_thread, loop.stop)
+
+        await self._start_servers(store, loop.poke, ports)
+        ports.save(fleet=self.fleet_port, control=self.control_port, broker=self.broker_port)
+        self._announce(state_dir, director)
+
+    # -- parts -------------------------------------------------------------------------------------------
+
+    async def _start_broker(self, state_dir: Path, ports: RememberedPorts) -> EmbeddedBroker | None:
+        address = self.settings.broker_address()
+        if address is not None:
+            self.broker_host, self.broker_port = address
+            return None
+        last: ConfigError | None = None
+        for port in ports.to_try("broker", self.settings.broker_port):
+            broker = EmbeddedBroker(
+                host=self.settings.host,
+                port=port,
+                work_dir=state_dir,
+                log_path=state_dir / "logs" / "broker.log",
+            )
+            try:
+                await asyncio.to_thread(broker.start)
+            except ConfigError as error:
+                last = error
+                continue
+            self._stack.push_async_callback(asyncio.to_thread, broker.stop)
+            self.broker_host, self.broker_port = _reachable(self.settings.host), broker.port
+            if not _is_loopback(self.settings.host):
+                logger.warning(
+                    "the embedded broker takes anonymous clients on %s: use one with certificates (--broker) "
+                    "wherever others can reach it",
+                    self.settings.host,
+                )
+            return broker
+        assert last is not None
+        raise last
+
+    def _new_compute(self, registry: Registry, state_dir: Path) -> ComputeHost | NoCompute:
+        if self.settings.compute == "none":
+            return NoCompute()
+        from cloud.jobs import RayCompute  # what it brings along is not needed without compute
+
+        return ComputeHost(
+            RayCompute(
+                work_dir=state_dir / "checkpoints",
+                registry_url=registry.url,
+                address=self.settings.ray_address,
+                num_cpus=self.settings.num_cpus,
+            )
+        )
+
+    async def _start_servers(self, store: Store, poke: Callable[[], None], ports: RememberedPorts) -> None:
+        settings = self.settings
+        fleet_servicer = fleet.FleetServicer(
+            store,
+            settings=fleet.FleetSettings(report_interval_s=settings.report_interval_s),
+            on_register=lambda _device_id: poke(),
+            on_status=lambda _status: poke(),
+        )
+        await fleet_servicer.start()
+        self._stack.push_async_callback(fleet_servicer.stop)
+        fleet_server = grpc.aio.server(options=fleet.SERVER_OPTIONS)
+        fleet.add_fleet_service(fleet_server, fleet_servicer)
+        self.fleet_port = await self._serve(
+            fleet_server, "fleet", settings.fleet_port, _service_name(fleet_service_pb2), ports
+        )
+        control_servicer = control.ControlServicer(
+            store, settings=settings.policy, info=self._info, poke=poke
+        )
+        control_server = grpc.aio.server(options=control.SERVER_OPTIONS)
+        control.add_control_service(control_server, control_servicer)
+        self.control_port = await self._serve(
+            control_server, "control", settings.control_port, _service_name(control_service_pb2), ports
+        )
+
+    async def _serve(
+        self, server: grpc.aio.Server, name: str, port: int, service: str, ports: RememberedPorts
+    ) -> int:
+        checker = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+        reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        bound = _bind(server, self.settings.host, name, ports.to_try(name, port))
+        await server.start()
+        for known in ("", service):
+            await checker.set(known, health_pb2.HealthCheckResponse.SERVING)
+
+        async def end() -> None:
+            await checker.enter_graceful_shutdown()
+            await server.stop(_GRACE_S)
+
+        self._stack.push_async_callback(end)
+        return bound
+
+    def _info(self) -> control_service_pb2.GetServerInfoResponse:
+        assert self._store is not None
+        assert self._director is not None
+        return control_service_pb2.GetServerInfoResponse(
+            version=__version__,
+            broker_host=self.broker_host,
+            broker_port=self.broker_port,
+            broker_embedded=self.settings.broker is None,
+            broker_connected=self._session is not None and self._session.connected,
+            director_public_key=self._director.public_bytes,
+            state_dir=str(self.settings.state_dir.resolve()),
+            compute=self._compute.describe(),
+            start_time=timestamp(self._start_time_s),
+            controller_paused=self._store.get_meta(PAUSED_KEY) == "1",
+        )
+
+    def _announce(self, state_dir: Path, director: DirectorKey) -> None:
+        path = state_dir / "server.json"
+        host = _reachable(self.settings.host)
+        write_json(
+            path,
+            {
+                "control": _address(host, self.control_port),
+                "fleet": _address(host, self.fleet_port),
+                "broker": {"host": self.broker_host, "port": self.broker_port},
+                "director_public_key": director.public_bytes.hex(),
+                "pid": os.getpid(),
+            },
+        )
+        self._stack.callback(path.unlink, missing_ok=True)
+        logger.info(
+            "serving: agents %s, control %s, broker %s, state in %s",
+            _address(host, self.fleet_port),
+            _address(host, self.control_port),
+            _address(self.broker_host, self.broker_port),
+            state_dir,
+        )
+
+
+async def serve(settings: ServeSettings) -> None:
+    """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
+    set_up_logging(settings)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    plane = ControlPlane(settings)
+    try:
+        starting = asyncio.ensure_future(plane.start())
+        waiting = asyncio.ensure_future(ended.wait())
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            return
+        starting.result()
+        await waiting
+        logger.info("stopping: the state stays in %s", settings.state_dir.resolve())
+    finally:
+        await plane.stop()
+
+
+def set_up_logging(settings: ServeSettings) -> None:
+    """To standard error, and to ``logs/serve.log`` in the state folder. Raises ``ConfigError``."""
+    folder = settings.state_dir / "logs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        to_file = logging.handlers.RotatingFileHandler(folder / "serve.log", maxBytes=10 << 20, backupCount=3)
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir is {settings.state_dir}: it cannot be written to ({error.strerror}): give another "
+            "folder with --state-dir",
+            code="state-dir",
+        ) from None
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s")
+    root = logging.getLogger()
+    root.setLevel(settings.log_level)
+    for handler in (logging.StreamHandler(sys.stderr), to_file):
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _bind(server: grpc.aio.Server, host: str, name: str, ports: list[int]) -> int:
+    for port in ports:
+        try:
+            bound = server.add_insecure_port(_address(host, port))
+        except RuntimeError:
+            bound = 0
+        if bound:
+            return bound
+    raise ConfigError(
+        f"{name}_port {ports[0]} on {host} cannot be listened on: another program uses it, or it is not "
+        f"permitted: choose another with --{name}-port (0 takes a free one)",
+        code="port-in-use",
+    )
+
+
+def _service_name(module: Any) -> str:
+    (service,) = module.DESCRIPTOR.services_by_name.values()
+    return str(service.full_name)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
+
+
+def _reachable(host: str) -> str:
+    """Where a client on this machine finds what listens on ``host``."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104 - compared, not bound
+    return everywhere.get(host, host)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
