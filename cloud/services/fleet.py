@@ -100,7 +100,7 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
         """Commit what was queued."""
         await self._writer.stop()
 
-    async def Register(  # noqa: N802 - the name in the protocol
+    async def Register(
         self,
         request: fleet_service_pb2.RegisterRequest,
         context: grpc.aio.ServicerContext[
@@ -120,7 +120,7 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
             report_interval_s=self._settings.report_interval_s,
         )
 
-    async def UpdateDeploymentStatus(  # noqa: N802 - the name in the protocol
+    async def UpdateDeploymentStatus(
         self,
         request: fleet_service_pb2.UpdateDeploymentStatusRequest,
         context: grpc.aio.ServicerContext[
@@ -141,7 +141,7 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
             self._on_status(status)
         return fleet_service_pb2.UpdateDeploymentStatusResponse()
 
-    async def StreamReports(  # noqa: N802 - the name in the protocol
+    async def StreamReports(
         self,
         request_iterator: AsyncIterator[fleet_service_pb2.StreamReportsRequest],
         context: grpc.aio.ServicerContext[
