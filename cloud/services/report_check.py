@@ -33,11 +33,14 @@ _MAX_REQUESTS_PER_S = 100_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportBounds:
-    """``max_clock_skew_s`` is how far a device's clock may be ahead of this one."""
+    """``max_clock_skew_s`` is how far a device's clock may be ahead of this one.
+
+    ``max_age_s`` may not exceed the time for which the controller keeps reports.
+    """
 
     max_window_s: float = 3600.0
     max_clock_skew_s: float = 300.0
-    max_age_s: float = 30 * 86400.0
+    max_age_s: float = 7 * 86400.0
 
 
 def check_report(report: telemetry_pb2.LatencyReport, bounds: ReportBounds, now_s: float) -> ReportRow:
