@@ -6,7 +6,8 @@ Rules that this module keeps:
   that exists only in the memory of this process and its children.
 - A runtime of our own dies with this process, even by SIGKILL. The kernel ties Ray's processes to the
   *thread* that started them, so a thread that lives as long as the runtime does it.
-- Nothing of it stays behind: its files lie in a private folder that ``stop``, or the next start, removes.
+- Nothing of it stays behind: a reaper process outlives this one, ends Ray's last processes and removes the
+  private folder that holds its files. The next start removes what a killed reaper could not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +34,7 @@ NAMESPACE = "edgeloop"
 OBJECT_STORE_BYTES = 96 * 1024 * 1024
 CONNECT_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 15.0
 #: Ray puts Unix sockets some 65 characters below its folder, and their paths may have 107.
 MAX_TEMP_PATH_CHARS = 30
 _TEMP_PREFIX = "elray-"
@@ -99,7 +102,7 @@ class Cluster:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._leave.set()
-            thread.join(30.0)
+            thread.join(2 * STOP_TIMEOUT_S)
 
     def describe(self) -> str:
         """For people: where the work runs."""
@@ -117,12 +120,13 @@ class Cluster:
         return ", ".join(parts)
 
     def _live(self) -> None:
-        folder: Path | None = None
+        reaper: subprocess.Popen[bytes] | None = None
         try:
             if self._address:
                 self._join()
             else:
                 folder = _private_folder()
+                reaper = _start_reaper(folder)
                 self._start_local(folder)
         except BaseException as error:  # noqa: BLE001  # it is raised again, in the thread that called start()
             self._error = error
@@ -133,8 +137,10 @@ class Cluster:
             import ray
 
             ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if reaper is not None and reaper.stdin is not None:
+            reaper.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                reaper.wait(STOP_TIMEOUT_S)
 
     def _start_local(self, folder: Path) -> None:
         for name, value in _LOCAL_ENVIRONMENT.items():
@@ -201,8 +207,14 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-", dir=parent))
 
 
+def _start_reaper(folder: Path) -> subprocess.Popen[bytes]:
+    """In a session of its own, so that Ctrl-C in our terminal does not end it before its work begins."""
+    command = [sys.executable, "-I", str(Path(__file__).with_name("reaper.py")), str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
 def _sweep(parent: Path) -> None:
-    """Remove the folders of processes of ours that were killed before they could."""
+    """Remove the folders of processes of ours that were killed together with their reapers."""
     for folder in parent.glob(f"{_TEMP_PREFIX}*"):
         pid = folder.name.removeprefix(_TEMP_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
