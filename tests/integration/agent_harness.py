@@ -119,21 +119,21 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
         self.statuses: list[deployment_pb2.DeploymentStatus] = []
         self.reports: dict[tuple[str, str, int], telemetry_pb2.LatencyReport] = {}
 
-    def Register(  # noqa: N802  # the name is the service's
+    def Register(  # the name is the service's
         self, request: fleet_service_pb2.RegisterRequest, context: grpc.ServicerContext
     ) -> fleet_service_pb2.RegisterResponse:
         with self.lock:
             self.registrations.append(request.registration)
         return fleet_service_pb2.RegisterResponse(profile="small", report_interval_s=30)
 
-    def UpdateDeploymentStatus(  # noqa: N802
+    def UpdateDeploymentStatus(
         self, request: fleet_service_pb2.UpdateDeploymentStatusRequest, context: grpc.ServicerContext
     ) -> fleet_service_pb2.UpdateDeploymentStatusResponse:
         with self.lock:
             self.statuses.append(request.status)
         return fleet_service_pb2.UpdateDeploymentStatusResponse()
 
-    def StreamReports(  # noqa: N802
+    def StreamReports(
         self,
         request_iterator: Iterator[fleet_service_pb2.StreamReportsRequest],
         context: grpc.ServicerContext,
@@ -157,7 +157,9 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
 
     def codes(self, generation: int) -> set[str]:
         with self.lock:
-            return {status.code for status in self.statuses if status.generation == generation and status.code}
+            return {
+                status.code for status in self.statuses if status.generation == generation and status.code
+            }
 
 
 class Cloud:
@@ -209,9 +211,7 @@ class Cloud:
             if n not in without:
                 self.put(topics.block(shipment.digest, n), block)
 
-    def deploy(
-        self, device_id: str, shipment: Shipment, generation: int, *, profile: str = "small"
-    ) -> bytes:
+    def deploy(self, device_id: str, shipment: Shipment, generation: int, *, profile: str = "small") -> bytes:
         signed = trust.sign_deployment(
             self.key,
             deployment_pb2.Deployment(

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from agent_harness import AgentProcess, Cloud, make_model, ship, wait_until
-
-from edgeloop import topics
 
 pytestmark = pytest.mark.mosquitto
 
@@ -67,8 +61,9 @@ def test_an_agent_fetches_tests_serves_and_reports_then_swaps_to_the_next_genera
     wait_until(lambda: cloud.presence.get("gw-1") == b"offline", what="presence to end")
     # Every request that was answered is in exactly one report, those of the last moments included.
     wait_until(
-        lambda: sum(sum(r.latency.counts) for r in cloud.fleet.reports.values())
-        == agent.status()["num_requests"],
+        lambda: (
+            sum(sum(r.latency.counts) for r in cloud.fleet.reports.values()) == agent.status()["num_requests"]
+        ),
         what="all requests reported",
     )
     # At least once, but only one ending.
@@ -89,7 +84,9 @@ def test_it_serves_the_committed_model_without_broker_and_cloud_within_goals(clo
     assert not status["broker_connected"]
     assert not status["server_connected"]
     assert agent.log.count("WARNING edgeloop.mqtt cannot reach the broker") == 1
-    print(f"start to first inference {status['first_inference_s']:.2f} s, RSS {status['rss_bytes'] / 1e6:.0f} MB")
+    print(
+        f"start to first inference {status['first_inference_s']:.2f} s, RSS {status['rss_bytes'] / 1e6:.0f} MB"
+    )
     # Goals are 1.5 s and 90 MB; the margin is for a machine that runs other things too.
     assert status["first_inference_s"] < 5
     assert agent.stop() == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge_agent.update import TABLE, UpdateSettings, step
 from edge_agent.update_events import (
@@ -444,17 +444,23 @@ class AnyOrder(RuleBasedStateMachine):
     def newer_deployment_arrives(self, ahead: int, name: int) -> None:
         self.feed(DeploymentSeen(slot=slot(self.generation + ahead, name)))
 
-    @rule(late=st.booleans())
-    def the_step_succeeds(self, late: bool) -> None:
-        generation = self.generation - late
-        done: dict[State, Event] = {
-            State.FETCHING: FetchCompleted(generation=generation),
-            State.VERIFYING: Verified(generation=generation),
-            State.TESTING: SelfTestPassed(generation=generation),
-            State.TRIAL: good(generation),
-        }
-        if self.state.state in done:
-            self.feed(done[self.state.state])
+    @initialize(name=st.integers(1, 5))
+    def has_a_good_model(self, name: int) -> None:
+        self.feed(DeploymentSeen(slot=slot(1, name)))
+        self.steps_succeed(late=False, num=4)
+
+    @rule(late=st.booleans(), num=st.integers(1, 4))
+    def steps_succeed(self, late: bool, num: int) -> None:
+        for _ in range(num):
+            generation = self.generation - late
+            done: dict[State, Event] = {
+                State.FETCHING: FetchCompleted(generation=generation),
+                State.VERIFYING: Verified(generation=generation),
+                State.TESTING: SelfTestPassed(generation=generation),
+                State.TRIAL: good(generation),
+            }
+            if self.state.state in done:
+                self.feed(done[self.state.state])
 
     @rule(code=st.sampled_from(["block-altered", "artifact-missing", "self-test-crash"]))
     def the_step_fails(self, code: str) -> None:
