@@ -143,10 +143,16 @@ class Demo:
         self._console.print(
             f"  {server.compute}; broker at {server.broker_host}:{server.broker_port}", style="dim"
         )
+        # The stages below set the scene by hand, as an operator would; the controller acts from the last one on.
+        self._pause(not self._state.objectives)
         self._apply(self._workload.kind, self._workload.model_dump_json())
         # Objectives come later, from what the devices measure; until then the fleet has none.
         fleet = self._with_objectives(self._state.objectives)
         self._apply(fleet.kind, fleet.model_dump_json())
+
+    def _pause(self, paused: bool) -> None:
+        request = pb.SetControllerPausedRequest(paused=paused)
+        self._call("SetControllerPaused", request, pb.SetControllerPausedResponse)
 
     def _apply(self, kind: str, text: str) -> None:
         document = pb.Document(kind=kind, json=text, source=self._state.example)
@@ -325,6 +331,7 @@ class Demo:
             self._state.save(self._folder)
         fleet = self._with_objectives(self._state.objectives)
         self._apply(fleet.kind, fleet.model_dump_json())
+        self._pause(False)
         outcomes = {item.profile: self._rounds(item.profile) for item in self._plan.profiles}
         self._console.print(screen.objective_table(self._plan, outcomes))
 
