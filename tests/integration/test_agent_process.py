@@ -84,9 +84,6 @@ def test_it_serves_the_committed_model_without_broker_and_cloud_within_goals(clo
     assert not status["broker_connected"]
     assert not status["server_connected"]
     assert agent.log.count("WARNING edgeloop.mqtt cannot reach the broker") == 1
-    print(
-        f"start to first inference {status['first_inference_s']:.2f} s, RSS {status['rss_bytes'] / 1e6:.0f} MB"
-    )
     # Goals are 1.5 s and 90 MB; the margin is for a machine that runs other things too.
     assert status["first_inference_s"] < 5
     assert agent.stop() == 0

@@ -1,0 +1,150 @@
+"""The self-test with real child processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "integration"))
+
+from agent_harness import Shipment, make_model, ship
+
+from edge_agent import selftest
+from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult, read_result, run_self_test
+
+
+def job(
+    folder: Path, shipment: Shipment, *, data: bytes | None = None, timeout_s: float = 30.0
+) -> SelfTestJob:
+    (folder / "artifact").write_bytes(shipment.data if data is None else data)
+    (folder / "manifest").write_bytes(shipment.raw_manifest)
+    return SelfTestJob(
+        artifact_path=folder / "artifact",
+        manifest_path=folder / "manifest",
+        manifest_digest=shipment.manifest_digest,
+        timeout_s=timeout_s,
+    )
+
+
+def test_a_good_model_passes_and_says_how_fast_it_was(tmp_path: Path) -> None:
+    result = run_self_test(job(tmp_path, ship(make_model(1))))
+    assert result.passed, result
+    assert 0 < result.p50_ms < 100
+    assert result.max_error < 1e-3
+
+
+def test_outputs_that_differ_from_the_golden_ones_fail(tmp_path: Path) -> None:
+    result = run_self_test(job(tmp_path, ship(make_model(1), golden_offset=0.01)))
+    assert result.code == "self-test-output"
+    assert "0.01" in result.message
+
+
+def test_outputs_that_are_no_numbers_fail(tmp_path: Path) -> None:
+    result = run_self_test(job(tmp_path, ship(make_model(1, divide_by_zero=True))))
+    assert result.code == "self-test-output"
+    assert "no numbers" in result.message
+
+
+def test_bytes_that_no_runtime_loads_fail_as_such(tmp_path: Path) -> None:
+    good = ship(make_model(1))
+    data = b"\x08\x08" + b"not a model" * 100
+    manifest = type(good.manifest)()
+    manifest.CopyFrom(good.manifest)
+    from edgeloop import artifact
+
+    bad = artifact.build_manifest(
+        data,
+        workload="tiny",
+        profile="small",
+        precision=manifest.precision,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        golden=manifest.golden,
+        accuracy=0.5,
+    )
+    shipment = Shipment(data=data, manifest=bad, raw_manifest=artifact.encode_manifest(bad))
+    assert run_self_test(job(tmp_path, shipment)).code == "self-test-load"
+
+
+@pytest.mark.parametrize("damage", ["artifact", "manifest", "no artifact"])
+def test_damage_on_the_disk_is_not_blamed_on_the_model(tmp_path: Path, damage: str) -> None:
+    found = job(tmp_path, ship(make_model(1)))
+    if damage == "no artifact":
+        found.artifact_path.unlink()
+    else:
+        path = tmp_path / damage
+        path.write_bytes(path.read_bytes()[:-1])
+    assert run_self_test(found).storage_failed
+
+
+def test_a_child_that_takes_too_long_is_killed_and_reported(tmp_path: Path) -> None:
+    begin_s = time.monotonic()
+    result = run_self_test(job(tmp_path, ship(make_model(1)), timeout_s=0.01))
+    assert result.code == "self-test-timeout"
+    assert time.monotonic() - begin_s < 5
+
+
+def test_a_child_that_wants_too_much_memory_fails_and_takes_nobody_with_it(
+    tmp_path: Path, monkeypatch
+) -> None:
+    code = (
+        "import sys, resource, edge_agent.selftest as s\n"
+        "s.BASE_ADDRESS_SPACE_BYTES = 200 * 1024**2\n"
+        "s.child(sys.stdin.buffer, sys.stdout.buffer)"
+    )
+    real = selftest.subprocess.Popen
+    monkeypatch.setattr(
+        selftest.subprocess, "Popen", lambda command, **rest: real([sys.executable, "-c", code], **rest)
+    )
+    result = run_self_test(job(tmp_path, ship(make_model(1))))
+    assert result.code in ("self-test-crash", "self-test-load"), result
+
+
+def test_a_stopped_test_reports_nothing(tmp_path: Path) -> None:
+    results: list[SelfTestResult] = []
+    process = SelfTestProcess(job(tmp_path, ship(make_model(1))), results.append)
+    process.start()
+    process.stop()
+    process._thread.join(5)
+    assert not process._thread.is_alive()
+    assert results == []
+
+
+def test_a_result_arrives_once_from_another_thread(tmp_path: Path) -> None:
+    arrived = threading.Event()
+    results: list[SelfTestResult] = []
+
+    def keep(result: SelfTestResult) -> None:
+        results.append(result)
+        arrived.set()
+
+    SelfTestProcess(job(tmp_path, ship(make_model(1))), keep).start()
+    assert arrived.wait(20)
+    assert [result.passed for result in results] == [True]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "output"),
+    [
+        (-9, b""),
+        (-11, b'{"code": "", "message": "", "p50_ms": 1, "max_error": 0}'),
+        (1, b""),
+        (0, b""),
+        (0, b"[]"),
+        (0, b'{"code": ""}'),
+        (0, b'{"code": "active", "message": "", "p50_ms": 1, "max_error": 0}'),
+        (0, b'{"code": "", "message": "", "p50_ms": NaN, "max_error": 0}'),
+    ],
+)
+def test_a_child_that_died_or_talks_nonsense_never_passes(exit_code: int, output: bytes) -> None:
+    assert read_result(exit_code, output, b"boom").code == "self-test-crash"
+
+
+def test_a_sensible_answer_is_taken() -> None:
+    said = {"code": "", "message": "", "p50_ms": 1.5, "max_error": 0.0}
+    assert read_result(0, json.dumps(said).encode(), b"").passed
