@@ -167,6 +167,8 @@ class ProcessCost:
     """What one agent process took."""
 
     rss_bytes: int
+    #: Of the process that fetched, verified and installed the model: what that took in code stays.
+    installed_rss_bytes: int
     peak_rss_bytes: int
     first_inference_s: list[float]
     num_requests: int
@@ -280,6 +282,8 @@ def measure_process(data: bytes, *, serve_s: float, num_starts: int) -> ProcessC
             digest = publish(session, key, data)
             gateway.start()
             gateway.wait(lambda status: status["committed_digest"] == digest)
+            time.sleep(serve_s)
+            installed_rss_bytes = gateway.memory("VmRSS")
             first_s = []
             for _ in range(num_starts):
                 gateway.stop()
@@ -292,6 +296,7 @@ def measure_process(data: bytes, *, serve_s: float, num_starts: int) -> ProcessC
             status = gateway.wait(lambda status: status["num_requests"] > 0)
             return ProcessCost(
                 rss_bytes=gateway.memory("VmRSS"),
+                installed_rss_bytes=installed_rss_bytes,
                 peak_rss_bytes=gateway.memory("VmHWM"),
                 first_inference_s=first_s,
                 num_requests=status["num_requests"],
@@ -361,6 +366,7 @@ def main() -> None:
                     "overhead": overhead,
                     "agent": {
                         "rss_bytes": cost.rss_bytes,
+                        "installed_rss_bytes": cost.installed_rss_bytes,
                         "peak_rss_bytes": cost.peak_rss_bytes,
                         "first_inference_s": cost.first_inference_s,
                     },
@@ -382,6 +388,7 @@ def main() -> None:
         f"{'RSS while serving, MB':<28}{cost.rss_bytes / 1e6:>10.1f}{bare_rss / 1e6:>10.1f}"
         f"{cost.rss_bytes / bare_rss:>8.2f}"
     )
+    print(f"{'... after an installation, MB':<28}{cost.installed_rss_bytes / 1e6:>10.1f}")
     print(f"{'peak RSS, MB':<28}{cost.peak_rss_bytes / 1e6:>10.1f}")
     print(
         f"{'start to first answer, s':<28}{first_s:>10.2f}{bare_first_s:>10.2f}{first_s / bare_first_s:>8.2f}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 import onnxruntime as ort
-import psutil
 
 from edgeloop.v1 import device_pb2
 
@@ -37,7 +36,7 @@ def probe(
         architecture=platform.machine(),
         processor=name[:_MAX_TEXT],
         num_cores=_num_cores(),
-        memory_bytes=min(psutil.virtual_memory().total, _limit_bytes(memory_limit)),
+        memory_bytes=min(_memory_bytes(), _limit_bytes(memory_limit)),
         instruction_sets=sorted(KNOWN_FEATURES.intersection(features)),
         runtime="onnxruntime",
         runtime_version=ort.__version__,
@@ -50,6 +49,11 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    # Not through psutil: it would take a megabyte of the gateway for this one number.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cpuinfo_fields(path: Path) -> dict[str, str]:
