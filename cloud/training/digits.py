@@ -1,7 +1,7 @@
 """scikit-learn's bundled handwritten digits, enlarged so that a network has something to do.
 
 Rules: the split is stratified, 60/20/20, and depends on ``split_seed`` alone. Values are scaled from 0..16
-to -1..1, then enlarged from 8x8 to ``size`` by bilinear interpolation, corners kept.
+to -1..1, then enlarged from 8x8 to ``image_size`` by bilinear interpolation, corners kept.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from cloud.training.options import check_options, check_range
 
-DEFAULTS: Mapping[str, Any] = {"size": 24, "split_seed": 0}
+DEFAULTS: Mapping[str, Any] = {"image_size": 24, "split_seed": 0}
 SHARES = (0.6, 0.2)
 
 
 def load(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The six arrays; inputs are ``[n, 1, size, size]``."""
+    """The six arrays; inputs are ``[n, 1, image_size, image_size]``."""
     values = check_options(options, DEFAULTS, field="dataset_options")
-    size = check_range(values, "size", 8, 128, field="dataset_options")
+    size = check_range(values, "image_size", 8, 128, field="dataset_options")
     pixels, labels = read_digits()
     images = enlarge(pixels / np.float32(8.0) - np.float32(1.0), size)[:, None]
     answer: dict[str, Any] = {"num_classes": 10}

@@ -1,0 +1,361 @@
+"""Students: distilled, quantised, chosen by measurement, registered with a manifest that a device accepts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cloud.compression import build, evaluate
+from cloud.compression.build import build_student, finish_teacher
+from cloud.compression.choose import choose_precision, reject_against_parent
+from cloud.compression.distil import distil, recalibrate, soft_label_loss
+from cloud.compression.evaluate import measure_peak_rss
+from cloud.compression.quantise import count_weights, quantise
+from cloud.domain.candidates import Candidate
+from cloud.domain.profiles import DeviceProfile, MatchRule
+from cloud.domain.specs import CompressionSpec, Precision, Road
+from cloud.domain.tasks import StudentTask, TeacherResult
+from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
+from cloud.training.datasets import Dataset, Split
+from cloud.training.teacher import TeacherTrainer, measure_accuracy
+from edgeloop.artifact import check_artifact, golden_arrays, parse_manifest
+from edgeloop.errors import ConfigError, TransientError
+from edgeloop.v1 import artifact_pb2
+
+torch.set_num_threads(1)
+
+
+class Memory:
+    """A registry in a dictionary."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def put(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        self.blobs[digest] = data
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        return self.blobs[digest]
+
+
+def stripes(count: int, seed: int) -> Split:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 4
+    inputs = rng.normal(0, 0.3, size=(count, 1, 12, 12)).astype(np.float32)
+    inputs[np.arange(count), 0, labels * 3] += 1.5
+    return Split(inputs=inputs, labels=labels.astype(np.int64))
+
+
+DATASET = Dataset(train=stripes(192, 0), validation=stripes(80, 1), test=stripes(80, 2), num_classes=4)
+WORKLOAD = Workload(
+    name="stripes",
+    dataset="digits",
+    teacher_options={"base_width": 16, "num_stages": 2},
+    training=TrainingBudget(num_epochs=5, batch_size=16, learning_rate=5e-3, augment_flip=True),
+    search=SearchBudget(num_calibration_samples=64),
+)
+PROFILE = DeviceProfile(name="gateway", workload="stripes", match=MatchRule())
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of its own to measure memory costs a second each time: only the tests about it pay for it."""
+    monkeypatch.setattr(evaluate, "measure_peak_rss", lambda data: 60_000_000)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[TeacherTrainer, TeacherResult, Memory]:
+    registry = Memory()
+    trainer = TeacherTrainer(WORKLOAD, DATASET, device="cpu")
+    while trainer.epoch < trainer.num_epochs:
+        trainer.run_epoch()
+    return trainer, finish_teacher(WORKLOAD, trainer, registry=registry), registry
+
+
+def build_one(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory], *, parent: str = "", **spec: Any
+) -> tuple[Candidate, list[tuple[float, str]]]:
+    _, teacher, registry = trained
+    task = StudentTask(
+        task_id="t",
+        workload=WORKLOAD,
+        teacher=teacher,
+        profile=PROFILE,
+        spec=CompressionSpec(**{"num_epochs": 2, **spec}),
+        parent_digest=parent,
+    )
+    seen: list[tuple[float, str]] = []
+    candidate = build_student(
+        task, registry=registry, report=lambda *step: seen.append(step), dataset=DATASET, device="cpu"
+    )
+    return candidate, seen
+
+
+def test_the_teacher_is_registered_and_measured_through_the_runtime(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory],
+) -> None:
+    trainer, teacher, registry = trained
+    runtime = evaluate.load(registry.get(teacher.artifact_digest))
+    validation = DATASET.validation
+    assert evaluate.accuracy(runtime, validation.inputs, validation.labels) == teacher.accuracy > 0.9
+    assert teacher.artifact_bytes == len(registry.get(teacher.artifact_digest))
+    assert teacher.latency_p50_ms > 0
+    assert teacher.reference_p50_ms > 0
+    again = build.load_teacher(WORKLOAD, DATASET, teacher, registry=registry)
+    inputs = torch.from_numpy(validation.inputs)
+    assert torch.equal(again(inputs), trainer.model.eval()(inputs))
+
+
+def test_a_student_ships_with_a_manifest_that_a_device_accepts(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory],
+) -> None:
+    candidate, seen = build_one(trained, width_ratio=0.5, precision=Precision.INT8)
+    registry = trained[2]
+    data = registry.get(candidate.digest)
+    manifest = parse_manifest(
+        registry.get(candidate.manifest_digest), expected_digest=candidate.manifest_digest
+    )
+    check_artifact(manifest, data)
+    assert (manifest.workload, manifest.profile) == ("stripes", "gateway")
+    assert manifest.precision == artifact_pb2.PRECISION_INT8
+    assert manifest.accuracy == candidate.metrics.accuracy > 0.85
+    assert CompressionSpec.from_mapping(json.loads(manifest.spec_json)) == candidate.spec
+    inputs, outputs = golden_arrays(manifest)
+    assert 1 <= len(inputs) <= 8
+    gap = np.abs(evaluate.load(data).run(inputs) - outputs).max()
+    assert gap <= manifest.golden.absolute_tolerance < np.ptp(outputs) / 10
+    assert [fraction for fraction, _ in seen] == sorted(fraction for fraction, _ in seen)
+    assert seen[-1][0] == 1.0
+    metrics = candidate.metrics
+    assert metrics.macs < trained[1].macs / 2
+    assert metrics.artifact_bytes == len(data)
+    assert 20e6 < measure_peak_rss(data) < 500e6
+    assert metrics.latency_p50_ms <= metrics.latency_p95_ms
+
+
+@pytest.mark.parametrize("road", list(Road))
+def test_every_road_leads_to_a_network_of_the_same_shape_and_repeats(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory], road: Road
+) -> None:
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        teacher = build.load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
+        spec = CompressionSpec(road=road, width_ratio=0.5, num_epochs=1, seed=seed)
+        task = StudentTask(task_id="t", workload=WORKLOAD, teacher=trained[1], profile=PROFILE, spec=spec)
+        student = build.make_student(
+            task, teacher, DATASET, device=torch.device("cpu"), report=lambda *_: None
+        )
+        return student.state_dict()
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert first["head.weight"].shape == (4, 16)
+    assert first["stem.0.weight"].shape == (8, 1, 3, 3)
+
+
+def test_the_full_width_pruned_is_the_teacher_itself(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory],
+) -> None:
+    candidate, _ = build_one(trained, width_ratio=1.0, precision=Precision.FP32)
+    assert candidate.digest == trained[1].artifact_digest
+
+
+def test_auto_ships_one_of_the_two_that_it_measured(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ratio, wanted in ((0.8, Precision.INT8), (1.5, Precision.FP32)):
+        monkeypatch.setattr(evaluate.Timing, "slowdown_ratio", lambda *_, ratio=ratio: ratio)
+        candidate, _ = build_one(trained, width_ratio=0.5, num_epochs=0)
+        assert candidate.precision is wanted
+        raw = trained[2].get(candidate.manifest_digest)
+        manifest = parse_manifest(raw, expected_digest=candidate.manifest_digest)
+        assert artifact_pb2.Precision.Name(manifest.precision) == f"PRECISION_{wanted.upper()}"
+
+
+@pytest.mark.parametrize(("slowdown", "rejected"), [(1.3, True), (0.9, False)])
+def test_a_student_that_measures_slower_than_its_parent_is_rejected_but_kept(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory],
+    monkeypatch: pytest.MonkeyPatch,
+    slowdown: float,
+    rejected: bool,
+) -> None:
+    parent = trained[1].artifact_digest
+    monkeypatch.setattr(evaluate.Timing, "slowdown_ratio", lambda *_: slowdown)
+    candidate, _ = build_one(trained, width_ratio=0.5, num_epochs=0, precision=Precision.FP32, parent=parent)
+    assert candidate.parent_digest == parent
+    assert ("30.0% slower" in candidate.rejected_reason) == rejected
+    assert bool(candidate.rejected_reason) == rejected
+    assert trained[2].get(candidate.digest)
+
+
+def test_weights_of_a_changed_teacher_are_refused(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory],
+) -> None:
+    _, teacher, registry = trained
+    changed = replace(WORKLOAD, teacher_options={"base_width": 24, "num_stages": 2})
+    with pytest.raises(ConfigError, match="train it again"):
+        build.load_teacher(changed, DATASET, teacher, registry=registry)
+
+
+def test_cancelling_stops_a_build(trained: tuple[TeacherTrainer, TeacherResult, Memory]) -> None:
+    class CancelledError(Exception):
+        pass
+
+    def report(fraction: float, message: str) -> None:
+        if fraction > 0.1:
+            raise CancelledError
+
+    task = StudentTask(
+        task_id="t", workload=WORKLOAD, teacher=trained[1], profile=PROFILE, spec=CompressionSpec()
+    )
+    with pytest.raises(CancelledError):
+        build_student(task, registry=trained[2], report=report, dataset=DATASET, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("fp32", "int8", "slowdown", "wanted"),
+    [
+        (0.95, 0.95, 0.6, Precision.INT8),
+        (0.95, 0.95, 1.04, Precision.INT8),
+        (0.95, 0.95, 1.2, Precision.FP32),
+        (0.95, 0.93, 0.6, Precision.FP32),
+        (0.95, 0.945, 0.6, Precision.INT8),
+    ],
+    ids=["faster", "within-noise-the-smaller", "slower", "accuracy-drops", "accuracy-within-tolerance"],
+)
+def test_the_precision_that_measures_better_is_chosen(
+    fp32: float, int8: float, slowdown: float, wanted: Precision
+) -> None:
+    chosen = choose_precision(fp32_accuracy=fp32, int8_accuracy=int8, int8_slowdown_ratio=slowdown)
+    assert chosen is wanted
+
+
+def test_a_wider_student_may_be_slower() -> None:
+    assert reject_against_parent(slowdown_ratio=1.4, num_weights=200, parent_num_weights=100) == ""
+    assert "40.0% slower" in reject_against_parent(
+        slowdown_ratio=1.4, num_weights=100, parent_num_weights=100
+    )
+
+
+def test_int8_halves_nothing_but_bytes(trained: tuple[TeacherTrainer, TeacherResult, Memory]) -> None:
+    _, teacher, registry = trained
+    data = registry.get(teacher.artifact_digest)
+    int8 = quantise(data, DATASET.train.inputs[:64], reduced_range=True)
+    assert len(int8) < len(data) / 2
+    assert count_weights(int8) == count_weights(data) > 0
+    validation = DATASET.validation
+    drop = teacher.accuracy - evaluate.accuracy(evaluate.load(int8), validation.inputs, validation.labels)
+    assert drop < 0.05
+
+
+@pytest.mark.parametrize(("reduced", "bound"), [(True, 64), (False, 127)])
+def test_reduced_range_keeps_weights_within_seven_bits(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory], reduced: bool, bound: int
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    data = trained[2].get(trained[1].artifact_digest)
+    graph = onnx.load_from_string(quantise(data, DATASET.train.inputs[:32], reduced_range=reduced)).graph
+    weights = [numpy_helper.to_array(t) for t in graph.initializer]
+    largest = max(int(np.abs(w.astype(int)).max()) for w in weights if w.dtype == np.int8 and w.ndim > 1)
+    assert bound - 1 <= largest <= bound
+
+
+def test_the_soft_loss_is_zero_for_equal_logits_and_keeps_its_gradient_over_temperatures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(64, 10, generator=generator), torch.randn(64, 10, generator=generator)
+    assert soft_label_loss(teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-5)
+    norms = []
+    for temperature in (10.0, 20.0, 40.0):
+        logits = student.clone().requires_grad_()
+        soft_label_loss(logits, teacher, temperature).backward()
+        assert logits.grad is not None
+        norms.append(float(logits.grad.norm()))
+    assert max(norms) / min(norms) < 1.2
+
+
+def test_distilling_keeps_the_best_epoch(trained: tuple[TeacherTrainer, TeacherResult, Memory]) -> None:
+    trainer = trained[0]
+    student = build.load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
+    ruinous = CompressionSpec(num_epochs=2, learning_rate=9.0)
+    device = torch.device("cpu")
+    before = measure_accuracy(student, DATASET.validation, device)
+    result = distil(
+        student,
+        trainer.model,
+        DATASET,
+        spec=ruinous,
+        training=WORKLOAD.training,
+        device=device,
+        report=lambda *_: None,
+    )
+    assert result.validation_accuracy == measure_accuracy(student, DATASET.validation, device) >= before
+
+
+def test_the_teacher_is_asked_once_for_each_view() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.asked += len(x)
+            return torch.zeros(len(x), 4)
+
+    teacher, student = Counting(), nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+    distil(
+        student,
+        teacher,
+        DATASET,
+        spec=CompressionSpec(num_epochs=4),
+        training=WORKLOAD.training,
+        device=torch.device("cpu"),
+        report=lambda *_: None,
+    )
+    assert teacher.asked == 2 * len(DATASET.train)
+
+
+def test_recalibrating_measures_statistics_and_leaves_weights() -> None:
+    norm = nn.BatchNorm1d(3)
+    inputs = torch.randn(64, 3) * 2 + 5
+    recalibrate(norm, inputs, batch_size=16, device=torch.device("cpu"))
+    assert norm.running_mean is not None
+    assert torch.allclose(norm.running_mean, inputs.mean(0), atol=1e-4)
+    assert norm.momentum == 0.1
+    assert not norm.training
+
+
+def test_golden_samples_stay_within_their_bytes() -> None:
+    class Wide:
+        input_shape = (0, 3, 64, 64)
+
+        def run(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            return inputs.reshape(len(inputs), -1)[:, :5].copy()
+
+    inputs = np.random.default_rng(0).normal(size=(9, 3, 64, 64)).astype(np.float32)
+    golden = evaluate.golden_samples(Wide(), inputs, "fp32")  # type: ignore[arg-type]  # only run() is used
+    assert len(golden.inputs) == 1
+    assert golden.inputs.nbytes + golden.outputs.nbytes <= evaluate.MAX_GOLDEN_BYTES
+
+
+def test_the_measuring_process_that_dies_is_said() -> None:
+    with pytest.raises(TransientError, match="measures memory failed"):
+        measure_peak_rss(b"no onnx")
+
+
+def test_evaluation_imports_no_torch() -> None:
+    code = "import sys, cloud.compression.evaluate; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 0
