@@ -35,7 +35,7 @@ from edgeloop.v1 import (
 )
 
 BLOCK_SIZE_BYTES = 4096
-NUM_INPUTS, NUM_HIDDEN, NUM_OUTPUTS = 16, 512, 4
+NUM_INPUTS, NUM_HIDDEN, NUM_OUTPUTS = 16, 2048, 4
 
 
 def make_model(seed: int, *, divide_by_zero: bool = False) -> bytes:

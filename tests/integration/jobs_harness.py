@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +53,28 @@ def student_task(task_id: str, work: Workload, teacher: TeacherResult) -> Studen
     )
 
 
+NUM_SLOW_EPOCHS = 8
+
+
+def slow_task(task_id: str, trace: Path) -> TeacherTask:
+    """A teacher whose epochs take 0.6 s each at least."""
+    options = {"step_s": 0.15}
+    work = workload(
+        "slow", num_epochs=NUM_SLOW_EPOCHS, teacher="tiny:slow", teacher_options=options, trace=str(trace)
+    )
+    return teacher_task(task_id, work)
+
+
+def epochs(messages: Sequence[str]) -> list[int]:
+    """The epochs that were told as finished."""
+    return [int(found.group(1)) for text in messages if (found := re.search(r"epoch (\d+)/\d+: loss", text))]
+
+
+def ray_folders(pid: int) -> list[Path]:
+    """What is left of a runtime that this process started."""
+    return list(Path(tempfile.gettempdir()).glob(f"elray-{pid}-*"))
+
+
 class Watcher:
     """Polls as the controller does, and keeps all that it was told."""
 
@@ -80,6 +104,9 @@ class Watcher:
                 return
             assert time.monotonic() < limit_s, f"waited {timeout_s} s for {what}; told: {self.told[-5:]}"
             time.sleep(0.05)
+
+    def epochs(self, task_id: str) -> list[int]:
+        return epochs([word.message for word in self.words(task_id)])
 
     def words(self, task_id: str) -> list[TaskProgress]:
         return [

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from jobs_harness import Watcher, is_alive, pids, student_task, teacher_task, wait_until, workload
+from jobs_harness import (
+    NUM_SLOW_EPOCHS,
+    Watcher,
+    epochs,
+    is_alive,
+    pids,
+    ray_folders,
+    slow_task,
+    student_task,
+    teacher_task,
+    wait_until,
+    workload,
+)
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.tasks import TaskFailed, TaskSucceeded, TeacherResult
@@ -18,6 +34,23 @@ from cloud.registry import Registry
 
 #: Ray, then Ray Train with its helpers, start in some 15 s on two idle cores; neighbours make it longer.
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+
+#: A control plane of its own, to be killed: it trains until then, and prints what it is told.
+DRIVER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from jobs_harness import slow_task
+from cloud.jobs import RayCompute
+
+compute = RayCompute(work_dir=sys.argv[1], registry_url=sys.argv[1] + "/registry", num_cpus=2)
+compute.start()
+compute.submit(slow_task("slow", Path(sys.argv[2])))
+while True:
+    for event in compute.poll():
+        print(event, flush=True)
+    time.sleep(0.05)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +68,7 @@ def compute(home: Path) -> Iterator[RayCompute]:
     gone, left = psutil.wait_procs(ours, timeout=10)
     assert gone
     assert not left, "stop() leaves no process behind"
+    assert not ray_folders(os.getpid()), "nor any file"
 
 
 @pytest.fixture
@@ -188,3 +222,62 @@ def test_a_teacher_waits_for_a_cpu_behind_students_is_shared_and_can_be_cancelle
     wait_until(lambda: not is_alive(pid), "the training worker to end")
     for end in watcher.ends(["first", "second"]):
         assert isinstance(end, TaskSucceeded), end
+
+
+def test_killing_the_control_plane_takes_ray_along_and_training_goes_on_after_the_last_epoch(
+    home: Path, compute: RayCompute, watcher: Watcher, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(home), str(trace), str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    seen: list[str] = []
+    for line in driver.stdout:
+        seen.append(line)
+        if epochs([line]) and epochs([line])[0] >= 3:
+            break
+    assert driver.poll() is None, seen[-3:]
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert len(family) > 5
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not left, "Ray does not outlive the process that started it"
+    wait_until(lambda: not ray_folders(driver.pid), "its files to be removed")
+
+    before = max(epochs(seen))
+    compute.submit(slow_task("slow", trace))
+    (end,) = watcher.ends(["slow"], timeout_s=80)
+    assert isinstance(end, TaskSucceeded), end
+    assert isinstance(end.result, TeacherResult)
+    assert end.result.num_epochs == NUM_SLOW_EPOCHS
+    # The word of an epoch comes before its checkpoint: the last one told may have to be done again.
+    done = watcher.epochs("slow")
+    assert done == list(range(done[0], NUM_SLOW_EPOCHS + 1))
+    assert done[0] in (before, before + 1)
+    told_s = [now_s for now_s, event in watcher.told if "epoch" in getattr(event, "message", "")]
+    assert max(later - earlier for earlier, later in itertools.pairwise(told_s)) < 2.0
+    started_s = time.monotonic()
+    compute.submit(slow_task("slow", trace))
+    (again,) = Watcher(compute).ends(["slow"], timeout_s=2)
+    assert again == end
+    assert time.monotonic() - started_s < 1.0
+    assert len(pids(trace)) == 2, "a finished teacher is not trained again"
+
+
+def test_a_killed_training_worker_is_replaced_and_repeats_at_most_one_epoch(
+    compute: RayCompute, watcher: Watcher, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    compute.submit(slow_task("hit", trace))
+    watcher.until(lambda: 3 in watcher.epochs("hit"), "the third epoch")
+    os.kill(pids(trace)[0], signal.SIGKILL)
+    (end,) = watcher.ends(["hit"])
+    assert isinstance(end, TaskSucceeded), end
+    done = watcher.epochs("hit")
+    assert set(done) == set(range(1, NUM_SLOW_EPOCHS + 1))
+    assert len(done) - len(set(done)) <= 1
+    assert len(pids(trace)) == 2
