@@ -94,6 +94,13 @@ class Journal:
                 logger.error("state file unreadable path=%s reason=%s", path, error)
                 if move_aside:
                     self._move_aside(path)
+            except OSError as error:
+                # Who may not read may not conclude either that there is nothing.
+                raise ConfigError(
+                    f"{path} cannot be read ({error.strerror}): run as the user that owns the state folder, "
+                    "and check the disk",
+                    code="state-dir",
+                ) from error
         return UpdateState()
 
     def problems(self) -> list[str]:
@@ -104,7 +111,7 @@ class Journal:
                 decode(path.read_bytes())
             except FileNotFoundError:
                 continue
-            except (ValueError, RecursionError, ConfigError) as error:
+            except (ValueError, RecursionError, OSError, ConfigError) as error:
                 found.append(f"{path}: {error}")
         return found
 

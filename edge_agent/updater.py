@@ -100,7 +100,9 @@ class Updater:
         self._clock = clock
         self._monotonic = monotonic
         self._pending: deque[Event] = deque()
+        # When to try again what the disk refused; None while it does not.
         self._retry_at_s: float | None = None
+        self._deliver_at_s: float | None = None
         self._fetcher: Fetcher | None = None
         self._self_test: SelfTestProcess | None = None
         self.state = self._journal.load()
@@ -142,11 +144,13 @@ class Updater:
         if self._retry_at_s is not None and now_s >= self._retry_at_s:
             self._retry_at_s = None
             self._work()
+        if self._deliver_at_s is not None and now_s >= self._deliver_at_s:
+            self._deliver_at_s = None
             self._flush_outbox()
         if self._fetcher is not None and self._fetcher.deadline_s is not None:
             self._pending.extend(self._fetch_on(self._fetcher.on_tick(now_s)))
         progress = self._meter.progress()
-        if progress is not None:
+        if progress is not None and self._retry_at_s is None:
             self._pending.append(progress)
         if self._pending and self._retry_at_s is None:
             self._work()
@@ -154,7 +158,11 @@ class Updater:
     @property
     def deadline_s(self) -> float | None:
         """When `on_tick` has something to do, by the monotonic clock."""
-        deadlines = [self._retry_at_s, self._fetcher.deadline_s if self._fetcher else None]
+        deadlines = [
+            self._retry_at_s,
+            self._deliver_at_s,
+            self._fetcher.deadline_s if self._fetcher else None,
+        ]
         if self.state.state is State.TRIAL:
             deadlines.append(self._monotonic() + 0.1)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -206,11 +214,15 @@ class Updater:
         self._retry_at_s = self._monotonic() + RETRY_S
 
     def _flush_outbox(self) -> None:
+        """Statuses may wait, updates do not wait for them."""
+        if self._deliver_at_s is not None:
+            return
         for note in self.state.outbox:
             try:
                 self._deliver(note, self.progress)
             except TransientError as error:
-                self._stall(f"a status cannot be kept for the cloud ({error})")
+                logger.warning("a status waits to be kept for the cloud reason=%s", error)
+                self._deliver_at_s = self._monotonic() + RETRY_S
                 return
             self._pending.append(StatusDelivered(note=note))
 

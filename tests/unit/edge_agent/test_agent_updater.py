@@ -1,0 +1,257 @@
+"""The updater with a real disk and engine, and a broker and cloud that are only lists."""
+
+from __future__ import annotations
+
+import errno
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "integration"))
+
+from agent_harness import Shipment, make_model, ship
+
+from edge_agent import fetch
+from edge_agent.blobs import BlobStore
+from edge_agent.fetch import FetchSettings
+from edge_agent.inference import InferenceEngine
+from edge_agent.journal import Journal
+from edge_agent.meter import WindowKey
+from edge_agent.selftest import SelfTestProcess, SelfTestResult
+from edge_agent.trial import TrialMeter
+from edge_agent.update import UpdateSettings
+from edge_agent.update_events import DeploymentSeen
+from edge_agent.update_state import Slot, State, StatusNote
+from edge_agent.updater import RETRY_S, Updater
+from edgeloop import topics
+from edgeloop.errors import TransientError
+
+FIRST, SECOND = ship(make_model(1)), ship(make_model(2))
+
+
+def slot(shipment: Shipment, generation: int) -> Slot:
+    return Slot(
+        generation=generation,
+        digest=shipment.digest,
+        manifest_digest=shipment.manifest_digest,
+        workload="tiny",
+        profile="small",
+        signed=b"signed",
+    )
+
+
+class Device:
+    """One state folder and all that stands around the updater; `restart` keeps only the folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.now_s = 0.0
+        self.subscribed: set[str] = set()
+        self.requests: list[fetch.Request] = []
+        self.delivered: list[StatusNote] = []
+        self.spool_fails = False
+        self.tests: list[SelfTestProcess] = []
+        monkeypatch.setattr(SelfTestProcess, "start", lambda process: self.tests.append(process))
+        self.restart()
+
+    def restart(self) -> None:
+        self.subscribed.clear()
+        self.meter = TrialMeter(window_s=30.0, monotonic=lambda: self.now_s)
+        self.engine = InferenceEngine(meter=self.meter)
+        self.updater = Updater(
+            state_dir=self.folder,
+            blobs=BlobStore(self.folder / "blobs", reserve_bytes=0),
+            engine=self.engine,
+            meter=self.meter,
+            wire=self,
+            post_self_test=lambda process, result: None,
+            deliver=self.deliver,
+            update_settings=UpdateSettings(trial_requests=3, trial_s=30.0),
+            fetch_settings=FetchSettings(),
+            self_test_timeout_s=5.0,
+            num_threads=1,
+            rng=random.Random(0),
+            monotonic=lambda: self.now_s,
+        )
+        self.updater.start()
+
+    def subscribe(self, topic: str) -> None:
+        self.subscribed.add(topic)
+
+    def unsubscribe(self, topic: str) -> None:
+        self.subscribed.discard(topic)
+
+    def request(self, slot: Slot, request: fetch.Request) -> None:
+        self.requests.append(request)
+
+    def deliver(self, note: StatusNote, progress: float) -> None:
+        if self.spool_fails:
+            raise TransientError("full", code="spool-write")
+        self.delivered.append(note)
+
+    def tick(self, seconds: float = 0.0) -> None:
+        self.now_s += seconds
+        self.updater.on_tick()
+
+    def fetch(self, shipment: Shipment) -> None:
+        where = topics.manifest(shipment.manifest_digest)
+        if where in self.subscribed:
+            self.updater.on_message(where, shipment.raw_manifest)
+        while self.updater.state.state is State.FETCHING and self.subscribed:
+            topic = min(self.subscribed)
+            self.updater.on_message(topic, shipment.blocks[topics.block_of(topic)[1]])
+
+    def pass_test(self) -> None:
+        self.updater.on_self_test(self.tests[-1], SelfTestResult(p50_ms=1.0))
+
+    def serve(self, num: int = 3) -> None:
+        serving = self.engine.serving
+        assert serving is not None
+        for _ in range(num):
+            self.meter.record(serving.key, 1.0, 0.0)
+        self.tick()
+
+    def install(self, shipment: Shipment, generation: int) -> None:
+        self.updater.handle(DeploymentSeen(slot=slot(shipment, generation)))
+        self.fetch(shipment)
+        self.pass_test()
+        self.serve()
+        assert self.updater.state.state is State.ACTIVE
+
+    @property
+    def serving(self) -> str:
+        return self.engine.serving.digest if self.engine.serving else ""
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(tmp_path, monkeypatch)
+
+
+def test_one_model_after_the_other_and_only_what_is_kept_stays_on_the_disk(device: Device) -> None:
+    third = ship(make_model(3))
+    for generation, shipment in enumerate((FIRST, SECOND, third), start=1):
+        device.install(shipment, generation)
+        assert device.serving == shipment.digest
+        assert device.subscribed == set()
+    assert {path.name for path in (device.folder / "blobs" / "artifacts").iterdir()} == {
+        SECOND.digest,
+        third.digest,
+    }
+    assert [note.state for note in device.delivered if note.generation == 2][-1] is State.ACTIVE
+    assert device.updater.state.outbox == ()
+    device.restart()
+    assert device.serving == third.digest
+
+
+def test_the_same_artifact_under_a_new_generation_needs_no_broker(device: Device) -> None:
+    device.install(FIRST, 1)
+    runtime = device.engine.serving.runtime
+    device.updater.handle(DeploymentSeen(slot=slot(FIRST, 2)))
+    assert device.updater.state.state is State.ACTIVE
+    assert device.engine.serving.generation == 2
+    assert device.engine.serving.runtime is runtime
+    assert device.requests == []
+
+
+def test_while_the_state_cannot_be_saved_nothing_is_done_and_then_it_is(device: Device, monkeypatch) -> None:
+    device.install(FIRST, 1)
+
+    def full(journal: Journal, state: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "save", full)
+        device.updater.handle(DeploymentSeen(slot=slot(SECOND, 2)))
+        device.tick(RETRY_S)
+        assert (device.updater.state.generation, device.subscribed) == (1, set())
+        assert device.serving == FIRST.digest
+        # A start in this situation serves too.
+        device.restart()
+        assert device.serving == FIRST.digest
+        device.updater.handle(DeploymentSeen(slot=slot(SECOND, 2)))
+    device.tick(RETRY_S)
+    assert device.updater.state.generation == 2
+    assert device.subscribed == {topics.manifest(SECOND.manifest_digest)}
+
+
+def test_a_start_on_trial_that_cannot_be_saved_serves_the_last_good_model(
+    device: Device, monkeypatch
+) -> None:
+    device.install(FIRST, 1)
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 2)))
+    device.fetch(SECOND)
+    device.pass_test()
+    assert device.serving == SECOND.digest
+
+    def full(journal: Journal, state: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Journal, "save", full)
+    device.restart()
+    assert device.serving == FIRST.digest
+
+
+def test_statuses_wait_for_a_spool_that_fails_and_survive_a_restart(device: Device) -> None:
+    device.spool_fails = True
+    device.install(FIRST, 1)
+    assert device.delivered == []
+    device.restart()
+    device.spool_fails = False
+    device.tick(RETRY_S)
+    assert [(note.generation, note.state) for note in device.delivered] == [(1, State.ACTIVE)]
+
+
+def test_a_trial_that_fails_returns_to_the_good_model_and_its_errors_count_for_no_other(
+    device: Device,
+) -> None:
+    device.install(FIRST, 1)
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 2)))
+    device.fetch(SECOND)
+    device.pass_test()
+    old = WindowKey(digest=FIRST.digest, generation=1, workload="tiny")
+    for _ in range(10):
+        device.meter.record_error(old, 0.0)
+    device.tick()
+    assert device.updater.state.state is State.TRIAL
+    for _ in range(3):
+        device.meter.record_error(device.engine.serving.key, 0.0)
+    device.tick()
+    assert device.updater.state.state is State.ROLLED_BACK
+    assert device.serving == FIRST.digest
+
+
+def test_a_quiet_trial_commits_by_the_clock_that_does_not_jump(device: Device) -> None:
+    device.updater.handle(DeploymentSeen(slot=slot(FIRST, 1)))
+    device.fetch(FIRST)
+    device.pass_test()
+    device.tick(29.0)
+    assert device.updater.state.state is State.TRIAL
+    device.tick(1.0)
+    assert device.updater.state.state is State.ACTIVE
+
+
+def test_the_answer_of_a_test_that_was_given_up_is_not_taken(device: Device) -> None:
+    device.install(FIRST, 1)
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 2)))
+    device.fetch(SECOND)
+    late = device.tests[-1]
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 3)))
+    assert device.updater.state.state is State.TESTING
+    device.updater.on_self_test(late, SelfTestResult())
+    assert device.updater.state.state is State.TESTING
+    device.pass_test()
+    assert device.updater.state.state is State.TRIAL
+
+
+def test_a_file_that_vanishes_before_its_test_is_fetched_again(device: Device) -> None:
+    device.updater.handle(DeploymentSeen(slot=slot(FIRST, 1)))
+    device.fetch(FIRST)
+    (device.folder / "blobs" / "artifacts" / FIRST.digest).unlink()
+    device.updater.on_self_test(device.tests[-1], SelfTestResult(code="artifact-missing", message="m"))
+    assert device.updater.state.state is State.FETCHING
+    device.fetch(FIRST)
+    device.pass_test()
+    assert device.serving == FIRST.digest
