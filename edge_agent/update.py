@@ -261,8 +261,8 @@ def _delivered(state: UpdateState, event: Event, now_s: float, settings: UpdateS
 
 
 def _stopping(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    """-1 start: the one that follows a stop on purpose counts back to what it was."""
-    return replace(state, num_starts=state.num_starts - 1), ()
+    """-1 start: the one that follows a stop on purpose counts back to what it was. Once a stop is enough."""
+    return replace(state, num_starts=max(state.num_starts - 1, -1)), ()
 
 
 def _start_resting(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
