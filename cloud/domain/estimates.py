@@ -24,15 +24,16 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import NormalDist, median
 
-from cloud.domain.evidence import SHARES, EvidenceRow, atoms_of, quantile_of
+from cloud.domain.evidence import SHARES, EvidenceRow, atoms_of, quantile_of, quantile_of_top
 from cloud.domain.settings import PolicySettings
 
 P95 = 0.95
 _MAX_RESAMPLED_ATOMS = 400_000
-#: Measured on fleets whose windows differ by 5 and by 20 %: with it, the bounds of 6 to 20 windows cover the true
-#: p95 in 0.5 to 0.8 of all cases (0.3 to 0.7 without), and the lower bound is over it in under 0.04.
+#: Measured on fleets whose windows differ by 5 and by 20 %: with it, bounds from 6 to 36 windows cover the
+#: true p95 in 0.43 to 0.84 of all cases (0.29 to 0.78 without); the lower bound is over it in under 0.04.
 _STRETCH = 5.0
 
 Rows = Mapping[str, Sequence[EvidenceRow]]
@@ -249,9 +250,11 @@ def _resampled(
 ) -> list[float]:
     """Sorted p95 of fleets drawn from this one: devices with replacement, then windows of each."""
     rng = random.Random(_seed(blocks))
-    starts = [0]
-    for block in blocks:
-        starts.append(starts[-1] + len(block))
+    starts = list(accumulate((len(block) for block in blocks), initial=0))
+    row_weights = [0.0] * starts[-1]
+    for _, weight, i in atoms:
+        row_weights[i] += weight
+    from_top = atoms[::-1]
     num_draws = min(settings.num_resamples, max(40, _MAX_RESAMPLED_ATOMS // len(atoms)))
     results = []
     for _ in range(num_draws):
@@ -259,10 +262,19 @@ def _resampled(
         # One or two devices say nothing about how devices differ: then only their windows are drawn.
         chosen = rng.choices(range(len(blocks)), k=len(blocks)) if len(blocks) > 2 else range(len(blocks))
         for i in chosen:
-            for j in rng.choices(range(len(blocks[i])), k=len(blocks[i])):
-                times[starts[i] + j] += 1
-        drawn = [(value, weight * times[i]) for value, weight, i in atoms if times[i]]
-        results.append(quantile_of(drawn, P95))
+            for j in rng.choices(range(starts[i], starts[i + 1]), k=len(blocks[i])):
+                times[j] += 1
+        total = sum(weight * n for weight, n in zip(row_weights, times, strict=True))
+        # The same as quantile_of, without building the drawn fleet: only its upper twentieth is looked at.
+        left = (1 - P95) * total
+        drawn: list[tuple[float, float]] = []
+        for value, weight, i in from_top:
+            if times[i]:
+                drawn.append((value, weight * times[i]))
+                if left < 0:
+                    break
+                left -= weight * times[i]
+        results.append(quantile_of_top(drawn, (1 - P95) * total))
     return sorted(results)
 
 

@@ -174,22 +174,25 @@ def quantile_of(atoms: Sequence[tuple[float, float]], q: float) -> float:
     total = sum(weight for _, weight in atoms)
     if not atoms or total <= 0:
         raise ValueError("no weight has no quantile: look at the number of samples first")
-    target = q * total
-    # From the top: the quantiles that are asked for lie there.
-    position = total
+    return quantile_of_top(reversed(atoms), (1 - q) * total)
+
+
+def quantile_of_top(atoms: Iterable[tuple[float, float]], weight_above: float) -> float:
+    """The value with this much weight above it; of atoms from the highest down, as far as there are any."""
+    seen = 0.0
+    value = middle = 0.0
     above: tuple[float, float] | None = None
-    for value, weight in reversed(atoms):
-        middle = position - weight / 2
-        if middle <= target:
-            if above is None:
-                return value
-            upper_value, upper_middle = above
-            if upper_middle <= middle:
-                return value
-            return value + (upper_value - value) * (target - middle) / (upper_middle - middle)
+    for value, weight in atoms:
+        middle = seen + weight / 2
+        if middle >= weight_above:
+            break
         above = (value, middle)
-        position -= weight
-    return atoms[0][0]
+        seen += weight
+    else:
+        return value
+    if above is None or middle <= above[1]:
+        return value
+    return value + (above[0] - value) * (middle - weight_above) / (middle - above[1])
 
 
 def atoms_of(row: EvidenceRow, weight: float) -> list[tuple[float, float]]:

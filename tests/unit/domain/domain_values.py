@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -18,6 +19,8 @@ from cloud.domain.specs import CompressionSpec, Precision, Road
 NOW_S = 1_000_000.0
 WINDOW_S = 30.0
 SETTINGS = PolicySettings()
+#: For tests with thousands of decisions.
+QUICK = PolicySettings(num_resamples=20, cool_down_s=60.0)
 
 
 def digest_of(name: str) -> str:
@@ -41,6 +44,11 @@ class SortedSketch:
         return SortedSketch(tuple(sorted((*self.values, *other.values))))
 
 
+@cache
+def _normal(q: float) -> float:
+    return NormalDist().inv_cdf(min(max(q, 0.001), 0.999))
+
+
 @dataclass(frozen=True)
 class ShapedSketch:
     """A log-normal with a given p95; ``count`` may be anything, as a liar's may."""
@@ -52,9 +60,7 @@ class ShapedSketch:
     def quantile(self, q: float) -> float:
         if self.count == 0:
             raise ValueError("empty")
-        normal = NormalDist()
-        q = min(max(q, 0.001), 0.999)
-        return self.p95_ms * math.exp(self.sigma * (normal.inv_cdf(q) - normal.inv_cdf(0.95)))
+        return self.p95_ms * math.exp(self.sigma * (_normal(q) - _normal(0.95)))
 
     def merge(self, other: ShapedSketch) -> ShapedSketch:
         raise NotImplementedError
