@@ -143,7 +143,7 @@ class Demo:
         self._console.print(
             f"  {server.compute}; broker at {server.broker_host}:{server.broker_port}", style="dim"
         )
-        # The stages below set the scene by hand, as an operator would; the controller acts from the last one on.
+        # The stages set the scene by hand, as an operator would; the controller acts from the last one on.
         self._pause(not self._state.objectives)
         self._apply(self._workload.kind, self._workload.model_dump_json())
         # Objectives come later, from what the devices measure; until then the fleet has none.
