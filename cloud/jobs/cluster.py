@@ -25,6 +25,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from edgeloop.errors import ConfigError, TransientError
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Cluster:
         self._ready = threading.Event()
         self._leave = threading.Event()
         self._error: BaseException | None = None
+        self._servers: list[psutil.Process] = []
         self.log_dir = ""
 
     def start(self) -> None:
@@ -100,9 +103,17 @@ class Cluster:
     def stop(self) -> None:
         """Leave, and end a runtime of our own with everything that it runs. Safe to call twice."""
         thread, self._thread = self._thread, None
+        self._servers = []
         if thread is not None:
             self._leave.set()
             thread.join(2 * STOP_TIMEOUT_S)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a process without which a runtime of our own cannot work has died."""
+        return self._thread is not None and any(
+            not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in self._servers
+        )
 
     def describe(self) -> str:
         """For people: where the work runs."""
@@ -143,12 +154,12 @@ class Cluster:
                 reaper.wait(STOP_TIMEOUT_S)
 
     def _start_local(self, folder: Path) -> None:
+        if "ray" in sys.modules and "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ:
+            logger.warning("Ray was imported before its settings were made: only the token guards its ports")
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if not any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        if "ray" in sys.modules and "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ:
-            logger.warning("Ray was imported before its settings were made: only the token guards its ports")
         import ray
 
         _quiet()
@@ -163,6 +174,9 @@ class Cluster:
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=str(folder),
         )
+        self._servers = [
+            process for process in psutil.Process().children() if process.name() in ("raylet", "gcs_server")
+        ]
         self.log_dir = str(Path(str(context.address_info["session_dir"]), "logs"))
 
     def _join(self) -> None:

@@ -7,8 +7,9 @@ Guarantees:
 - Each submitted task ends in exactly one ``TaskSucceeded`` or ``TaskFailed``; no progress comes after it.
   A task that failed or was cancelled may be submitted again, and then runs again.
 - ``submit``, ``poll`` and ``cancel`` return at once and may be called from any thread.
-- Losing a worker costs its own task an attempt, no more. Losing this process costs nothing that was
-  finished: the next one submits again, and a teacher goes on after its last whole epoch.
+- Losing a worker costs its own task an attempt, no more. When a Ray of our own is killed as a whole, it is
+  started again and given what was unfinished. Losing this process costs nothing that was finished: the next
+  one submits again. Each time, a teacher goes on after its last whole epoch.
 """
 
 from __future__ import annotations
@@ -76,17 +77,7 @@ class RayCompute:
             if self._context is not None:
                 return
             self._work_dir.mkdir(parents=True, exist_ok=True)
-            self._cluster.start()
-            import ray
-
-            from cloud.jobs.tasks import Context
-
-            mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
-            self._context = Context(
-                work_dir=str(self._work_dir),
-                registry_url=self._registry.url,
-                mailbox=mailbox,
-            )
+            self._enter()
             logger.info("compute: %s", self.describe())
 
     def submit(self, task: TeacherTask | StudentTask) -> None:
@@ -107,11 +98,16 @@ class RayCompute:
             self._events.append(TaskProgress(task_id=task.task_id, fraction=0.0, message="waiting for a CPU"))
 
     def poll(self) -> list[TaskEvent]:
-        """What happened since the last call, in order. Raises ``TransientError`` when Ray does not answer."""
+        """What happened since the last call, in order. Raises ``TransientError`` when Ray does not answer.
+
+        It returns at once, but for one case: when a Ray of our own was killed, it is started again first.
+        """
         import ray
 
         with self._lock:
             self._started()
+            if self._cluster.is_lost:
+                self._start_again()
             try:
                 self._collect_words()
                 self._collect_outcomes()
@@ -153,6 +149,26 @@ class RayCompute:
     def _started(self) -> Context:
         assert self._context is not None, "call start() first"
         return self._context
+
+    def _enter(self) -> None:
+        self._cluster.start()
+        import ray
+
+        from cloud.jobs.tasks import Context
+
+        mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
+        self._drain = None
+        self._context = Context(
+            work_dir=str(self._work_dir), registry_url=self._registry.url, mailbox=mailbox
+        )
+
+    def _start_again(self) -> None:
+        """A new Ray in place of one that was killed; what ran on it is handed out again."""
+        logger.warning("Ray's processes died: starting it again, with %d unfinished tasks", len(self._runs))
+        self._cluster.stop()
+        self._enter()
+        for run in self._runs.values():
+            run.reference = _launch(run.task, self._started())
 
     def _collect_words(self) -> None:
         import ray

@@ -78,8 +78,10 @@ class Heartbeat:
         self._thread.join(2.0)
 
     def _run(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            silent_s = time.monotonic() - self._said_s
+        repeated_s = self._said_s
+        while not self._stop.wait(HEARTBEAT_S / 4):
+            now_s = time.monotonic()
             fraction, message = self._word
-            if message and silent_s >= HEARTBEAT_S:
-                self._report(fraction, f"{message}, {silent_s:.0f} s")
+            if message and now_s - max(self._said_s, repeated_s) >= HEARTBEAT_S * 0.75:
+                repeated_s = now_s
+                self._report(fraction, f"{message}, {now_s - self._said_s:.0f} s")

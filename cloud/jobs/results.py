@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,8 @@ from cloud.domain.candidates import Candidate
 from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
 from cloud.domain.workloads import Workload
 from cloud.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 _MAX_SOURCE_BYTES = 4 * 1024 * 1024
 
@@ -84,6 +88,18 @@ class ResultShelf:
 
     def _path(self, task: TeacherTask | StudentTask) -> Path:
         return self._folder / f"{run_key(task)}.json"
+
+
+def discard_torn_run(folder: Path) -> None:
+    """Remove a run whose list of checkpoints a power cut left unreadable: Ray Train could never open it."""
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        logger.warning("%s is damaged: training starts afresh", snapshot)
+        shutil.rmtree(folder)
 
 
 def _digests(result: TeacherResult | Candidate) -> list[str]:

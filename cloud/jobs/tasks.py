@@ -27,7 +27,7 @@ from cloud.domain import codec
 from cloud.domain.candidates import Candidate
 from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
 from cloud.jobs.progress import Heartbeat, Reporter
-from cloud.jobs.results import ResultShelf, run_key
+from cloud.jobs.results import ResultShelf, discard_torn_run, run_key
 from cloud.registry import Registry
 from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError
 
@@ -99,6 +99,7 @@ def run_teacher(task: TeacherTask, context: Context) -> Outcome:
     if found is not None:
         return Outcome(result=codec.to_json(found))
     os.environ.update(_TRAIN_ENVIRONMENT)
+    discard_torn_run(Path(context.work_dir, "checkpoints", run_key(task)))
     report = Reporter(context.mailbox, run_key(task))
     report(0.0, "starting")
     loop: Any = train_loop  # its stubs know no loop that returns a value; Result.return_value does

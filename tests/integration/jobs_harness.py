@@ -58,11 +58,19 @@ NUM_SLOW_EPOCHS = 8
 
 def slow_task(task_id: str, trace: Path) -> TeacherTask:
     """A teacher whose epochs take 0.6 s each at least."""
-    options = {"step_s": 0.15}
+    options = {"step_s": 0.15, "trace": f"{trace}-steps"}
     work = workload(
         "slow", num_epochs=NUM_SLOW_EPOCHS, teacher="tiny:slow", teacher_options=options, trace=str(trace)
     )
     return teacher_task(task_id, work)
+
+
+STEPS_PER_EPOCH = 4
+
+
+def num_steps(trace: Path) -> int:
+    """Training steps of all processes that worked on a slow task together."""
+    return len(Path(f"{trace}-steps").read_text().splitlines())
 
 
 def epochs(messages: Sequence[str]) -> list[int]:

@@ -41,11 +41,12 @@ def load(trace: str = "", hold_s: float = 0.0, num_holds: int = 0, fail: str = "
 
 
 class SlowNet(nn.Module):
-    """Each training step takes ``step_s`` at least, however fast the machine."""
+    """Each training step takes ``step_s`` at least on any machine, and adds a line to ``trace``."""
 
-    def __init__(self, step_s: float) -> None:
+    def __init__(self, step_s: float, trace: str) -> None:
         super().__init__()
         self.step_s = step_s
+        self.trace = trace
         self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8, CLASSES)
@@ -53,10 +54,13 @@ class SlowNet(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.training:
             time.sleep(self.step_s)
+            if self.trace:
+                with Path(self.trace).open("a") as stream:
+                    stream.write("step\n")
         features: torch.Tensor = torch.relu(self.norm(self.stem(inputs)))
         answer: torch.Tensor = self.head(features.mean(dim=(2, 3)))
         return answer
 
 
-def slow(step_s: float = 0.1) -> nn.Module:
-    return SlowNet(step_s)
+def slow(step_s: float = 0.1, trace: str = "") -> nn.Module:
+    return SlowNet(step_s, trace)

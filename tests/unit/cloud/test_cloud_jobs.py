@@ -17,7 +17,7 @@ from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from cloud.jobs.cluster import Cluster
 from cloud.jobs.progress import HEARTBEAT_S, Heartbeat, Mailbox, Reporter
-from cloud.jobs.results import ResultShelf, run_key
+from cloud.jobs.results import ResultShelf, discard_torn_run, run_key
 from cloud.registry import Registry
 from edgeloop.errors import ConfigError
 
@@ -158,6 +158,18 @@ def test_no_task_id_leaves_its_folder_or_collides(tmp_path: Path, registry: Regi
     ResultShelf(tmp_path / "results").put(task, candidate(registry))
     assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "results"]
     assert run_key(task) != run_key(student_task(registry, task_id=name.replace("/", "-") + "-"))
+
+
+@pytest.mark.parametrize(("text", "stays"), [('{"x": []}', True), ('{"x": [', False), ("", False)])
+def test_a_run_that_ray_train_cannot_open_any_more_starts_afresh(
+    tmp_path: Path, text: str, stays: bool
+) -> None:
+    folder = tmp_path / "teacher"
+    discard_torn_run(folder)
+    folder.mkdir()
+    (folder / "checkpoint_manager_snapshot.json").write_text(text)
+    discard_torn_run(folder)
+    assert folder.exists() == stays
 
 
 class Post:
