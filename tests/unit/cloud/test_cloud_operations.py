@@ -1,0 +1,319 @@
+"""What people ask for: applied as a whole, answered twice the same, refused with what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from control_plane_fakes import PROFILE, SETTINGS, WORKLOAD, World, build, prepared, teacher_of
+
+from cloud.domain.jobs import JobKind, JobState
+from cloud.domain.profiles import Constraints
+from cloud.domain.rollout import RolloutState
+from cloud.domain.specs import CompressionSpec
+from cloud.services.operations import Operations
+from cloud.services.queries import Queries
+from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.v1 import control_service_pb2 as pb
+
+Changes = pb.AppliedResource
+
+
+class Desk:
+    """Operations on a world, with how often the controller was poked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world = World(folder)
+        self.num_pokes = 0
+        self.queries = Queries(self.world.store, settings=SETTINGS, now_s=lambda: self.world.now_s)
+        self.operations = Operations(
+            self.world.store,
+            self.queries,
+            settings=SETTINGS,
+            now_s=lambda: self.world.now_s,
+            poke=self._poke,
+        )
+
+    def _poke(self) -> None:
+        self.num_pokes += 1
+
+    def apply(self, *documents: dict[str, Any], validate_only: bool = False) -> dict[str, Changes]:
+        request = pb.ApplyRequest(
+            documents=[
+                pb.Document(kind=document["kind"], json=json.dumps(document), source=f"{n}.yaml")
+                for n, document in enumerate(documents)
+            ],
+            validate_only=validate_only,
+        )
+        return {f"{r.kind}/{r.name}": r for r in self.operations.apply(request).resources}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+DIGITS = {"kind": "Workload", "name": "digits", "dataset": "digits"}
+
+
+def fleet(*profiles: dict[str, Any], workload: str = "digits") -> dict[str, Any]:
+    return {"kind": "Fleet", "workload": workload, "profiles": list(profiles)}
+
+
+def profile(name: str, **values: Any) -> dict[str, Any]:
+    return {"name": name, "match": {"labels": {"class": name}}, **values}
+
+
+def test_documents_are_applied_in_any_order_and_again_without_a_change(desk: Desk) -> None:
+    first = desk.apply(fleet(profile("gateway")), DIGITS)
+    assert {r.change for r in first.values()} == {Changes.CHANGE_CREATED}
+    assert "edgeloop train digits" in first["Workload/digits"].note
+    again = desk.apply(fleet(profile("gateway")), DIGITS)
+    assert {r.change for r in again.values()} == {Changes.CHANGE_UNCHANGED}
+
+
+def test_one_wrong_document_and_nothing_is_applied(desk: Desk) -> None:
+    with pytest.raises(ConfigError) as caught:
+        desk.apply(
+            DIGITS, fleet(profile("gateway", num_threads=0)), {**DIGITS, "name": "other", "teecher": "x"}
+        )
+    assert "1.yaml: profiles[0].num_threads" in caught.value.message
+    assert "2.yaml: teecher" in caught.value.message
+    assert desk.world.store.workloads() == []
+
+
+def test_an_unknown_workload_undoes_what_stood_before_it(desk: Desk) -> None:
+    with pytest.raises(ConfigError, match="'nowhere' is not known"):
+        desk.apply(DIGITS, fleet(profile("gateway"), workload="nowhere"))
+    assert desk.world.store.workloads() == []
+
+
+def test_a_dry_run_tells_the_changes_and_makes_none(desk: Desk) -> None:
+    told = desk.apply(DIGITS, fleet(profile("gateway")), validate_only=True)
+    assert told["Profile/gateway"].change == Changes.CHANGE_CREATED
+    assert desk.world.store.workloads() == []
+    assert desk.world.store.profiles() == []
+
+
+def test_a_profile_that_leaves_the_document_leaves_the_fleet(desk: Desk) -> None:
+    desk.apply(DIGITS, fleet(profile("a"), profile("b")))
+    told = desk.apply(fleet(profile("a")))
+    assert told["Profile/b"].change == Changes.CHANGE_DELETED
+    assert [item.name for item in desk.world.store.profiles()] == ["a"]
+
+
+def test_a_profile_name_belongs_to_one_workload(desk: Desk) -> None:
+    desk.apply(DIGITS, {**DIGITS, "name": "other"}, fleet(profile("a")))
+    with pytest.raises(ConfigError, match="belongs to workload digits"):
+        desk.apply(fleet(profile("a"), workload="other"))
+
+
+def test_devices_follow_the_profiles_at_once(desk: Desk) -> None:
+    desk.apply(DIGITS)
+    desk.world.register("gw-1", profile=None)
+    told = desk.apply(fleet(profile("gateway")))
+    assert told["Profile/gateway"].note == ""
+    device = desk.world.store.device("gw-1")
+    assert device is not None
+    assert device.profile == "gateway"
+
+
+def test_a_profile_that_no_device_matches_says_which_came_nearest(desk: Desk) -> None:
+    desk.world.register("gw-1", profile=None)
+    told = desk.apply(DIGITS, fleet(profile("large")))
+    note = told["Profile/large"].note
+    assert "nearest is gw-1" in note
+    assert "label class is gateway, not large" in note
+
+
+def test_constraints_that_nobody_meets_say_which_binds_and_the_nearest(desk: Desk) -> None:
+    desk.apply(DIGITS, fleet(profile("gateway")))
+    build(desk.world.store, PROFILE, 0.5, 0.25)
+    told = desk.apply(fleet(profile("gateway", constraints={"min_accuracy": 0.95})))
+    assert "accuracy floor" in told["Profile/gateway"].note
+    assert "floor 0.94" in told["Profile/gateway"].note
+    listed = desk.queries.profiles(pb.ListProfilesRequest()).profiles[0]
+    assert "accuracy floor" in listed.message
+
+
+def test_training_is_started_once(desk: Desk) -> None:
+    desk.world.store.apply_workload(WORKLOAD, 1.0)
+    first = desk.operations.train(pb.TrainTeacherRequest(workload="digits")).job
+    again = desk.operations.train(pb.TrainTeacherRequest(workload="digits")).job
+    assert first.job_id == again.job_id
+    assert desk.num_pokes == 2
+    desk.world.step()
+    desk.world.compute.finish()
+    desk.world.step()
+    finished = desk.operations.train(pb.TrainTeacherRequest(workload="digits")).job
+    assert (finished.job_id, finished.state) == (first.job_id, pb.JOB_STATE_SUCCEEDED)
+    forced = desk.operations.train(pb.TrainTeacherRequest(workload="digits", force=True)).job
+    assert forced.job_id != first.job_id
+
+
+def test_compression_takes_specs_or_has_them_proposed(desk: Desk) -> None:
+    prepared(desk.world)
+    spec = CompressionSpec(width_ratio=0.3)
+    named = desk.operations.compress(
+        pb.CompressStudentsRequest(profile="gateway", spec_json=[spec.to_json(), spec.to_json()])
+    ).job
+    assert named.num_trials == 1
+    # Without specs any work under way for the profile will do; with others it will not.
+    assert desk.operations.compress(pb.CompressStudentsRequest(profile="gateway")).job.job_id == named.job_id
+    desk.operations.cancel(pb.CancelJobRequest(job_id=named.job_id))
+    proposed = desk.operations.compress(pb.CompressStudentsRequest(profile="gateway", max_trials=2)).job
+    assert proposed.num_trials == 2
+    other = desk.operations.compress(
+        pb.CompressStudentsRequest(profile="gateway", spec_json=['{"width_ratio": 0.9}'])
+    ).job
+    assert other.job_id not in (named.job_id, proposed.job_id)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "JSON object"),
+        ("{", "spec 1"),
+        ('{"width": 1}', "unknown key 'width'"),
+        ('{"width_ratio": 2}', "width_ratio"),
+    ],
+)
+def test_a_wrong_spec_names_the_field(desk: Desk, text: str, said: str) -> None:
+    prepared(desk.world)
+    with pytest.raises(ConfigError, match=said):
+        desk.operations.compress(pb.CompressStudentsRequest(profile="gateway", spec_json=[text]))
+    assert desk.world.store.jobs() == []
+
+
+def test_cancelling_ends_a_job_and_cancelling_again_is_no_error(desk: Desk) -> None:
+    prepared(desk.world)
+    job = desk.operations.compress(pb.CompressStudentsRequest(profile="gateway")).job
+    for _ in range(2):
+        answer = desk.operations.cancel(pb.CancelJobRequest(job_id=job.job_id)).job
+        assert answer.state == pb.JOB_STATE_CANCELLED
+    with pytest.raises(RejectedError, match=job.job_id):
+        desk.operations.cancel(pb.CancelJobRequest(job_id="job-0"))
+
+
+def test_a_rollout_takes_the_best_candidate_and_a_retry_starts_no_second(desk: Desk) -> None:
+    prepared(desk.world, profile=replace(PROFILE, constraints=Constraints(artifact_bytes=60_000)))
+    desk.world.register("gw-1")
+    _, best, _ = build(desk.world.store, PROFILE, 1.0, 0.5, 0.25)
+    request = pb.StartRolloutRequest(profile="gateway", request_id="once")
+    rollout = desk.operations.start_rollout(request).rollout
+    assert rollout.digest == best.digest
+    assert desk.operations.start_rollout(request).rollout == rollout
+    assert len(desk.world.store.rollouts()) == 1
+    with pytest.raises(RejectedError, match="choose a new one"):
+        desk.operations.start_rollout(
+            pb.StartRolloutRequest(profile="gateway", digest="f" * 12, request_id="once")
+        )
+
+
+def test_a_newer_rollout_supersedes_the_one_that_runs(desk: Desk) -> None:
+    prepared(desk.world)
+    desk.world.register("gw-1")
+    first, second = build(desk.world.store, PROFILE, 0.5, 0.25)
+    for candidate in (first, second):
+        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway", digest=candidate.digest[:12]))
+    states = {rollout.digest: rollout.state for rollout in desk.world.store.rollouts()}
+    assert states == {first.digest: RolloutState.SUPERSEDED, second.digest: RolloutState.RUNNING}
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (pb.StartRolloutRequest(profile="nope"), "known are gateway"),
+        (pb.StartRolloutRequest(profile="gateway", digest="ffffff"), "candidate 'ffffff' is not known"),
+        (pb.StartRolloutRequest(profile="gateway", digest="*"), "at least 6"),
+        (pb.StartRolloutRequest(profile="gateway", canary_share=1.5), "canary_share"),
+        (pb.StartRolloutRequest(profile="gateway", canary_share=float("nan")), "canary_share"),
+        (pb.StartRolloutRequest(profile="gateway", request_id="a b"), "request_id"),
+    ],
+    ids=["profile", "candidate", "digest", "share", "nan", "request-id"],
+)
+def test_a_rollout_that_cannot_be_is_refused(desk: Desk, request_: pb.StartRolloutRequest, said: str) -> None:
+    prepared(desk.world)
+    build(desk.world.store, PROFILE, 0.5)
+    with pytest.raises(RejectedError) as caught:
+        desk.operations.start_rollout(request_)
+    assert said in caught.value.message
+    assert desk.world.store.rollouts() == []
+
+
+def test_a_rejected_candidate_is_not_rolled_out(desk: Desk) -> None:
+    prepared(desk.world)
+    (candidate,) = build(desk.world.store, PROFILE, 0.5)
+    desk.world.store.reject_candidate(candidate.digest, "gateway", "slower than its parent")
+    with pytest.raises(RejectedError, match="slower than its parent"):
+        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway", digest=candidate.digest))
+    with pytest.raises(RejectedError, match="edgeloop compress"):
+        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway"))
+
+
+def test_when_no_candidate_fits_the_refusal_says_what_could_be_met(desk: Desk) -> None:
+    prepared(desk.world, profile=replace(PROFILE, constraints=Constraints(artifact_bytes=10_000)))
+    build(desk.world.store, PROFILE, 0.5, 0.25)
+    with pytest.raises(RejectedError, match="25000 artifact bytes"):
+        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway"))
+
+
+def test_a_rollout_is_paused_resumed_and_aborted_and_then_has_ended(desk: Desk) -> None:
+    prepared(desk.world)
+    desk.world.register("gw-1")
+    build(desk.world.store, PROFILE, 0.5)
+    rollout_id = desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway")).rollout.rollout_id
+    paused = desk.operations.pause_rollout(pb.PauseRolloutRequest(rollout_id=rollout_id)).rollout
+    assert paused.state == pb.ROLLOUT_STATE_PAUSED
+    resumed = desk.operations.resume_rollout(pb.ResumeRolloutRequest(rollout_id=rollout_id)).rollout
+    assert resumed.state == pb.ROLLOUT_STATE_RUNNING
+    for _ in range(2):
+        aborted = desk.operations.abort_rollout(pb.AbortRolloutRequest(rollout_id=rollout_id)).rollout
+        assert aborted.state == pb.ROLLOUT_STATE_ABORTED
+    with pytest.raises(RejectedError, match="ended already"):
+        desk.operations.pause_rollout(pb.PauseRolloutRequest(rollout_id=rollout_id))
+    with pytest.raises(RejectedError, match="is not known"):
+        desk.operations.pause_rollout(pb.PauseRolloutRequest(rollout_id="other"))
+
+
+def test_lists_join_what_belongs_together(desk: Desk) -> None:
+    prepared(desk.world)
+    desk.world.register("gw-1")
+    build(desk.world.store, PROFILE, 0.5)
+    desk.world.step()
+    desk.world.obey(["gw-1"])
+    desk.world.measure(["gw-1"], 8.0, num_windows=3)
+    desk.world.step()
+    (device,) = desk.queries.devices(pb.ListDevicesRequest()).devices
+    assert (device.generation, device.desired_generation) == (1, 1)
+    assert device.serving_digest == device.desired_digest
+    assert device.p95_ms == pytest.approx(8.0, rel=0.02)
+    (workload,) = desk.queries.workloads(pb.ListWorkloadsRequest()).workloads
+    assert workload.teacher.accuracy == teacher_of(WORKLOAD).accuracy
+    (candidate,) = desk.queries.candidates(pb.ListCandidatesRequest(profile="gateway")).candidates
+    assert candidate.on_front
+    assert candidate.predicted_p95_ms == pytest.approx(8.0, rel=0.02)
+    measurements = desk.queries.measurements(pb.ListMeasurementsRequest(device_id="gw-1")).measurements
+    assert [m.num_samples for m in measurements] == [100, 100, 100]
+    (listed,) = desk.queries.profiles(pb.ListProfilesRequest()).profiles
+    assert (listed.num_devices, listed.constraints.latency_p95_ms) == (1, 10.0)
+    for wrong in (
+        lambda: desk.queries.devices(pb.ListDevicesRequest(profile="nope")),
+        lambda: desk.queries.candidates(pb.ListCandidatesRequest(workload="nope")),
+        lambda: desk.queries.measurements(pb.ListMeasurementsRequest(device_id="nope")),
+    ):
+        with pytest.raises(RejectedError, match="known are"):
+            wrong()
+
+
+def test_a_job_of_a_removed_profile_ends_with_the_reason(desk: Desk) -> None:
+    prepared(desk.world)
+    job = desk.operations.compress(pb.CompressStudentsRequest(profile="gateway")).job
+    desk.world.store.remove_profile("gateway")
+    desk.world.step()
+    ended = desk.operations.job(job.job_id)
+    assert (ended.state, ended.kind) == (JobState.FAILED, JobKind.COMPRESS)
+    assert "removed" in ended.message
