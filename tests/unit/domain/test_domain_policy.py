@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from domain_values import SETTINGS, World, candidate, digest_of, profile, window
+from domain_values import QUICK, SETTINGS, World, candidate, digest_of, profile, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_loop import STEP_S, Loop
@@ -358,9 +358,10 @@ def test_nothing_oscillates_over_two_hundred_steps(objective_ratio):
     emulated=st.sampled_from([1, 9]),
     objective_ratio=st.sampled_from([0.5, 0.8, 1.2, 1.3, 2.5]),
     seed=st.integers(0, 10**6),
+    may_build=st.booleans(),
 )
 def test_up_to_thirty_percent_of_liars_change_no_decision(
-    num_devices, share, factor, count, reference_ms, emulated, objective_ratio, seed
+    num_devices, share, factor, count, reference_ms, emulated, objective_ratio, seed, may_build
 ):
     rng = random.Random(seed)
     liars = {f"device-{i}" for i in range(int(share * num_devices))}
@@ -392,11 +393,18 @@ def test_up_to_thirty_percent_of_liars_change_no_decision(
             objective_ratio=objective_ratio,
             num_devices=num_devices,
             forge=made,
+            settings=replace(QUICK, max_miss_builds=int(may_build), max_slack_builds=int(may_build)),
         )
         for made in (honest, forge)
     ]
     for told_the_truth, lied_to in zip(*(run.run(12) for run in runs), strict=True):
-        assert lied_to.same_outcome(told_the_truth), (lied_to.reason, told_the_truth.reason)
+        # The width that is built follows the estimate, which moves within what honest devices differ by.
+        alike = replace(lied_to, specs=()).same_outcome(replace(told_the_truth, specs=()))
+        assert alike, (lied_to.reason, told_the_truth.reason)
+        if told_the_truth.specs:
+            widths = [max(spec.width_ratio for spec in d.specs) for d in (told_the_truth, lied_to)]
+            assert abs(widths[0] - widths[1]) <= 1 / 16
+            break  # from here on the two worlds hold different students
 
 
 def test_more_liars_hold_everything_and_raise_an_alarm():
