@@ -37,6 +37,7 @@ class Demonstration:
     measurements: dict[str, list[pb.Measurement]]
     candidates: dict[str, list[pb.CandidateInfo]]
     slowdowns: dict[str, int]
+    verdicts: dict[str, str]
     objective_time_s: float
 
     @property
@@ -65,6 +66,7 @@ def as_json(demo: Demonstration) -> dict[str, Any]:
                 "objective_p95_ms": outcome.objective_p95_ms,
                 "met": outcome.met,
                 "problems": outcome.problems,
+                "verdict": demo.verdicts[outcome.name],
                 "rounds": [asdict(item) for item in outcome.rounds],
             }
             for outcome in demo.outcomes

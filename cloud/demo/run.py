@@ -372,5 +372,6 @@ class Demo:
             measurements={name: self._measurements(name) for name in names},
             candidates={name: self._candidates(name) for name in names},
             slowdowns={item.profile: item.slowdown for item in self._plan.profiles},
+            verdicts={name: profile.message for name, profile in self._profiles().items()},
             objective_time_s=self._state.objective_time_s,
         )

@@ -96,13 +96,21 @@ def show_end(console: Console, demonstration: Demonstration, folder: Path) -> No
             milliseconds(outcome.objective_p95_ms),
             percent(item.accuracy),
             size(item.artifact_bytes),
-            f"{item.decision}: {item.reason}",
         ]
         for outcome in demonstration.outcomes
         for item in outcome.rounds
     ]
-    headers = ["PROFILE", "GENERATION", "STUDENT", "P95", "OBJECTIVE", "ACCURACY", "SIZE", "WHY"]
+    headers = ["PROFILE", "GENERATION", "STUDENT", "P95", "OBJECTIVE", "ACCURACY", "SIZE"]
     console.print(make_table(headers, rows))
+    console.print("[bold]why[/bold]")
+    for outcome in demonstration.outcomes:
+        for item in outcome.rounds[1:]:
+            text = f"  {outcome.name}, generation {item.generation}: {item.decision}: {item.reason}"
+            console.print(text, soft_wrap=True, markup=False)
+        if len(outcome.rounds) == 1:
+            console.print(
+                f"  {outcome.name}: {demonstration.verdicts[outcome.name]}", soft_wrap=True, markup=False
+            )
     for outcome in demonstration.outcomes:
         for problem in outcome.problems:
             console.print(f"{outcome.name}: {problem}", style="red")
