@@ -41,7 +41,9 @@ def group_evidence(
         device_ids={device.device_id for device in group.devices},
     )
     found = estimate(table.of(rollout.digest), baselines=state.baselines, settings=settings)
-    if found.problem or found.is_throttled:
+    # Fewer devices than the policy asks for are no matter here: a group of canaries is small by design.
+    is_thin = found.num_samples < settings.min_samples or found.num_windows < settings.min_windows
+    if found.problem or found.is_throttled or is_thin:
         return GroupEvidence(previous_p95_ms=previous_ms, objective_p95_ms=objective_ms)
     return GroupEvidence(
         p95_ms=found.p95_ms,

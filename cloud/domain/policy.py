@@ -124,8 +124,6 @@ class _Case:
             return self._hold(Verdict.THIN, self._what_is_thin())
         return self._judge(self._limit_ms)
 
-    # The verdict.
-
     def _judge(self, limit_ms: float) -> tuple[Decision, PolicyState]:
         found, settings = self._found, self._settings
         rounds = found.rounds_ms
@@ -174,8 +172,6 @@ class _Case:
             f"{len(found.untrusted)} of {found.num_devices} devices report what does not fit the others "
             f"({_some(found.untrusted)}): nothing is changed until that is cleared up",
         )
-
-    # The steps.
 
     def _first(self) -> tuple[Decision, PolicyState]:
         why = "nothing serves yet"
@@ -313,8 +309,6 @@ class _Case:
             replace(decision, chosen_digest=chosen.digest, predicted_p95_ms=prediction.p95_ms),
             replace(state, num_rollouts=counts, last_change_s=self._inputs.now_s),
         )
-
-    # What they stand on.
 
     def _eligible(self) -> list[Candidate]:
         """Candidates that may ship and may still be tried."""

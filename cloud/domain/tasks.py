@@ -34,8 +34,11 @@ class TeacherResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherTask:
+    """Train the workload's teacher. ``attempt`` names one more training where a finished one is there, or ""."""
+
     task_id: str
     workload: Workload
+    attempt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

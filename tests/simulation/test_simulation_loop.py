@@ -9,8 +9,8 @@ from cloud.domain.candidates import Candidate
 from cloud.domain.devices import DeploymentState
 
 WIDTHS = (0.75, 0.5, 0.25)
-FAULTY_S = 1200.0
-END_S = 3000.0
+FAULTY_S = 1000.0
+END_S = 2600.0
 
 
 def latency(width: float) -> float:

@@ -356,7 +356,8 @@ def test_nothing_oscillates_over_two_hundred_steps(objective_ratio):
     count=st.sampled_from([1, 200, 10**9]),
     reference_ms=st.sampled_from([0.0, 0.001, 0.2, 50.0]),
     emulated=st.sampled_from([1, 9]),
-    objective_ratio=st.sampled_from([0.5, 0.8, 1.2, 1.3, 2.5]),
+    # Not within a few percent of where a decision turns: what honest devices differ by moves it there.
+    objective_ratio=st.sampled_from([0.6, 0.8, 1.2, 1.3, 2.5]),
     seed=st.integers(0, 10**6),
     may_build=st.booleans(),
 )
