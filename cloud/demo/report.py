@@ -146,7 +146,7 @@ def latency_plot(demo: Demonstration, outcome: ProfileOutcome) -> str:
             color=INK,
         )
     axes.set(xlabel="seconds", ylabel="p95, ms", ylim=(0, top))
-    axes.legend(loc="lower left", fontsize=7, frameon=False, ncols=3)
+    _legend_above(axes)
     return _svg(figure)
 
 
@@ -185,7 +185,9 @@ def trade_off_plot(demo: Demonstration, outcome: ProfileOutcome) -> str:
         )
     axes.set(xlabel="p50 where it was built, one thread, ms", ylabel="validation accuracy, %")
     axes.margins(0.15)
-    axes.legend(loc="lower right", fontsize=7, frameon=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 99.0), min(high, 100.5))
+    _legend_above(axes)
     return _svg(figure)
 
 
@@ -199,6 +201,12 @@ def _figure() -> tuple[Figure, Any]:
     axes.grid(visible=True, axis="y", color="#e9ecef", linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _legend_above(axes: Any) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), fontsize=7, frameon=False, ncols=4, borderaxespad=0.2
+    )
 
 
 def _svg(figure: Figure) -> str:
