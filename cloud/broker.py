@@ -219,6 +219,7 @@ async def _serve(host: str, port: int, port_file: Path) -> int:
             await asyncio.sleep(0.1)
     _write_ready(port_file, broker.port)
     await ended.wait()
+    logging.disable(logging.CRITICAL)  # amqtt logs the end of its own tasks as errors, with tracebacks
     return 0
 
 

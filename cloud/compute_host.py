@@ -37,6 +37,7 @@ class ComputeHost:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self.ready: Compute | None = None
+        #: What the cluster is, or what is waited for.
         self.message = "the cluster is starting"
 
     def start(self) -> None:
@@ -57,8 +58,15 @@ class ComputeHost:
             self._thread.join(timeout_s)
 
     def describe(self) -> str:
-        """For people."""
-        return self._compute.describe() if self.ready is not None else self.message
+        """For people; never waits for the cluster."""
+        return self.message
+
+    def _described(self) -> str:
+        try:
+            return self._compute.describe()
+        except Exception:
+            logger.exception("the cluster does not describe itself")
+            return "a cluster"
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -71,6 +79,7 @@ class ComputeHost:
                 self._stopping.wait(delay_s)
                 continue
             self._backoff.reset()
+            self.message = self._described()
             self.ready = self._compute
             self._lost.wait()
             self._lost.clear()

@@ -269,7 +269,9 @@ class JobRunner:
             return self._finish(job, JobState.SUCCEEDED, f"teacher trained{accuracy}")
         if trial.state is JobState.FAILED:
             return self._finish(job, JobState.FAILED, trial.message)
-        return self._work_on(job, {trial.task_id: TeacherTask(task_id=trial.task_id, workload=workload)})
+        attempt = job.job_id if trial.task_id == known[1] else ""
+        task = TeacherTask(task_id=trial.task_id, workload=workload, attempt=attempt)
+        return self._work_on(job, {trial.task_id: task})
 
     def _advance_compression(self, job: Job, workload: Workload) -> bool:
         profile = self._store.profile(job.profile)

@@ -265,9 +265,6 @@ class ControlPlane:
 async def serve(settings: ServeSettings) -> None:
     """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
     set_up_logging(settings)
-    # Other libraries start processes from here. gRPC's handlers around fork() can stop all threads as long
-    # as a call is under way, and nothing here forks without exec, which needs none.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     ended = asyncio.Event()

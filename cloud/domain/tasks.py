@@ -34,7 +34,7 @@ class TeacherResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherTask:
-    """Train the workload's teacher. ``attempt`` names one more training where a finished one is there, or ""."""
+    """Train the workload's teacher. ``attempt`` names one more training beside a finished one, or is ""."""
 
     task_id: str
     workload: Workload

@@ -12,6 +12,7 @@ from cloud.domain.jobs import Job, JobKind, JobState
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.tasks import StudentTask, TeacherTask
 from cloud.jobrunner import compress_job, student_task_id, train_job
+from cloud.jobs.results import run_key
 from cloud.store import Store
 from edgeloop.errors import TransientError
 
@@ -61,7 +62,15 @@ def test_a_teacher_that_is_there_is_not_trained_again_unless_forced(world: World
     assert world.compute.ran == []
     world.store.create_job(train_job("forced", WORKLOAD, 2.0, force=True))
     run(world)
-    assert len(world.compute.ran) == 1
+    (task,) = world.compute.tasks.values()
+    assert isinstance(task, TeacherTask)
+    assert task.attempt == "forced"
+
+
+def test_another_attempt_at_a_teacher_is_a_run_of_its_own() -> None:
+    first = TeacherTask(task_id="t", workload=WORKLOAD)
+    assert run_key(first) == run_key(replace(first, task_id="u"))
+    assert run_key(first) != run_key(replace(first, attempt="train-digits-1"))
 
 
 def test_compression_keeps_the_good_students_and_records_the_bad(world: World) -> None:
