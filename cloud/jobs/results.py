@@ -38,8 +38,9 @@ def decode_result(task: TeacherTask | StudentTask, text: str) -> TeacherResult |
 def run_key(task: TeacherTask | StudentTask) -> str:
     """Name of the run that answers this task, fit for a file name.
 
-    Tasks that want the same teacher share one run, unless they ask for another attempt at it. The workload's own source is part of a teacher's name:
-    after an edit, neither a checkpoint nor a result of the old code is taken up.
+    Tasks that want the same teacher share one run, unless they ask for another attempt at it. The workload's
+    own source is part of a teacher's name: after an edit, neither a checkpoint nor a result of the old code
+    is taken up.
     """
     if isinstance(task, StudentTask):
         return "student-" + _safe(task.task_id)
