@@ -41,7 +41,7 @@ from cloud.domain.rollout import (
 from cloud.domain.settings import PolicySettings
 from cloud.domain.state import PolicyState
 from cloud.domain.workloads import Workload
-from cloud.jobrunner import compress_job
+from cloud.job_plans import compress_job
 from cloud.publisher import Shipment
 from cloud.rollout_evidence import group_evidence
 from cloud.store import Store

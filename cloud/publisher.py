@@ -18,7 +18,6 @@ The broker is a cache that may lose everything at any moment. Rules that this mo
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import random
@@ -31,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cloud.published import PublishedArtifacts
 from edgeloop import topics
 from edgeloop.artifact import MAX_REQUEST_BYTES, parse_block_request, parse_manifest, split_blocks
 from edgeloop.backoff import Backoff
@@ -93,32 +93,6 @@ class PublisherSettings:
     block_quiet_s: float = 1.0
 
 
-class _Published:
-    """What may be on the broker: a file, written before the message goes out."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.artifacts: dict[str, int] = {}
-        self.manifests: set[str] = set()
-        try:
-            stored = json.loads(path.read_text())
-            self.artifacts = {
-                topics.check_digest(key): int(value) for key, value in stored["artifacts"].items()
-            }
-            self.manifests = {topics.check_digest(value) for value in stored["manifests"]}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RejectedError) as error:
-            # Only old messages stay on the broker for want of it.
-            logger.warning("%s is not readable and starts afresh: %s", path, error)
-
-    def save(self) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        content = {"version": 1, "artifacts": self.artifacts, "manifests": sorted(self.manifests)}
-        temporary.write_text(json.dumps(content))
-        temporary.replace(self._path)
-
-
 class Publisher:
     """One thread between the desired state and the broker. All methods are safe from any thread."""
 
@@ -135,7 +109,7 @@ class Publisher:
         self._blobs = blobs
         self._settings = settings or PublisherSettings()
         self._monotonic_s = monotonic_s
-        self._published = _Published(state_path)
+        self._published = PublishedArtifacts(state_path)
         self._session = secrets.token_hex(8)
         self._sequence = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

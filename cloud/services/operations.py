@@ -22,7 +22,7 @@ from cloud.domain.search import Direction, propose
 from cloud.domain.settings import PolicySettings
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import Workload
-from cloud.jobrunner import compress_job, teacher_task_id, train_job
+from cloud.job_plans import compress_job, teacher_task_id, train_job
 from cloud.services import views
 from cloud.services.applying import apply_documents
 from cloud.services.fit import best_candidate

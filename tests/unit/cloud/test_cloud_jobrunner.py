@@ -11,7 +11,7 @@ from control_plane_fakes import PROFILE, WORKLOAD, FakeCompute, World, teacher_o
 from cloud.domain.jobs import Job, JobKind, JobState
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.tasks import StudentTask, TeacherTask
-from cloud.jobrunner import compress_job, student_task_id, train_job
+from cloud.job_plans import compress_job, student_task_id, train_job
 from cloud.jobs.results import run_key
 from cloud.store import Store
 from edgeloop.errors import TransientError
