@@ -100,7 +100,8 @@ class EmbeddedBroker:
     def _spawn(self) -> None:
         self._port_file.parent.mkdir(parents=True, exist_ok=True)
         self._port_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "cloud.broker", "--host", self.host, "--port", str(self.port)]
+        # -P: no module is ever taken from the working directory.
+        command = [sys.executable, "-P", "-m", "cloud.broker", "--host", self.host, "--port", str(self.port)]
         command += ["--port-file", str(self._port_file)]
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._log_path.open("ab")) if self._log_path else subprocess.DEVNULL

@@ -132,7 +132,7 @@ def measure_peak_rss(data: bytes) -> int:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         finished = subprocess.run(
-            [sys.executable, "-m", __spec__.name],
+            [sys.executable, "-P", "-m", __spec__.name],
             input=data,
             capture_output=True,
             timeout=120,

@@ -125,7 +125,7 @@ class Demo:
     def _start_control_plane(self) -> None:
         interval = self._plan.report_interval_s
         command = [
-            *(sys.executable, "-m", "cloud.cli", "serve"),
+            *(sys.executable, "-P", "-m", "cloud.cli", "serve"),
             *("--state-dir", str(self._folder / "cloud")),
             *("--control-port", str(self._state.control_port)),
             *("--fleet-port", str(self._state.fleet_port)),
@@ -238,7 +238,7 @@ class Demo:
             for number in range(1, item.num_devices + 1):
                 name = f"{item.profile}-{number}"
                 command = [
-                    *(sys.executable, "-m", "edge_agent.cli", "run"),
+                    *(sys.executable, "-P", "-m", "edge_agent.cli", "run"),
                     *("--device-id", name),
                     *("--state-dir", str(self._folder / "agents" / name)),
                     *("--server", f"127.0.0.1:{self._state.fleet_port}"),

@@ -173,6 +173,7 @@ class Cluster:
             namespace=NAMESPACE,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=str(folder),
+            job_config=_job_config(),
         )
         self._servers = [
             process for process in psutil.Process().children() if process.name() in ("raylet", "gcs_server")
@@ -184,7 +185,24 @@ class Cluster:
 
         _quiet()
 
-        ray.init(address=self._address, configure_logging=False, log_to_driver=False, namespace=NAMESPACE)
+        ray.init(
+            address=self._address,
+            configure_logging=False,
+            log_to_driver=False,
+            namespace=NAMESPACE,
+            job_config=_job_config(),
+        )
+
+
+def _job_config() -> Any:
+    """Keeps the working directory out of the workers' import path.
+
+    Ray puts it first, so that a folder that happens to be called ``cloud`` where somebody starts us would be
+    imported in place of ours.
+    """
+    from ray.job_config import JobConfig
+
+    return JobConfig(_client_job=True)
 
 
 def _quiet() -> None:

@@ -210,11 +210,13 @@ class RayCompute:
         except ray.exceptions.TaskCancelledError:
             return TaskFailed(task_id=task_id, code="cancelled", message="cancelled")
         except ray.exceptions.RayTaskError as error:
-            return TaskFailed(task_id=task_id, code="failed", message=f"retries are used up: {error.cause}")
+            logger.error("task %s failed for good: %s", task_id, error.cause)
+            message = f"retries are used up: {_first_line(error.cause)} (the log of serve has all of it)"
+            return TaskFailed(task_id=task_id, code="failed", message=message)
         except ray.exceptions.RayError as error:
             message = (
                 "its process was lost each time (killed, or out of memory), and retries are used up: "
-                f"{str(error).strip().splitlines()[0]}"
+                f"{_first_line(error)}"
             )
             return TaskFailed(task_id=task_id, code="failed", message=message)
         if outcome.code:
@@ -237,6 +239,11 @@ def _launch(task: TeacherTask | StudentTask, context: Context) -> Any:
         retry_exceptions=[TransientError],
     )
     return options.remote(task, context)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _addressed(event: TaskSucceeded | TaskFailed, task_id: str) -> TaskSucceeded | TaskFailed:

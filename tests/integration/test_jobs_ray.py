@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -61,9 +62,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compute(home: Path) -> Iterator[RayCompute]:
+def started_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the operator stood. It happens to hold folders that are called like our modules."""
+    folder = tmp_path_factory.mktemp("started-in")
+    (folder / "cloud" / "registry").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compute(home: Path, started_in: Path) -> Iterator[RayCompute]:
     compute = RayCompute(work_dir=home, registry_url=str(home / "registry"), num_cpus=2)
-    compute.start()
+    with contextlib.chdir(started_in):
+        compute.start()
     yield compute
     ours = psutil.Process().children(recursive=True)
     compute.stop()
@@ -100,6 +110,15 @@ def test_ray_is_reachable_from_this_machine_alone(compute: RayCompute) -> None:
     }
     assert listening
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_workers_import_nothing_from_the_directory_that_the_program_was_started_in(
+    compute: RayCompute, started_in: Path
+) -> None:
+    import ray
+
+    path: list[str] = ray.get(ray.remote(lambda: sys.path).remote())
+    assert str(started_in) not in path
 
 
 def test_a_teacher_comes_out_trained_measured_and_registered(home: Path, teacher: TeacherResult) -> None:
