@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from cloud.deployer import Deployer
 from cloud.domain.decisions import Action, Decision
+from cloud.domain.evidence import Window
 from cloud.domain.jobs import Job, JobKind
 from cloud.domain.policy import decide
 from cloud.domain.profiles import DeviceProfile
@@ -42,6 +43,7 @@ from cloud.domain.settings import PolicySettings
 from cloud.domain.state import PolicyState
 from cloud.domain.workloads import Workload
 from cloud.job_plans import compress_job
+from cloud.own_load import busy_spans, without_own_load
 from cloud.publisher import Shipment
 from cloud.rollout_evidence import group_evidence
 from cloud.store import Store
@@ -65,7 +67,10 @@ def fleet(store: Store) -> list[FleetDevice]:
 
 
 class Controller:
-    """Owned by one thread. ``ship`` takes the whole desired state (Publisher.set_desired)."""
+    """Owned by one thread. ``ship`` takes the whole desired state (Publisher.set_desired).
+
+    ``computes_here``: jobs run on this machine, beside the emulated devices (see ``own_load``).
+    """
 
     def __init__(
         self,
@@ -74,7 +79,9 @@ class Controller:
         director: DirectorKey,
         ship: Callable[[Mapping[str, Shipment]], None],
         settings: PolicySettings,
+        computes_here: bool = False,
     ) -> None:
+        self._computes_here = computes_here
         self._store = store
         self._settings = settings
         self._deployer = Deployer(store, director, ship)
@@ -114,7 +121,7 @@ class Controller:
         current_digest = self._store.current_digest(profile.name)
         decision, state = decide(
             profile=profile,
-            windows=self._store.windows(profile=profile.name, since_s=now_s - self._settings.max_age_s),
+            windows=self._windows(profile, now_s),
             candidates=self._store.candidates(profile=profile.name, workload=workload.name),
             current_digest=current_digest,
             state=self._store.policy_state(profile.name),
@@ -212,7 +219,7 @@ class Controller:
                     rollout,
                     group,
                     profile=profile,
-                    windows=store.windows(profile=profile.name, since_s=now_s - self._settings.max_age_s),
+                    windows=self._windows(profile, now_s),
                     state=store.policy_state(profile.name),
                     settings=self._settings,
                     now_s=now_s,
@@ -231,6 +238,15 @@ class Controller:
             self._deployer.issue(intents, now_s)
         if after.state is not rollout.state:
             logger.info("rollout %s %s: %s", rollout_id, after.state.value, after.message)
+
+    def _windows(self, profile: DeviceProfile, now_s: float) -> Sequence[Window]:
+        """What the profile's devices measured lately, without what this machine's own work did to them."""
+        since_s = now_s - self._settings.max_age_s
+        windows = self._store.windows(profile=profile.name, since_s=since_s)
+        if not self._computes_here:
+            return windows
+        recent = [job for job in self._store.jobs() if not job.end_time_s or job.end_time_s > since_s]
+        return without_own_load(windows, busy_spans(recent, now_s))
 
     def _reconcile(self, now_s: float) -> None:
         store = self._store

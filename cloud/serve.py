@@ -110,7 +110,11 @@ class ControlPlane:
         publisher = Publisher(bus=session, blobs=registry, state_path=state_dir / "published.json")
         runner = JobRunner(store, now_s=time.time, on_lost=compute.lost)
         controller = Controller(
-            store, director=director, ship=publisher.set_desired, settings=settings.policy
+            store,
+            director=director,
+            ship=publisher.set_desired,
+            settings=settings.policy,
+            computes_here=settings.compute == "ray" and not settings.ray_address,
         )
         presence = PresenceBook(store, forget_on_connect=broker is not None)
         loop = ControlLoop(

@@ -1,7 +1,8 @@
 """What happened to each profile, told by the devices' own measurements, and whether the loop closed.
 
 Pure: takes what the control plane lists, returns values. A *round* is one generation of one digest on a
-profile; its p95 is the quantile of all its windows merged, over all devices of the profile.
+profile; its p95 is the quantile of its windows merged, over all devices of the profile. Windows in which this
+machine was building students count for nobody, neither here nor for the controller (``cloud.own_load``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,17 @@ from edgeloop.v1 import control_service_pb2 as pb
 
 #: A round counts as measured from here on: under it, a p95 rests on a handful of requests.
 MIN_SAMPLES = 100
+
+
+#: Begin and end, in seconds since the epoch.
+Span = tuple[float, float]
+
+
+def overlaps(measurement: pb.Measurement, busy: Sequence[Span]) -> bool:
+    """Whether the window lies, if only in part, in one of the spans."""
+    start_s = measurement.start_time.ToNanoseconds() / 1e9
+    end_s = measurement.end_time.ToNanoseconds() / 1e9
+    return any(start_s < end and begin < end_s for begin, end in busy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +69,7 @@ def rounds_of(
     candidates: Iterable[pb.CandidateInfo],
     decisions: Iterable[pb.DecisionInfo],
     rollouts: Iterable[pb.RolloutInfo],
+    busy: Sequence[Span] = (),
 ) -> list[Round]:
     """The rounds of one profile, oldest first, from what the control plane lists about it."""
     by_digest = {candidate.digest: candidate for candidate in candidates}
@@ -71,9 +84,8 @@ def rounds_of(
     for (generation, digest), group in windows.items():
         if digest not in by_digest:
             continue
-        merged = reduce(
-            LatencySketch.merge, (LatencySketch.from_proto(m.latency) for m in group), LatencySketch.empty()
-        )
+        counted = [LatencySketch.from_proto(m.latency) for m in group if not overlaps(m, busy)]
+        merged = reduce(LatencySketch.merge, counted, LatencySketch.empty())
         if not merged.count:
             continue
         candidate = by_digest[digest]

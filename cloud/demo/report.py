@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cloud.cli.output import milliseconds, percent, size
 from cloud.cli.plain import enum_text
-from cloud.demo.outcome import ProfileOutcome
+from cloud.demo.outcome import ProfileOutcome, Span
 from edgeloop.v1 import control_service_pb2 as pb
 
 INK, ACCENT, QUIET, ALERT = "#1f2933", "#0b7285", "#adb5bd", "#c92a2a"
@@ -36,6 +36,7 @@ class Demonstration:
     devices: list[pb.DeviceInfo]
     measurements: dict[str, list[pb.Measurement]]
     candidates: dict[str, list[pb.CandidateInfo]]
+    busy: list[Span]
     slowdowns: dict[str, int]
     verdicts: dict[str, str]
     objective_time_s: float
@@ -122,6 +123,9 @@ def latency_plot(demo: Demonstration, outcome: ProfileOutcome) -> str:
         axes.plot(
             *zip(*points, strict=True), marker="o", markersize=3, linewidth=1, color=colour, label=device
         )
+    for begin, finish in demo.busy:
+        if finish > origin:
+            axes.axvspan(max(begin - origin, 0.0), finish - origin, color="#f1f3f5", zorder=0)
     end = max((m.end_time.ToNanoseconds() / 1e9 - origin for m in windows), default=1.0)
     axes.hlines(
         outcome.objective_p95_ms,

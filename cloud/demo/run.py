@@ -21,12 +21,13 @@ from rich.live import Live
 from cloud.cli.client import ControlClient
 from cloud.cli.output import percent, size
 from cloud.demo import screen
-from cloud.demo.outcome import ProfileOutcome, judge, rounds_of
+from cloud.demo.outcome import ProfileOutcome, Span, judge, rounds_of
 from cloud.demo.plan import DemoProfile, load_example
 from cloud.demo.processes import Child, Processes
 from cloud.demo.report import Demonstration, write_report
 from cloud.demo.state import open_state
 from cloud.domain.specs import CompressionSpec
+from cloud.own_load import MARGIN_S
 from cloud.resources import FleetDocument
 from cloud.training.datasets import load_dataset
 from edgeloop.errors import RejectedError, TransientError
@@ -301,6 +302,17 @@ class Demo:
         request = pb.ListMeasurementsRequest(profile=profile)
         return list(self._call("ListMeasurements", request, pb.ListMeasurementsResponse).measurements)
 
+    def _busy(self) -> list[Span]:
+        """When this machine was building, as the control plane itself counts it."""
+        jobs = self._call("ListJobs", pb.ListJobsRequest(), pb.ListJobsResponse).jobs
+        return [
+            (
+                job.create_time.ToNanoseconds() / 1e9 - MARGIN_S,
+                (job.end_time.ToNanoseconds() / 1e9 if job.HasField("end_time") else time.time()) + MARGIN_S,
+            )
+            for job in jobs
+        ]
+
     def _rounds(self, profile: str) -> ProfileOutcome:
         item = next(item for item in self._plan.profiles if item.profile == profile)
         decisions = self._call(
@@ -309,7 +321,11 @@ class Demo:
             pb.ListDecisionsResponse,
         ).decisions
         rounds = rounds_of(
-            self._measurements(profile), self._candidates(profile), decisions, self._rollouts(profile)
+            self._measurements(profile),
+            self._candidates(profile),
+            decisions,
+            self._rollouts(profile),
+            self._busy(),
         )
         return judge(profile, item.outcome, self._state.objectives.get(profile, float("inf")), rounds)
 
@@ -371,6 +387,7 @@ class Demo:
             devices=self._devices(),
             measurements={name: self._measurements(name) for name in names},
             candidates={name: self._candidates(name) for name in names},
+            busy=self._busy(),
             slowdowns={item.profile: item.slowdown for item in self._plan.profiles},
             verdicts={name: profile.message for name, profile in self._profiles().items()},
             objective_time_s=self._state.objective_time_s,

@@ -70,6 +70,13 @@ def test_rounds_merge_windows_and_carry_their_decision() -> None:
     assert last.validation_accuracy == pytest.approx(0.97)
 
 
+def test_windows_in_which_this_machine_built_students_do_not_count() -> None:
+    slow = measurement(1, LARGE, [90.0] * 100, start_s=14)
+    (found,) = rounds_of([*BEFORE, slow], CANDIDATES, DECISIONS, ROLLOUTS, busy=[(15.0, 30.0)])
+    assert found.num_samples == 200
+    assert found.p95_ms == pytest.approx(10.0, rel=0.011)
+
+
 @pytest.mark.parametrize(
     ("measurements", "outcome", "objective_ms", "problem"),
     [
@@ -114,6 +121,7 @@ def demonstration(measurements: list[pb.Measurement]) -> Demonstration:
         devices=[device],
         measurements={"small": measurements},
         candidates={"small": CANDIDATES},
+        busy=[(13.0, 14.0)],
         slowdowns={"small": 8},
         verdicts={"small": "p95 4 ms meets 5 ms"},
         objective_time_s=15.0,
