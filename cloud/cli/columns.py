@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from cloud.cli.output import Column, milliseconds, percent, short, size
-from cloud.cli.plain import enum_text, time_text
+from cloud.cli.output import milliseconds, percent, short, size
+from cloud.cli.plain import clock_text, enum_text
+from cloud.cli.table import Column
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1 import deployment_pb2
 
@@ -28,91 +29,107 @@ def objective(profile: pb.ProfileInfo) -> str:
     return milliseconds(wanted) if wanted else "none"
 
 
-WORKLOADS: list[Column] = [
-    ("NAME", lambda w: w.name),
-    ("TEACHER", lambda w: short(w.teacher.digest)),
-    ("ACCURACY", lambda w: percent(w.teacher.accuracy)),
-    ("MMAC", lambda w: f"{w.teacher.macs / 1e6:.2f}" if w.teacher.macs else "-"),
-    ("SIZE", lambda w: size(w.teacher.artifact_bytes)),
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f}" if count else "-"
+
+
+def _groups(rollout: pb.RolloutInfo) -> str:
+    return ", ".join(f"{g.name} {g.num_active}/{g.num_devices} {g.state}" for g in rollout.groups)
+
+
+WORKLOADS = [
+    Column("NAME", lambda w: w.name),
+    Column("TEACHER", lambda w: short(w.teacher.digest)),
+    Column("ACCURACY", lambda w: percent(w.teacher.accuracy)),
+    Column("MMAC", lambda w: _millions(w.teacher.macs), rank=1),
+    Column("SIZE", lambda w: size(w.teacher.artifact_bytes)),
 ]
 
-PROFILES: list[Column] = [
-    ("NAME", lambda p: p.name),
-    ("WORKLOAD", lambda p: p.workload),
-    ("DEVICES", lambda p: str(p.num_devices)),
-    ("SERVING", lambda p: short(p.current_digest)),
-    ("P95", lambda p: milliseconds(p.measured_p95_ms)),
-    ("OBJECTIVE", objective),
-    ("VERDICT", lambda p: p.verdict or "-"),
-    ("MESSAGE", lambda p: p.message),
+PROFILES = [
+    Column("NAME", lambda p: p.name),
+    Column("WORKLOAD", lambda p: p.workload, rank=2),
+    Column("DEVICES", lambda p: str(p.num_devices), rank=1),
+    Column("SERVING", lambda p: short(p.current_digest)),
+    Column("P95", lambda p: milliseconds(p.measured_p95_ms)),
+    Column("OBJECTIVE", objective),
+    Column("VERDICT", lambda p: p.verdict or "-"),
+    Column("MESSAGE", lambda p: p.message, note=True),
 ]
 
-DEVICES: list[Column] = [
-    ("NAME", lambda d: d.registration.device_id),
-    ("PROFILE", lambda d: d.profile or "-"),
-    ("CONNECTED", lambda d: "yes" if d.connected else "no"),
-    ("GENERATION", lambda d: f"{d.generation}/{d.desired_generation}"),
-    ("SERVING", lambda d: short(d.serving_digest)),
-    ("STATE", lambda d: _state(d.deployment) if d.HasField("deployment") else "-"),
-    ("P95", lambda d: milliseconds(d.p95_ms)),
-    ("RSS", lambda d: size(d.rss_bytes)),
-    ("MESSAGE", lambda d: d.deployment.message or d.message),
+DEVICES = [
+    Column("NAME", lambda d: d.registration.device_id),
+    Column("PROFILE", lambda d: d.profile or "-"),
+    Column("CONNECTED", lambda d: "yes" if d.connected else "no"),
+    Column("GENERATION", lambda d: f"{d.generation}/{d.desired_generation}"),
+    Column("SERVING", lambda d: short(d.serving_digest)),
+    Column("STATE", lambda d: _state(d.deployment) if d.HasField("deployment") else "-"),
+    Column("P95", lambda d: milliseconds(d.p95_ms)),
+    Column("RSS", lambda d: size(d.rss_bytes), rank=1),
+    Column("MESSAGE", lambda d: d.deployment.message or d.message, note=True),
 ]
 
-CANDIDATES: list[Column] = [
-    ("DIGEST", lambda c: short(c.digest)),
-    ("PROFILE", lambda c: c.profile),
-    ("SPEC", lambda c: spec_text(c.spec_json)),
-    ("PRECISION", lambda c: c.precision),
-    ("ACCURACY", lambda c: percent(c.accuracy)),
-    ("P50 HERE", lambda c: milliseconds(c.latency_p50_ms)),
-    ("P95 FLEET", lambda c: milliseconds(c.predicted_p95_ms)),
-    ("SIZE", lambda c: size(c.artifact_bytes)),
-    ("MMAC", lambda c: f"{c.macs / 1e6:.2f}"),
-    ("FRONT", lambda c: "yes" if c.on_front else "no"),
-    ("REJECTED", lambda c: c.rejected_reason),
+CANDIDATES = [
+    Column("DIGEST", lambda c: short(c.digest)),
+    Column("PROFILE", lambda c: c.profile),
+    Column("SPEC", lambda c: spec_text(c.spec_json)),
+    Column("PRECISION", lambda c: c.precision, rank=1),
+    Column("ACCURACY", lambda c: percent(c.accuracy)),
+    Column("P50 HERE", lambda c: milliseconds(c.latency_p50_ms), rank=2),
+    Column("P95 FLEET", lambda c: milliseconds(c.predicted_p95_ms)),
+    Column("SIZE", lambda c: size(c.artifact_bytes)),
+    Column("MMAC", lambda c: _millions(c.macs), rank=3),
+    Column("FRONT", lambda c: "yes" if c.on_front else "no"),
+    Column("REJECTED", lambda c: c.rejected_reason, note=True),
 ]
 
-ROLLOUTS: list[Column] = [
-    ("ID", lambda r: r.rollout_id),
-    ("PROFILE", lambda r: r.profile),
-    ("DIGEST", lambda r: short(r.digest)),
-    ("STATE", _state),
-    ("GROUPS", lambda r: ", ".join(f"{g.name} {g.num_active}/{g.num_devices} {g.state}" for g in r.groups)),
-    ("STARTED", lambda r: time_text(r.create_time)),
-    ("MESSAGE", lambda r: r.message),
+ROLLOUTS = [
+    Column("ID", lambda r: r.rollout_id),
+    Column("PROFILE", lambda r: r.profile),
+    Column("DIGEST", lambda r: short(r.digest)),
+    Column("STATE", _state),
+    Column("STARTED", lambda r: clock_text(r.create_time), rank=1),
+    Column("GROUPS", _groups, note=True),
+    Column("MESSAGE", lambda r: r.message, note=True),
 ]
 
-DECISIONS: list[Column] = [
-    ("TIME", lambda d: time_text(d.decide_time)),
-    ("PROFILE", lambda d: d.profile),
-    ("ACTION", lambda d: d.action),
-    ("SERVING", lambda d: short(d.current_digest)),
-    ("CHOSEN", lambda d: short(d.chosen_digest)),
-    ("P95", lambda d: milliseconds(d.measured_p95_ms)),
-    ("OBJECTIVE", lambda d: milliseconds(d.objective_p95_ms)),
-    ("REASON", lambda d: d.reason),
+DECISIONS = [
+    Column("TIME (UTC)", lambda d: clock_text(d.decide_time)),
+    Column("PROFILE", lambda d: d.profile),
+    Column("ACTION", lambda d: d.action),
+    Column("SERVING", lambda d: short(d.current_digest), rank=1),
+    Column("CHOSEN", lambda d: short(d.chosen_digest)),
+    Column("P95", lambda d: milliseconds(d.measured_p95_ms)),
+    Column("OBJECTIVE", lambda d: milliseconds(d.objective_p95_ms)),
+    Column("REASON", lambda d: d.reason, note=True),
 ]
 
-JOBS: list[Column] = [
-    ("ID", lambda j: j.job_id),
-    ("KIND", lambda j: j.kind),
-    ("WORKLOAD", lambda j: j.workload),
-    ("PROFILE", lambda j: j.profile or "-"),
-    ("STATE", _state),
-    ("PROGRESS", lambda j: f"{j.progress * 100:.0f} %"),
-    ("TRIALS", lambda j: f"{j.num_finished_trials}/{j.num_trials}" if j.num_trials else "-"),
-    ("MESSAGE", lambda j: j.message),
+JOBS = [
+    Column("ID", lambda j: j.job_id),
+    Column("KIND", lambda j: j.kind),
+    Column("WORKLOAD", lambda j: j.workload, rank=1),
+    Column("PROFILE", lambda j: j.profile or "-", rank=2),
+    Column("STATE", _state),
+    Column("PROGRESS", lambda j: f"{j.progress * 100:.0f} %"),
+    Column("TRIALS", lambda j: f"{j.num_finished_trials}/{j.num_trials}" if j.num_trials else "-"),
+    Column("MESSAGE", lambda j: j.message, note=True),
 ]
 
-MEASUREMENTS: list[Column] = [
-    ("TIME", lambda m: time_text(m.end_time)),
-    ("DEVICE", lambda m: m.device_id),
-    ("DIGEST", lambda m: short(m.digest)),
-    ("GENERATION", lambda m: str(m.generation)),
-    ("SAMPLES", lambda m: str(m.num_samples)),
-    ("P50", lambda m: milliseconds(m.p50_ms)),
-    ("P95", lambda m: milliseconds(m.p95_ms)),
-    ("REFERENCE", lambda m: milliseconds(m.reference_p50_ms)),
-    ("RSS", lambda m: size(m.rss_bytes)),
+MEASUREMENTS = [
+    Column("TIME (UTC)", lambda m: clock_text(m.end_time)),
+    Column("DEVICE", lambda m: m.device_id),
+    Column("DIGEST", lambda m: short(m.digest)),
+    Column("GENERATION", lambda m: str(m.generation), rank=2),
+    Column("SAMPLES", lambda m: str(m.num_samples)),
+    Column("P50", lambda m: milliseconds(m.p50_ms)),
+    Column("P95", lambda m: milliseconds(m.p95_ms)),
+    Column("REFERENCE", lambda m: milliseconds(m.reference_p50_ms), rank=1),
+    Column("RSS", lambda m: size(m.rss_bytes), rank=3),
+]
+
+STATUSES = [
+    Column("TIME (UTC)", lambda s: clock_text(s.event_time)),
+    Column("GENERATION", lambda s: str(s.generation)),
+    Column("DIGEST", lambda s: short(s.digest)),
+    Column("STATE", _state),
+    Column("MESSAGE", lambda s: f"{s.code}: {s.message}" if s.code else s.message, note=True),
 ]

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from cloud.cli import columns
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_list, show_values, stdout
-from cloud.cli.plain import enum_text, plain, time_text
+from cloud.cli.plain import plain
 from edgeloop.errors import RejectedError
 from edgeloop.v1 import control_service_pb2 as pb
 
@@ -150,14 +150,4 @@ def why(
         show_list(answer.decisions, columns.DECISIONS, output, empty="")
     if answer.history:
         stdout.print()
-        rows = [
-            [
-                time_text(status.event_time),
-                str(status.generation),
-                status.digest[:12],
-                enum_text(status, "state"),
-                f"{status.code}: {status.message}" if status.code else status.message,
-            ]
-            for status in answer.history
-        ]
-        stdout.print(make_table(["TIME", "GENERATION", "DIGEST", "STATE", "MESSAGE"], rows))
+        show_list(answer.history, columns.STATUSES, output, empty="")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cloud.cli.plain import plain
+from cloud.cli.table import Column, lay_out
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -26,10 +28,6 @@ class Output(StrEnum):
     TABLE = "table"
     JSON = "json"
     YAML = "yaml"
-
-
-#: Header and the text of one cell.
-Column = tuple[str, Callable[[Any], str]]
 
 
 def show_values(values: Any, output: Output) -> None:
@@ -48,9 +46,15 @@ def show_list(messages: Sequence[Message], columns: Sequence[Column], output: Ou
     if not messages:
         stderr.print(empty)
         return
-    stdout.print(
-        make_table([header for header, _ in columns], [[cell(m) for _, cell in columns] for m in messages])
-    )
+    header, *lines = lay_out(columns, messages, _width())
+    stdout.print(header, style="bold", soft_wrap=True, markup=False)
+    for line in lines:
+        stdout.print(line, soft_wrap=True, markup=False)
+
+
+def _width() -> int | None:
+    """Of the terminal; a file or a pipe gets everything, unless somebody asks for COLUMNS."""
+    return stdout.width if stdout.is_terminal or "COLUMNS" in os.environ else None
 
 
 def make_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:

@@ -22,6 +22,11 @@ def time_text(value: Timestamp) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def clock_text(value: Timestamp) -> str:
+    """``2026-01-31 12:00:00`` in UTC, for tables; ``-`` for a time that was never set."""
+    return time_text(value)[:19].replace("T", " ") or "-"
+
+
 def enum_text(message: Message, field_name: str) -> str:
     """The value of an enum field as people write it: ``JOB_STATE_RUNNING`` of ``JobState`` is ``running``."""
     enum: Any = message.DESCRIPTOR.fields_by_name[field_name].enum_type
