@@ -9,12 +9,11 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from cloud.cli import columns
 from cloud.cli.client import ControlClient
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
-from cloud.cli.output import Output, show_list, show_values, stderr, stdout
+from cloud.cli.output import Output, job_progress, show_list, show_values, stderr, stdout
 from cloud.cli.plain import plain
 from cloud.domain.specs import CompressionSpec
 from edgeloop.errors import ConfigError, RejectedError
@@ -110,17 +109,10 @@ def parse_spec(text: str) -> CompressionSpec:
 
 def watch(client: ControlClient, job: pb.JobInfo) -> pb.JobInfo:
     """Show a job's progress until it ends, and return it. Raises ``RejectedError`` if it failed."""
-    bar = Progress(
-        TextColumn("{task.fields[kind]}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=stderr,
-    )
+    bar = job_progress(stderr)
     try:
         with bar:
-            task = bar.add_task(job.message, total=1.0, kind=f"{job.kind} {job.profile or job.workload}")
+            task = bar.add_task(job.message, total=1.0, name=f"{job.kind} {job.profile or job.workload}")
             for job in client.watch_job(job.job_id):  # noqa: B020 - the newest is what counts
                 bar.update(task, completed=job.progress, description=job.message)
     except KeyboardInterrupt:

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column as TableColumn
 from rich.table import Table
 
 from cloud.cli.plain import plain
@@ -70,6 +72,21 @@ def make_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
 
 def _is_number(text: str) -> bool:
     return not text or text == "-" or text[0].isdigit()
+
+
+def job_progress(console: Console) -> Progress:
+    """A bar for each job; tasks carry the field ``name``. A long message is cut, never the bar."""
+    return Progress(
+        TextColumn("{task.fields[name]}", table_column=TableColumn(min_width=22, no_wrap=True)),
+        BarColumn(bar_width=16, table_column=TableColumn(min_width=16)),
+        TaskProgressColumn(table_column=TableColumn(min_width=4)),
+        TimeElapsedColumn(table_column=TableColumn(min_width=7)),
+        TextColumn(
+            "{task.description}", table_column=TableColumn(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
+        console=console,
+        expand=True,
+    )
 
 
 def short(digest: str) -> str:

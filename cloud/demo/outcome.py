@@ -74,9 +74,7 @@ def rounds_of(
     """The rounds of one profile, oldest first, from what the control plane lists about it."""
     by_digest = {candidate.digest: candidate for candidate in candidates}
     by_decision = {decision.decision_id: decision for decision in decisions}
-    asked_for = {
-        rollout.digest: rollout for rollout in sorted(rollouts, key=lambda r: r.create_time.ToNanoseconds())
-    }
+    in_order = sorted(rollouts, key=lambda rollout: rollout.create_time.ToNanoseconds())
     windows: dict[tuple[int, str], list[pb.Measurement]] = defaultdict(list)
     for measurement in measurements:
         windows[measurement.generation, measurement.digest].append(measurement)
@@ -89,7 +87,12 @@ def rounds_of(
         if not merged.count:
             continue
         candidate = by_digest[digest]
-        rollout = asked_for.get(digest)
+        start_s = min(m.start_time.ToNanoseconds() for m in group) / 1e9
+        # A digest may be rolled out more than once: the newest rollout before the round is the one behind it.
+        before = [
+            r for r in in_order if r.digest == digest and r.create_time.ToNanoseconds() / 1e9 <= start_s
+        ]
+        rollout = before[-1] if before else None
         decision = by_decision.get(rollout.decision_id) if rollout else None
         found.append(
             Round(
@@ -103,7 +106,7 @@ def rounds_of(
                 macs=candidate.macs,
                 p95_ms=merged.quantile(0.95),
                 num_samples=merged.count,
-                start_s=min(m.start_time.ToNanoseconds() for m in group) / 1e9,
+                start_s=start_s,
                 decision=decision.action if decision else "started",
                 reason=decision.reason if decision else "rolled out by hand as the first student",
             )

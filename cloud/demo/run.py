@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from cloud.cli.client import ControlClient
-from cloud.cli.output import percent, size
+from cloud.cli.output import job_progress, percent, size
 from cloud.demo import screen
 from cloud.demo.outcome import ProfileOutcome, Span, judge, rounds_of
 from cloud.demo.plan import DemoProfile, load_example
@@ -204,7 +204,7 @@ class Demo:
 
     def _watch(self, job_ids: list[str]) -> None:
         """Show the progress of jobs until all have ended. Raises ``RejectedError`` when one failed."""
-        bar = screen.job_progress(self._console)
+        bar = job_progress(self._console)
         with bar:
             tasks = {job_id: bar.add_task("waiting", total=1.0, name="") for job_id in job_ids}
             open_states = (pb.JOB_STATE_PENDING, pb.JOB_STATE_RUNNING)

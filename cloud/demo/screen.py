@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cloud.cli.output import make_table, milliseconds, percent, short, size
@@ -21,18 +20,6 @@ EXPECTATION = {
     Outcome.RELAXED: "has slack: gets a more accurate student",
     Outcome.KEPT: "fits: is left alone",
 }
-
-
-def job_progress(console: Console) -> Progress:
-    """A bar for each job; tasks carry the field ``name``."""
-    return Progress(
-        TextColumn("  {task.fields[name]:<24}"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-    )
 
 
 def student_table(candidates: Iterable[pb.CandidateInfo]) -> Table:

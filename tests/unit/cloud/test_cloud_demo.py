@@ -70,6 +70,15 @@ def test_rounds_merge_windows_and_carry_their_decision() -> None:
     assert last.validation_accuracy == pytest.approx(0.97)
 
 
+def test_a_digest_that_comes_back_is_a_round_of_its_own_with_its_own_reason() -> None:
+    decisions = [*DECISIONS, pb.DecisionInfo(decision_id="d-2", action="roll-back", reason="measured worse")]
+    back = pb.RolloutInfo(rollout_id="r-3", digest=SMALL, decision_id="d-2")
+    back.create_time.FromSeconds(30)
+    again = [measurement(4, SMALL, [4.0] * 100, start_s=32)]
+    rounds = rounds_of(BEFORE + AFTER + again, CANDIDATES, decisions, [*ROLLOUTS, back])
+    assert [r.decision for r in rounds] == ["started", "roll-out", "roll-back"]
+
+
 def test_windows_in_which_this_machine_built_students_do_not_count() -> None:
     slow = measurement(1, LARGE, [90.0] * 100, start_s=14)
     (found,) = rounds_of([*BEFORE, slow], CANDIDATES, DECISIONS, ROLLOUTS, busy=[(15.0, 30.0)])
