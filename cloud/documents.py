@@ -8,7 +8,7 @@ them can expand to gigabytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cloud.resources import KINDS, Document, WorkloadDocument, known_keys, path_
 from edgeloop.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 20
+MAX_DEPTH = 50
 
 
 def load_documents(path: Path) -> list[Document]:
@@ -36,10 +37,16 @@ def load_documents(path: Path) -> list[Document]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text", code="document-file") from None
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise ConfigError(f"{path}:{line}: aliases are not read: write it out", code="document-yaml")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ConfigError(
+                    f"{path}:{line}: nested more than {MAX_DEPTH} deep: make it flatter", code="document-yaml"
+                )
         nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_problem(path, error), code="document-yaml") from None
@@ -58,6 +65,11 @@ def _document(path: Path, root: yaml.Node) -> Document:
     first = root.start_mark.line + 1
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}:{first}: must be a mapping with a 'kind'", code="document-yaml")
+    if (odd := _odd_key(root)) is not None:
+        raise ConfigError(
+            f"{path}:{odd.start_mark.line + 1}: a key must be plain text, not a list or mapping",
+            code="document-yaml",
+        )
     doubled = _doubled_keys(root)
     if doubled:
         lines = [f"{path}:{node.start_mark.line + 1}: {node.value}: stands here twice" for node in doubled]
@@ -76,9 +88,11 @@ def _document(path: Path, root: yaml.Node) -> Document:
     try:
         # Through JSON, so that a file is read exactly as the server will read what is sent on.
         document = model.model_validate_json(json.dumps(values))
-    except TypeError as error:
+    except TypeError:
         raise ConfigError(
-            f"{path}:{first}: {error}: use plain text, numbers and lists", code="document-yaml"
+            f"{path}:{_line_of_time(root) or first}: only text, numbers, lists and mappings are read: put a "
+            "date into quotes",
+            code="document-yaml",
         ) from None
     except ValidationError as error:
         lines = []
@@ -99,6 +113,25 @@ def _hint(model: type[Any], place: Sequence[int | str]) -> str:
     if close:
         return f": did you mean {close[0]!r}?"
     return f": known are {', '.join(known)}" if known else ""
+
+
+def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
+    yield node
+    if isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+        for item in node.value:
+            for inner in item if isinstance(item, tuple) else (item,):
+                yield from _nodes(inner)
+
+
+def _odd_key(root: yaml.Node) -> yaml.Node | None:
+    keys = (key for node in _nodes(root) if isinstance(node, yaml.MappingNode) for key, _ in node.value)
+    return next((key for key in keys if not isinstance(key, yaml.ScalarNode)), None)
+
+
+def _line_of_time(root: yaml.Node) -> int:
+    """Where the first value stands that YAML takes for a date."""
+    tags = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:binary", "tag:yaml.org,2002:set")
+    return next((node.start_mark.line + 1 for node in _nodes(root) if node.tag in tags), 0)
 
 
 def _doubled_keys(node: yaml.Node) -> list[yaml.Node]:

@@ -7,10 +7,19 @@ errors, since a misspelt budget must not pass for an absent one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule, RolloutPlan
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
@@ -20,6 +29,29 @@ Name = Annotated[
     str,
     Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", description="lower case letters, digits, . _ -"),
 ]
+#: What may be written without a module. The training code has the same names: a test holds them together.
+BUILT_IN_DATASETS = ("digits", "fashion-mnist")
+BUILT_IN_TEACHERS = ("residual-cnn",)
+
+
+def _one_of(known: Sequence[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if ":" not in name and name not in known:
+            raise ValueError(f"{name!r} is not built in: write {' or '.join(known)}, or module:callable")
+        return name
+
+    return AfterValidator(check)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they would turn into null on their way."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number that can be passed on: write a finite one")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(inner)
+    return value
+
+
 Reference = Annotated[
     str,
     Field(
@@ -29,8 +61,10 @@ Reference = Annotated[
     ),
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-InstructionSet = Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,32}$")]
-Options = Annotated[dict[str, Any], Field(max_length=32)]
+InstructionSet = Annotated[
+    str, Field(pattern=r"^[a-z0-9_.]{1,32}$", description="as devices report it, such as avx2 or dotprod")
+]
+Options = Annotated[dict[str, Any], Field(max_length=32), AfterValidator(_finite)]
 
 
 class Section(BaseModel):
@@ -67,11 +101,13 @@ class WorkloadDocument(Section):
 
     kind: Literal["Workload"]
     name: Name
-    dataset: Reference
+    dataset: Annotated[Reference, _one_of(BUILT_IN_DATASETS)]
     dataset_options: Options = {}
-    teacher: Reference = "residual-cnn"
+    teacher: Annotated[Reference, _one_of(BUILT_IN_TEACHERS)] = "residual-cnn"
     teacher_options: Options = {}
-    student: Reference = "teacher"
+    student: Annotated[
+        Literal["teacher"], Field(description="students are narrower networks cut from the teacher's own")
+    ] = "teacher"
     training: TrainingSection = TrainingSection()
     search: SearchSection = SearchSection()
     source_dir: Annotated[
@@ -200,6 +236,30 @@ KINDS: dict[str, type[WorkloadDocument] | type[FleetDocument]] = {
 }
 
 
+def _described(*types: Any) -> dict[str, str]:
+    """What each pattern asks for, in words."""
+    fields = [field for kind in types for field in kind.__metadata__ if field.description]
+    return {
+        bound.pattern: field.description
+        for field in fields
+        for bound in field.metadata
+        if hasattr(bound, "pattern")
+    }
+
+
+_EXPECTED = _described(Name, Reference, InstructionSet)
+#: What pydantic calls an object or an array is a mapping or a list in YAML.
+_IN_YAML = {
+    "model_type": "should be a mapping of keys",
+    "dict_type": "should be a mapping of keys",
+    "list_type": "should be a list",
+}
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else "a mapping" if isinstance(value, dict) else repr(value)[:80]
+
+
 def problems_of(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
     """Each problem as (path into the document, what was expected and what to do)."""
     found = []
@@ -210,6 +270,11 @@ def problems_of(error: ValidationError) -> list[tuple[tuple[int | str, ...], str
             message = "unknown key"
         elif item["type"] == "missing":
             message = "is required"
+        elif item["type"] in _IN_YAML:
+            message = f"{_IN_YAML[item['type']]}, not {_shown(item['input'])}"
+        elif item["type"] == "string_pattern_mismatch":
+            expected = _EXPECTED.get(item["ctx"]["pattern"], f"text that fits {item['ctx']['pattern']}")
+            message = f"should be {expected}, not {item['input']!r}"
         elif item["type"] != "value_error" and not isinstance(item["input"], dict | list):
             message = f"{message}, not {item['input']!r}"
         found.append((tuple(item["loc"]), message))

@@ -19,6 +19,8 @@ from cloud.training.datasets import Dataset
 from cloud.training.options import check_options, check_range
 from edgeloop.errors import ConfigError
 
+#: Teachers that a workload may name without a module.
+BUILT_IN = ("residual-cnn",)
 RESIDUAL_DEFAULTS: Mapping[str, Any] = {"base_width": 16, "num_stages": 3, "num_blocks": 1, "stem_stride": 1}
 
 
@@ -99,9 +101,10 @@ def _construct(workload: Workload, dataset: Dataset) -> nn.Module:
                 f"teacher: {name} returned {type(model).__name__}, not a torch.nn.Module", code="teacher-type"
             )
         return model
-    if name != "residual-cnn":
+    if name not in BUILT_IN:
         raise ConfigError(
-            f"teacher is {name!r}: it must be residual-cnn, or module:callable", code="teacher-unknown"
+            f"teacher is {name!r}: it must be {' or '.join(BUILT_IN)}, or module:callable",
+            code="teacher-unknown",
         )
     if len(dataset.input_shape) != 3:
         raise ConfigError(

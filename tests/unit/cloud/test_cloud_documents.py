@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from cloud.documents import load_documents
-from cloud.resources import KINDS, FleetDocument, WorkloadDocument, parse_document
+from cloud.resources import (
+    BUILT_IN_DATASETS,
+    BUILT_IN_TEACHERS,
+    KINDS,
+    FleetDocument,
+    WorkloadDocument,
+    parse_document,
+)
 from edgeloop.errors import ConfigError
 
 WORKLOAD = """\
@@ -86,6 +93,51 @@ def test_a_file_may_hold_several_documents(tmp_path: Path) -> None:
         ),
         pytest.param(("dataset: digits", "dataset: [digits"), "file.yaml:", id="not-yaml"),
         pytest.param(
+            ("dataset: digits", "dataset: digit"),
+            ":3: dataset: 'digit' is not built in: write digits or fashion-mnist, or module:callable",
+            id="unknown-dataset",
+        ),
+        pytest.param(
+            ("dataset: digits", "dataset: digits\nteacher: resnet"),
+            ":4: teacher: 'resnet' is not built in: write residual-cnn, or module:callable",
+            id="unknown-teacher",
+        ),
+        pytest.param(
+            ("dataset: digits", "dataset: digits\nstudent: my_students:make"),
+            ":4: student: input should be 'teacher', not 'my_students:make'",
+            id="unknown-student",
+        ),
+        pytest.param(
+            ("name: digits", "name: My Digits"),
+            ":2: name: should be lower case letters, digits, . _ -, not 'My Digits'",
+            id="name-in-words",
+        ),
+        pytest.param(
+            ("dataset: digits", "dataset: digits\ndataset_options:\n  scale: [1, .inf]"),
+            ":4: dataset_options: inf is no number that can be passed on: write a finite one",
+            id="infinite",
+        ),
+        pytest.param(
+            ("dataset: digits", "dataset: digits\ndataset_options:\n  since: 2026-01-01"),
+            ":5: only text, numbers, lists and mappings are read: put a date into quotes",
+            id="date",
+        ),
+        pytest.param(
+            ("dataset: digits", "dataset: digits\n? [a, b]\n: 1"),
+            ":4: a key must be plain text, not a list or mapping",
+            id="list-as-key",
+        ),
+        pytest.param(
+            ("dataset: digits", "dataset: digits\ndataset_options: " + "[" * 4000 + "]" * 4000),
+            ":4: nested more than 50 deep",
+            id="deep",
+        ),
+        pytest.param(
+            ("training:\n  num_epochs: 3", "training:"),
+            ":4: training: should be a mapping of keys, not nothing",
+            id="empty-section",
+        ),
+        pytest.param(
             ("dataset: digits", "dataset: !!python/object:os.system x"),
             "file.yaml:3: could not determine a constructor",
             id="tag",
@@ -138,3 +190,10 @@ def test_each_kind_has_a_json_schema_that_forbids_unknown_keys() -> None:
     for model in KINDS.values():
         schema = model.model_json_schema()
         assert schema["additionalProperties"] is False
+
+
+def test_the_built_in_names_that_documents_may_hold_are_those_that_training_knows() -> None:
+    from cloud.training import datasets, networks
+
+    assert set(BUILT_IN_DATASETS) == set(datasets.BUILT_IN)
+    assert set(BUILT_IN_TEACHERS) == set(networks.BUILT_IN)
