@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeloop.errors import ConfigError
+
+MAX_ERROR_CHARS = 500
+_HERE = Path(__file__).parent
+_IN_A_LIBRARY = re.compile(rf"site-packages|dist-packages|{re.escape(sysconfig.get_path('stdlib'))}")
 
 
 def is_callable_path(name: str) -> bool:
@@ -35,10 +41,10 @@ def load_callable(path: str, *, source_dir: str = "", field: str) -> Callable[..
     with _import_path(source_dir, module_name):
         try:
             target: Any = importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = f" (looked in {source_dir} first)" if source_dir else ""
             raise ConfigError(
-                f"{field}: importing {module_name}{where} failed: {_describe(error)}", code="callable-import"
+                f"{field}: importing {module_name}{where} failed: {describe(error)}", code="callable-import"
             ) from error
     for part in attribute.split("."):
         target = getattr(target, part, None)
@@ -77,8 +83,8 @@ def call(
     with _import_path(source_dir, path.partition(":")[0]):
         try:
             return target(**arguments)
-        except Exception as error:
-            raise ConfigError(f"{field}: {path} raised {_describe(error)}", code="callable-raised") from error
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"{field}: {path} raised {describe(error)}", code="callable-raised") from error
 
 
 @contextmanager
@@ -110,8 +116,19 @@ def _forget_namesake(module_name: str, directory: str) -> None:
         del sys.modules[name]
 
 
-def _describe(error: BaseException) -> str:
-    """The exception with the last line of user code in its traceback."""
+def describe(error: BaseException) -> str:
+    """The exception in one line, with the last line of the user's own code in its traceback.
+
+    Where an error comes out of a library or of Python itself, that is the line that called it; there may be none.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    own = [
+        frame
+        for frame in frames
+        if Path(frame.filename).is_file()
+        and not Path(frame.filename).is_relative_to(_HERE)
+        and not _IN_A_LIBRARY.search(frame.filename)
+    ]
+    last = own[-1:]
+    where = f" at {Path(last[0].filename).name}:{last[0].lineno}" if last else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_ERROR_CHARS] + where

@@ -20,6 +20,9 @@ from cloud.training.callables import call, is_callable_path
 from edgeloop.errors import ConfigError
 
 SPLITS = ("train", "validation", "test")
+#: Inputs beyond this were not scaled, and their squares come near the end of float32.
+MAX_INPUT = 1e15
+MAX_CLASSES = 100_000
 BUILT_IN = {"digits": digits.load, "fashion-mnist": fashion_mnist.load}
 
 
@@ -99,6 +102,9 @@ def _check_split(answer: Any, split: str, name: str) -> Split:
     if not np.isfinite(inputs).all():
         row = int(np.argwhere(~np.isfinite(inputs))[0][0])
         raise _refuse(name, f"{split}_inputs", f"holds NaN or infinity, first in sample {row}")
+    largest = float(max(inputs.max(), -inputs.min()))
+    if largest > MAX_INPUT:
+        raise _refuse(name, f"{split}_inputs", f"holds values up to {largest:.3g}: scale it to about -1..1")
     return Split(
         inputs=np.ascontiguousarray(inputs, dtype=np.float32), labels=labels.astype(np.int64, copy=False)
     )
@@ -122,8 +128,11 @@ def _array(answer: Any, field: str, name: str) -> NDArray[Any]:
 def _num_classes(answer: Any, train: Split, name: str) -> int:
     given = answer.get("num_classes") if isinstance(answer, Mapping) else getattr(answer, "num_classes", None)
     number = int(train.labels.max()) + 1 if given is None else given
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 2 <= number <= 100_000:
-        raise _refuse(name, "num_classes", f"is {number!r}: it must be a whole number of at least 2")
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 2 <= number <= MAX_CLASSES:
+        where = "" if given is not None else " (the highest of train_labels and one more)"
+        raise _refuse(
+            name, "num_classes", f"is {number!r}{where}: it must be a whole number from 2 to {MAX_CLASSES}"
+        )
     return int(number)
 
 
