@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from cloud.domain.candidates import Candidate, pareto_front
+from cloud.domain.decisions import Verdict
 from cloud.domain.devices import Device
 from cloud.domain.evidence import Window
 from cloud.domain.prediction import Predictor
@@ -106,7 +107,9 @@ class Queries:
         if not num_devices:
             message = f"no registered device matches it; {message}"
         unmet = why_nothing_fits(self._store, profile, self._settings)
-        if unmet and unmet not in message:
+        # A decision that gives up says already what binds.
+        gave_up = last is not None and last.decision.verdict is Verdict.INFEASIBLE
+        if unmet and not gave_up:
             message = f"{message}; {unmet}"
         return pb.ProfileInfo(
             name=profile.name,

@@ -119,7 +119,7 @@ def _forget_namesake(module_name: str, directory: str) -> None:
 def describe(error: BaseException) -> str:
     """The exception in one line, with the last line of the user's own code in its traceback.
 
-    Where an error comes out of a library or of Python itself, that is the line that called it, if there is one.
+    Where an error comes out of a library or of Python itself, that is the line that called it.
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [

@@ -139,6 +139,18 @@ def test_constraints_that_nobody_meets_say_which_binds_and_the_nearest(desk: Des
     assert "accuracy floor" in listed.message
 
 
+def test_a_profile_that_was_given_up_says_once_what_binds(desk: Desk) -> None:
+    demanding = replace(PROFILE, constraints=Constraints(latency_p95_ms=10.0, min_accuracy=0.99))
+    prepared(desk.world, profile=demanding)
+    build(desk.world.store, demanding, 0.5, 0.25, 0.125)
+    for _ in range(6):
+        desk.world.step()
+        desk.world.compute.finish()
+    (listed,) = desk.queries.profiles(pb.ListProfilesRequest()).profiles
+    assert listed.verdict == "infeasible"
+    assert listed.message.count("binding") == 1
+
+
 def test_training_is_started_once(desk: Desk) -> None:
     desk.world.store.apply_workload(WORKLOAD, 1.0)
     first = desk.operations.train(pb.TrainTeacherRequest(workload="digits")).job
