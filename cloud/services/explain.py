@@ -82,11 +82,21 @@ def _no_profile(device: Device) -> str:
 def _why(situation: Situation) -> str:
     deployment, entry = situation.deployment, situation.led_here
     assert deployment is not None
+    rollout = situation.rollout
+    if rollout is not None and rollout.digest != deployment.digest:
+        return (
+            f"It went back to {_short(deployment.digest)} at {_time(deployment.issue_time_s)}, because the "
+            f"rollout of {_short(rollout.digest)} ended as {rollout.state.value}."
+        )
     if entry is None:
         if deployment.decision_id:
             return f"Decision {deployment.decision_id} asked for that; it is not in the ledger any more."
-        by = f" with rollout {deployment.rollout_id}" if deployment.rollout_id else ""
-        return f"A person asked for {_short(deployment.digest)}{by} at {_time(deployment.issue_time_s)}."
+        if not deployment.rollout_id:
+            return f"Profile {deployment.profile} runs {_short(deployment.digest)}, so this device should."
+        return (
+            f"A person asked for {_short(deployment.digest)} with rollout {deployment.rollout_id} at "
+            f"{_time(deployment.issue_time_s)}."
+        )
     decision = entry.decision
     figures = ""
     if decision.measured_p95_ms:

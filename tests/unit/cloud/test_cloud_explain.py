@@ -12,9 +12,11 @@ from cloud.domain.decisions import Action, Decision, Verdict
 from cloud.domain.devices import DeploymentState, DeploymentStatus, Device
 from cloud.services.explain import Situation, explain
 from cloud.services.explaining import explain_device
+from cloud.services.operations import Operations
 from cloud.services.queries import Queries
 from cloud.store import LedgerEntry
 from edgeloop.errors import RejectedError
+from edgeloop.v1 import control_service_pb2 as pb
 
 
 @pytest.fixture
@@ -96,6 +98,41 @@ def test_a_device_that_refused_says_why_and_what_it_runs_instead(world: World) -
     )
     assert "A person asked for" in text
     assert "generation 2 as rejected (self-test-output: outputs differ by 0.4)" in text
+
+
+@pytest.mark.parametrize("ended", ["aborted", "failed"])
+def test_a_device_that_went_back_is_not_said_to_run_what_was_asked_for(world: World, ended: str) -> None:
+    good, other = build(world.store, PROFILE, 1.0, 0.5)
+    world.register("gw-1")
+    world.store.set_current(
+        PROFILE.name, good.digest, manifest_digest=good.manifest_digest, rollout_id="", now_s=1.0
+    )
+    world.step()
+    world.obey(["gw-1"])
+    world.measure(["gw-1"], 8.0, num_windows=3)
+    world.step()
+    queries = Queries(world.store, settings=SETTINGS, now_s=lambda: world.now_s)
+    operations = Operations(
+        world.store, queries, settings=SETTINGS, now_s=lambda: world.now_s, poke=lambda: None
+    )
+    request = pb.StartRolloutRequest(profile=PROFILE.name, digest=other.digest)
+    rollout = operations.start_rollout(request).rollout
+    world.step()
+    world.obey(["gw-1"])
+    if ended == "aborted":
+        operations.abort_rollout(pb.AbortRolloutRequest(rollout_id=rollout.rollout_id))
+    for _ in range(3):
+        world.measure(["gw-1"], 16.0, num_windows=3)
+        world.step()
+        world.obey(["gw-1"])
+    text = "\n".join(sentences(world, "gw-1"))
+    assert f"gw-1 runs {good.digest[:12]} (generation 3), as it should." in text
+    if ended == "aborted":
+        assert f"Profile gateway runs {good.digest[:12]}, so this device should." in text
+    else:
+        assert f"It went back to {good.digest[:12]}" in text
+        assert f"the rollout of {other.digest[:12]} ended as failed" in text
+    assert "A person asked for" not in text
 
 
 def test_a_device_that_is_away_is_said_to_be(world: World) -> None:
