@@ -3,9 +3,9 @@
     python -m benchmarks.serving
 
 - *latency*: a server process holds the engine with the local API, and a bare gRPC echo with as many threads
-  on the same library. A client process calls, round by round in random order and with the same bytes: the echo,
-  `ModelInfer`, and a bare ``session.run`` of its own on the same graph. The figure is the ratio between the
-  median of `ModelInfer` and the sum of the medians of echo and run (goal: at most 1.3), one for each of
+  on the same library. A client process calls, round by round in random order and with the same bytes: the
+  echo, `ModelInfer`, and a bare ``session.run`` of its own on the same graph. The figure is the ratio between
+  the median of `ModelInfer` and the sum of the medians of echo and run (goal: at most 1.3), one for each of
   several repetitions, and the median of these with their range. Beside it, without a goal, the same request
   over HTTP with binary data, and over gRPC while a second client keeps the model busy.
 - *memory*: real agents (`edgeloop-agent run`) that serve the same model from their state folder, with the API
@@ -217,7 +217,7 @@ def installed_state(folder: Path, data: bytes) -> None:
         profile=WORKLOAD,
         signed=b"-",
     )
-    Journal(folder).save(UpdateState(state=State.ACTIVE, generation=1, target=slot, committed=slot))
+    Journal(folder).save(UpdateState(state=State.ACTIVE, target=slot, committed=slot))
 
 
 def measure_memory(data: bytes, words: Sequence[str], *, num_calls: int, settle_s: float) -> int:
