@@ -156,7 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """The base class calls this for requests that it cannot parse."""
-        self.close_connection = True
+        self.close_connection = self._linger = True
+        # Else it would be taken for the version before there were headers.
+        self.request_version = self.protocol_version
         self._send(json_response({"error": message or HTTPStatus(code).phrase}, code))
         self.wfile.flush()
 

@@ -23,6 +23,7 @@ from edgeloop.errors import RejectedError
 #: Far more than any served model has; a bound for loops over what a sender wrote.
 MAX_TENSORS: Final = 64
 MAX_ID_CHARS: Final = 1024
+MAX_NAME_CHARS: Final = 256
 UNSUPPORTED: Final = frozenset({"shared_memory_region", "classification"})
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 
@@ -186,8 +187,8 @@ def _objects(said: dict[str, Any], key: str, *, optional: bool = False) -> list[
 
 def _name(item: dict[str, Any], what: str) -> str:
     name = item.get("name")
-    if not isinstance(name, str):
-        _refuse(f"{what} has no name", "request-field")
+    if not isinstance(name, str) or len(name) > MAX_NAME_CHARS:
+        _refuse(f"{what} has no name of at most {MAX_NAME_CHARS} characters", "request-field")
     return name
 
 
