@@ -28,15 +28,13 @@ from edge_agent.serving import addresses, grpc_messages
 from edge_agent.serving.errors import grpc_status_name
 from edge_agent.serving.inference import grpc_service_pb2 as pb
 from edge_agent.serving.metrics import ServingMetrics
-from edge_agent.serving.model_service import ModelService
+from edge_agent.serving.model_service import EXTENSIONS, SERVER_NAME, ModelService
 from edgeloop.errors import CODE_METADATA_KEY, EdgeloopError, RejectedError
 
 logger = logging.getLogger(__name__)
 
 SERVICE: Final = "inference.GRPCInferenceService"
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
-SERVER_NAME: Final = "edgeloop-agent"
-EXTENSIONS: Final = ("binary_tensor_data", "parameters")
 MAX_CALLS: Final = 32
 _TRANSPORT: Final = "grpc"
 

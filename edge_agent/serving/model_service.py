@@ -27,6 +27,9 @@ from edge_agent.serving.tensors import AnyArray, datatype_of
 from edgeloop.errors import RejectedError, TransientError
 
 VERSION_DIGITS: Final = 12
+SERVER_NAME: Final = "edgeloop-agent"
+#: Parts of the protocol beyond its core.
+EXTENSIONS: Final = ("binary_tensor_data", "parameters")
 #: The protocol's word for ONNX files.
 PLATFORM: Final = "onnx_onnxv1"
 _FP32: Final = np.dtype(np.float32)

@@ -24,11 +24,9 @@ from edge_agent.config import Endpoint
 from edge_agent.serving import addresses, rest_messages
 from edge_agent.serving.http_server import HttpServer, Request, Response, json_response
 from edge_agent.serving.metrics import CONTENT_TYPE, ServingMetrics, exposition
-from edge_agent.serving.model_service import PLATFORM, ModelService
+from edge_agent.serving.model_service import EXTENSIONS, PLATFORM, SERVER_NAME, ModelService
 from edgeloop.errors import EdgeloopError, RejectedError
 
-SERVER_NAME: Final = "edgeloop-agent"
-EXTENSIONS: Final = ("binary_tensor_data", "parameters")
 #: Digits, sign, point, exponent, separators: what a float32 takes at most in JSON, indented a little.
 _JSON_BYTES_PER_ELEMENT: Final = 40
 _LARGE_JSON_BYTES: Final = 64 << 10
