@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("benchmarks.agent", "benchmarks.reports")
+BENCHMARKS = ("benchmarks.agent", "benchmarks.reports", "benchmarks.serving")
 
 
 def main() -> int:

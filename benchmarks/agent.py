@@ -275,6 +275,8 @@ def measure_process(data: bytes, *, serve_s: float, num_starts: int) -> ProcessC
             "rate-hz": "100",
             "report-interval-s": "1",
             "trial-requests": "20",
+            "serve-grpc": "off",
+            "serve-rest": "off",
         }
         gateway = Gateway(folder, [word for flag, value in settings.items() for word in (f"--{flag}", value)])
         try:

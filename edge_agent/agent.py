@@ -26,6 +26,7 @@ from edge_agent.fetch import FetchSettings
 from edge_agent.inference import InferenceEngine
 from edge_agent.runtime import ReferenceKernel, rss_bytes
 from edge_agent.selftest import SelfTestProcess, SelfTestResult
+from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
 from edge_agent.status_file import AgentStatus, write_status
@@ -184,6 +185,7 @@ class Agent:
             num_threads=config.num_threads,
             rng=self._rng,
         )
+        self._api = LocalApi(config, self._engine, status=lambda: self._last_status)
         self._source: ReplaySource | None = None
         self._reporter: FleetReporter | None = None
         self._session: MqttSession | None = None
@@ -225,6 +227,9 @@ class Agent:
                 self._replay_inputs, rate_hz=self._config.rate_hz, submit=self._engine.submit
             )
             self._source.start()
+        self._write_status()
+        # Before the network: an application on this gateway waits for nothing that is elsewhere.
+        self._api.start(time.monotonic())
         self._write_status()
         self._connect()
 
@@ -345,6 +350,7 @@ class Agent:
 
     def _tick(self) -> None:
         self._updater.on_tick()
+        self._api.retry(time.monotonic())
         self._spool_windows(flush=False)
         state, serving = self._updater.state, self._engine.serving
         runs = (state.generation, serving.digest if serving else "")
@@ -373,6 +379,7 @@ class Agent:
             )
             or (old.server_connected, old.first_inference_s > 0)
             != (status.server_connected, status.first_inference_s > 0)
+            or (old.grpc_address, old.rest_address) != (status.grpc_address, status.rest_address)
         )
 
     def _spool_windows(self, *, flush: bool) -> None:
@@ -468,6 +475,8 @@ class Agent:
             num_dropped_reports=self._spool.num_dropped,
             num_requests=self._meter.num_served,
             num_errors=self._meter.num_failed,
+            grpc_address=self._api.grpc_address,
+            rest_address=self._api.rest_address,
             emulated_slowdown=self._config.emulate_slowdown,
             rss_bytes=rss_bytes(),
             start_time_s=self._start_s,
@@ -488,6 +497,7 @@ class Agent:
         """Never raises, so that one part that fails to end keeps no other from ending."""
         for end in (
             self._close_source,
+            self._api.stop,
             self._updater.stop,
             lambda: self._updater.handle(Stopping()),
             self._engine.close,

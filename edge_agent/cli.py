@@ -93,6 +93,12 @@ def run(
     block_timeout_s: Annotated[
         str | None, typer.Option(help="Seconds to wait for a block before asking for it.")
     ] = None,
+    serve_grpc: Annotated[
+        str | None, typer.Option(help="Local inference API, gRPC: host:port, unix:PATH or off.")
+    ] = None,
+    serve_rest: Annotated[
+        str | None, typer.Option(help="Local inference API, HTTP: host:port, unix:PATH or off.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Fetch, verify, serve and measure until stopped (SIGTERM or Ctrl-C)."""
@@ -111,6 +117,8 @@ def run(
         "trial_requests": trial_requests,
         "trial_s": trial_s,
         "block_timeout_s": block_timeout_s,
+        "serve_grpc": serve_grpc,
+        "serve_rest": serve_rest,
         "log_level": log_level,
     }
     with _errors_shown():

@@ -25,6 +25,7 @@ _ENVIRONMENT_OTHER = frozenset({"CONFIG"})
 MAX_LABELS = 32
 _LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
 _MAX_LABEL_VALUE = 128
+UNIX_PREFIX = "unix:"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -36,6 +37,11 @@ class Endpoint:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+# Where applications of this gateway find the local inference API, unless told otherwise.
+DEFAULT_SERVE_GRPC = Endpoint(host="127.0.0.1", port=8001)
+DEFAULT_SERVE_REST = Endpoint(host="127.0.0.1", port=8000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +70,13 @@ class AgentConfig:
     # Room that fetching leaves free on the disk.
     reserve_bytes: int = 64 * 1024 * 1024
     spool_quota_bytes: int = 32 * 1024 * 1024
+    # Where the local inference API listens: an endpoint (port 0: any that is free), the path of a unix
+    # socket, or None for not at all.
+    serve_grpc: Endpoint | Path | None = DEFAULT_SERVE_GRPC
+    serve_rest: Endpoint | Path | None = DEFAULT_SERVE_REST
+    # How long a request of an application may wait and run.
+    serve_timeout_s: float = 5.0
+    serve_max_request_bytes: int = 16 * 1024 * 1024
 
     @property
     def label_map(self) -> dict[str, str]:
@@ -108,15 +121,16 @@ def _existing_file(value: object, place: _Place) -> Path:
     return path
 
 
-def parse_endpoint(text: str) -> Endpoint:
+def parse_endpoint(text: str, *, lowest_port: int = 1) -> Endpoint:
     """`host:port` or `[ipv6]:port`; ValueError says what is wrong."""
     host, colon, port_text = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         raise ValueError("host:port, with an IPv6 host in brackets")
-    if not colon or not host or not re.fullmatch(r"[0-9]{1,5}", port_text) or not 0 < int(port_text) < 65536:
-        raise ValueError("host:port with a port from 1 to 65535")
+    whole = re.fullmatch(r"[0-9]{1,5}", port_text)
+    if not colon or not host or not whole or not lowest_port <= int(port_text) < 65536:
+        raise ValueError(f"host:port with a port from {lowest_port} to 65535")
     return Endpoint(host=host, port=int(port_text))
 
 
@@ -126,6 +140,18 @@ def _endpoint(value: object, place: _Place) -> Endpoint:
         return parse_endpoint(text)
     except ValueError as error:
         place.fail(value, str(error))
+
+
+def _serve_address(value: object, place: _Place) -> Endpoint | Path | None:
+    text = _text(value, place)
+    if text == "off":
+        return None
+    if text.startswith(UNIX_PREFIX) and len(text) > len(UNIX_PREFIX):
+        return place.folder / Path(text.removeprefix(UNIX_PREFIX)).expanduser()
+    try:
+        return parse_endpoint(text, lowest_port=0)
+    except ValueError as error:
+        place.fail(value, f"{error}, or unix: and the path of a socket, or off")
 
 
 def _director_keys(value: object, place: _Place) -> tuple[bytes, ...]:
@@ -241,6 +267,10 @@ _KEYS: Mapping[str, tuple[str, Callable[[object, _Place], object]]] = {
     "block_timeout_s": ("block_timeout_s", _between(0.05, 3600, "s")),
     "reserve_bytes": ("reserve_bytes", _whole(0, 2**50)),
     "spool_quota_bytes": ("spool_quota_bytes", _whole(64 * 1024, 2**40)),
+    "serve_grpc": ("serve_grpc", _serve_address),
+    "serve_rest": ("serve_rest", _serve_address),
+    "serve_timeout_s": ("serve_timeout_s", _between(0.001, 3600, "s")),
+    "serve_max_request_bytes": ("serve_max_request_bytes", _whole(64 * 1024, 2**30)),
 }
 _REQUIRED = ("device_id", "state_dir", "server", "broker", "director_key")
 

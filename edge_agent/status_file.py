@@ -47,6 +47,9 @@ class AgentStatus:
     num_dropped_reports: int = 0
     num_requests: int = 0
     num_errors: int = 0
+    # Where the local inference API listens; empty where it does not.
+    grpc_address: str = ""
+    rest_address: str = ""
     emulated_slowdown: int = 1
     rss_bytes: int = 0
     start_time_s: float

@@ -93,16 +93,26 @@ class Mosquitto:
             process.wait(10)
 
 
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A running mosquitto on a port of its own."""
+def _running_mosquitto(directory: Path) -> Iterator[Mosquitto]:
     program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if program is None:
         missing("mosquitto")
     assert program is not None
-    directory = tmp_path / "mosquitto"
-    directory.mkdir()
     broker = Mosquitto(program, directory)
     broker.start()
     yield broker
     broker.kill()
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A running mosquitto on a port of its own."""
+    directory = tmp_path / "mosquitto"
+    directory.mkdir()
+    yield from _running_mosquitto(directory)
+
+
+@pytest.fixture(scope="module")
+def module_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    """The same, shared by the tests of one module."""
+    yield from _running_mosquitto(tmp_path_factory.mktemp("mosquitto"))

@@ -248,6 +248,8 @@ class Demo:
                     *("--label", f"class={item.profile}"),
                     *("--replay", str(inputs), "--rate-hz", str(self._plan.rate_hz)),
                     *("--emulate-slowdown", str(item.slowdown)),
+                    # Six on one machine: the local API belongs to one agent a gateway.
+                    *("--serve-grpc", "off", "--serve-rest", "off"),
                 ]
                 self._processes.add(
                     Child(name=name, command=command, log=self._folder / "logs" / f"{name}.log")

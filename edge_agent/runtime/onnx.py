@@ -61,6 +61,16 @@ class Runtime(Protocol):
     """A loaded model. Calls may come from any thread; they run one after the other."""
 
     @property
+    def input_name(self) -> str:
+        """Name of the one input."""
+        ...
+
+    @property
+    def output_name(self) -> str:
+        """Name of the one output."""
+        ...
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the input, 0 for a free batch."""
         ...

@@ -246,6 +246,8 @@ class AgentProcess:
             "block-timeout-s": "0.3",
             "trial-requests": "10",
             "log-level": "debug",
+            "serve-grpc": "off",
+            "serve-rest": "off",
             **{name.replace("_", "-"): value for name, value in flags.items()},
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -141,3 +141,21 @@ def test_what_is_missing_is_listed_with_all_three_ways_to_give_it() -> None:
 def test_a_missing_file_is_said() -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(config_file=Path("/nowhere/agent.toml"), environment={}, flags=FLAGS)
+
+
+def test_the_local_api_is_on_loopback_unless_told_otherwise(tmp_path: Path) -> None:
+    config = load()
+    assert (str(config.serve_grpc), str(config.serve_rest)) == ("127.0.0.1:8001", "127.0.0.1:8000")
+    text = 'serve_grpc = "unix:run/grpc.sock"\nserve_rest = "[::1]:0"\nserve_timeout_s = 0.5\n'
+    config = load(text, tmp_path=tmp_path)
+    assert config.serve_grpc == tmp_path / "run/grpc.sock"
+    assert config.serve_rest == Endpoint(host="::1", port=0)
+    assert config.serve_timeout_s == 0.5
+    off = load(environment={"EDGELOOP_AGENT_SERVE_GRPC": "off", "EDGELOOP_AGENT_SERVE_REST": "off"})
+    assert (off.serve_grpc, off.serve_rest) == (None, None)
+
+
+@pytest.mark.parametrize("text", ["on", "8001", "127.0.0.1", "127.0.0.1:65536", "::1:80", "unix:"])
+def test_what_is_no_address_for_the_local_api_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--serve-grpc is .*unix: and the path of a socket, or off"):
+        load(flags={**FLAGS, "serve_grpc": text})

@@ -1,0 +1,604 @@
+"""The transports of the local API, over real sockets, with a model that does as the test says."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edge_agent.config import AgentConfig, Endpoint
+from edge_agent.inference import MAX_BATCH, InferenceEngine, ServedModel
+from edge_agent.meter import LatencyMeter
+from edge_agent.serving import addresses
+from edge_agent.serving.grpc_api import SERVICE
+from edge_agent.serving.http_server import HttpServer, Request, Response
+from edge_agent.serving.inference import grpc_service_pb2 as pb
+from edge_agent.serving.local_api import RETRY_S, LocalApi
+from edge_agent.serving.metrics import BUCKETS_S, ServingMetrics, render_status
+from edge_agent.status_file import AgentStatus
+from edgeloop.errors import RejectedError
+
+LOCAL = Endpoint(host="127.0.0.1", port=0)
+DIGEST = "ab" * 32
+VERSION = "ab" * 6
+INFER = "/v2/models/digits/infer"
+
+
+class FakeRuntime:
+    """Doubles; blocks or fails as told."""
+
+    input_name, output_name = "x", "y"
+    input_shape, sample_shape, output_shape = (1, 2), (2,), (1, 2)
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Event()
+        self.failing = False
+        self.num_runs = 0
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        if threading.current_thread().name == "inference":
+            self.num_runs += 1
+            self.begun.set()
+            assert self.gate.wait(20)
+        if self.failing:
+            raise RejectedError("kernel failed", code="model-run")
+        return inputs * np.float32(2)
+
+
+def status(**changes: Any) -> AgentStatus:
+    said: dict[str, Any] = {
+        "pid": 1,
+        "running": True,
+        "device_id": "gw-1",
+        "boot_id": "b",
+        "agent_version": "0",
+        "state": "active",
+        "start_time_s": 1.0,
+        "update_time_s": 2.0,
+    }
+    return AgentStatus(**(said | changes))
+
+
+class Gateway:
+    """An engine, its local API, and clients of it."""
+
+    def __init__(self, **changes: Any) -> None:
+        said: dict[str, Any] = {
+            "device_id": "gw-1",
+            "state_dir": Path(),
+            "server": LOCAL,
+            "broker": LOCAL,
+            "director_keys": (),
+            "serve_grpc": LOCAL,
+            "serve_rest": LOCAL,
+            "serve_timeout_s": 10.0,
+        }
+        self.meter = LatencyMeter(window_s=1e6)
+        self.engine = InferenceEngine(meter=self.meter, max_pending=4)
+        self.engine.start()
+        self.runtime = FakeRuntime()
+        self.api = LocalApi(AgentConfig(**(said | changes)), self.engine, status=status)
+
+    def install(self) -> None:
+        self.engine.swap(ServedModel(runtime=self.runtime, digest=DIGEST, generation=1, workload="digits"))
+
+    def start(self) -> Gateway:
+        self.api.start(time.monotonic())
+        return self
+
+    def close(self) -> None:
+        self.runtime.gate.set()
+        self.api.stop()
+        self.engine.close()
+
+    def connect(self) -> http.client.HTTPConnection:
+        host, _, port = self.api.rest_address.rpartition(":")
+        return http.client.HTTPConnection(host, int(port), timeout=20)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        with contextlib.closing(self.connect()) as connection:
+            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def infer(self, values: object = (1.0, 2.0), **changes: object) -> tuple[int, dict[str, Any]]:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": values} | changes
+        code, body = self.ask("POST", INFER, json.dumps({"inputs": [tensor]}).encode())
+        return code, json.loads(body)
+
+    def call(self, method: str, request: Any, *, timeout_s: float = 20.0) -> bytes:
+        with grpc.insecure_channel(self.api.grpc_address) as channel:
+            answer: bytes = channel.unary_unary(f"/{SERVICE}/{method}")(
+                request if isinstance(request, bytes) else request.SerializeToString(), timeout=timeout_s
+            )
+            return answer
+
+
+def grpc_request(shape: tuple[int, ...] = (1, 2)) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="digits")
+    request.inputs.add(name="x", datatype="FP32", shape=shape)
+    request.raw_input_contents.append(np.ones(shape, np.float32).tobytes())
+    return request
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    gateway = Gateway()
+    gateway.install()
+    yield gateway.start()
+    gateway.close()
+
+
+def start(target: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
+    """In a thread; its result or its error lands in the list."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(target(*arguments))
+        except grpc.RpcError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, found
+
+
+def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
+    until_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.005)
+
+
+# --- what it answers --------------------------------------------------------------------------------
+
+
+def test_requests_over_both_transports_are_answered_and_metered(gateway) -> None:
+    assert gateway.infer()[1] == {
+        "model_name": "digits",
+        "model_version": VERSION,
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [2.0, 4.0]}],
+    }
+    answer = pb.ModelInferResponse.FromString(gateway.call("ModelInfer", grpc_request((3, 2))))
+    assert (answer.model_version, list(answer.outputs[0].shape)) == (VERSION, [3, 2])
+    (window,) = gateway.meter.flush(1e9)
+    # One of HTTP, and each sample of the batch.
+    assert (window.key.digest, window.latency.count, window.num_errors) == (DIGEST, 4, 0)
+
+
+def test_it_is_live_but_not_ready_before_a_model_serves_and_after_it_is_withdrawn() -> None:
+    gateway = Gateway().start()
+    try:
+        for installed in (False, True, False):
+            gateway.install() if installed else gateway.engine.withdraw()
+            assert gateway.ask("GET", "/v2/health/live")[0] == 200
+            wanted = 200 if installed else 503
+            for path in ("/v2/health/ready", "/v2/models/digits/ready", "/v2/models/digits"):
+                assert gateway.ask("GET", path)[0] == wanted
+            code, said = gateway.infer()
+            assert (code, said.get("code")) == ((200, None) if installed else (503, "no-model"))
+            ready = pb.ServerReadyResponse.FromString(gateway.call("ServerReady", b""))
+            assert ready.ready == installed
+            with grpc.insecure_channel(gateway.api.grpc_address) as channel:
+                health = channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+            assert health == (b"\x08\x01" if installed else b"\x08\x02")
+    finally:
+        gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"name": "z"}, "input-name"),
+        ({"datatype": "INT32", "data": [1, 2]}, "input-type"),
+        ({"shape": [2]}, "input-shape"),
+        ({"shape": [1, 1, 2]}, "input-shape"),
+        ({"shape": [0, 2], "data": []}, "input-shape"),
+        ({"shape": [MAX_BATCH + 1, 2], "data": [0] * 2 * (MAX_BATCH + 1)}, "input-shape"),
+        ({"shape": [2, 2]}, "input-size"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_and_is_no_error_of_the_model(gateway, changes, code) -> None:
+    status_code, said = gateway.infer(**changes)
+    assert (status_code, said["code"]) == (400, code)
+    assert gateway.meter.flush(1e9) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status_code", "code"),
+    [
+        ("POST", "/v2/models/other/infer", 404, "model-unknown"),
+        ("POST", "/v2/models/digits/versions/1/infer", 404, "version-unknown"),
+        ("GET", "/v2/models/other", 404, "model-unknown"),
+        ("GET", "/v2/models/other/ready", 404, "model-unknown"),
+        ("GET", "/v2/models/digits/versions/1/ready", 404, "version-unknown"),
+        ("GET", INFER, 405, "method-wrong"),
+        ("POST", "/v2", 405, "method-wrong"),
+        ("GET", "/", 404, "path-unknown"),
+        ("GET", "/v2/models/a/b/c/d", 404, "path-unknown"),
+    ],
+)
+def test_a_wrong_path_or_method_or_model_has_its_own_status(gateway, method, path, status_code, code) -> None:
+    found, body = gateway.ask(method, path, b"" if method == "POST" else None)
+    assert (found, json.loads(body)["code"]) == (status_code, code)
+
+
+def test_versions_and_escaped_names_lead_to_the_model(gateway) -> None:
+    for path in ("/v2/models/digits", "/v2/models/%64igits", f"/v2/models/digits/versions/{VERSION}"):
+        assert json.loads(gateway.ask("GET", path)[1])["versions"] == [VERSION]
+    assert gateway.ask("GET", f"/v2/models/digits/versions/{DIGEST}/ready")[0] == 200
+    assert gateway.ask("GET", "/v2/health/live?verbose=1")[0] == 200
+
+
+def test_a_failing_model_is_an_error_of_the_server_and_counts_against_the_model(gateway) -> None:
+    gateway.runtime.failing = True
+    code, said = gateway.infer()
+    assert (code, said["code"]) == (500, "model-run")
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.call("ModelInfer", grpc_request())
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert gateway.meter.flush(1e9)[0].num_errors == 2
+
+
+def test_grpc_errors_carry_their_code_and_malformed_messages_are_the_senders_fault(gateway) -> None:
+    unknown = grpc_request()
+    unknown.model_name = "other"
+    for request, status_code, code in (
+        (unknown, grpc.StatusCode.NOT_FOUND, "model-unknown"),
+        (b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT, "request-malformed"),
+        (grpc_request((1, 3)), grpc.StatusCode.INVALID_ARGUMENT, "input-shape"),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            gateway.call("ModelInfer", request)
+        assert caught.value.code() is status_code
+        assert dict(caught.value.trailing_metadata())["edgeloop-code"] == code
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.call("RepositoryIndex", b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+# --- bounds -----------------------------------------------------------------------------------------
+
+
+def test_a_request_that_waits_past_its_deadline_is_refused_and_never_runs(gateway) -> None:
+    gateway.runtime.gate.clear()
+    first, answers = start(gateway.infer)
+    assert gateway.runtime.begun.wait(10)
+    body = json.dumps(
+        {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}],
+            "parameters": {"timeout": 50_000},
+        }
+    ).encode()
+    begin_s = time.monotonic()
+    code, said = gateway.ask("POST", INFER, body)
+    assert (code, json.loads(said)["code"]) == (503, "request-deadline")
+    request = grpc_request()
+    request.parameters["timeout"].int64_param = 50_000
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.call("ModelInfer", request)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - begin_s < 5
+    gateway.runtime.gate.set()
+    first.join(10)
+    assert answers[0][0] == 200
+    assert gateway.infer()[0] == 200
+    assert gateway.runtime.num_runs == 2
+
+
+def test_more_requests_than_may_wait_are_refused_at_once(gateway) -> None:
+    gateway.runtime.gate.clear()
+    waiting = [start(gateway.infer) for _ in range(1)]
+    assert gateway.runtime.begun.wait(10)
+    waiting += [start(gateway.infer) for _ in range(4)]
+    wait_until(lambda: gateway.engine._queue.qsize() == 4)
+    code, said = gateway.infer()
+    assert (code, said["code"]) == (503, "inference-busy")
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.call("ModelInfer", grpc_request())
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    gateway.runtime.gate.set()
+    for thread, _ in waiting:
+        thread.join(10)
+    assert [found[0][0] for _, found in waiting] == [200] * 5
+
+
+def test_a_body_larger_than_the_largest_batch_is_refused_and_the_connection_goes_on(gateway) -> None:
+    with contextlib.closing(gateway.connect()) as connection:
+        connection.request("POST", INFER, b"x" * (4 << 20))
+        response = connection.getresponse()
+        assert response.status == 413
+        assert json.loads(response.read())["code"] == "request-too-large"
+        connection.request("GET", "/v2/health/live")
+        assert connection.getresponse().status == 200
+
+
+def test_a_grpc_message_over_the_limit_is_refused() -> None:
+    gateway = Gateway(serve_max_request_bytes=64 * 1024)
+    gateway.install()
+    gateway.start()
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            gateway.call("ModelInfer", b"\x0a" * (64 * 1024 + 1))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert gateway.call("ModelInfer", grpc_request())
+    finally:
+        gateway.close()
+
+
+def test_stopping_lets_a_request_under_way_end() -> None:
+    gateway = Gateway()
+    gateway.install()
+    gateway.start()
+    gateway.runtime.gate.clear()
+    http_thread, http_found = start(gateway.infer)
+    assert gateway.runtime.begun.wait(10)
+    grpc_thread, grpc_found = start(gateway.call, "ModelInfer", grpc_request())
+    wait_until(lambda: gateway.engine._queue.qsize() == 1)
+    threading.Timer(0.2, gateway.runtime.gate.set).start()
+    gateway.close()
+    http_thread.join(10)
+    grpc_thread.join(10)
+    assert http_found[0][0] == 200
+    assert isinstance(grpc_found[0], bytes)
+
+
+# --- HTTP that is not what it should be ---------------------------------------------------------------
+
+
+def answer(request: Request) -> Response:
+    body = request.read_body(1000)
+    return Response(body=request.method.encode() + b" " + body)
+
+
+@pytest.fixture(scope="module")
+def http_server() -> Iterator[HttpServer]:
+    server = HttpServer(LOCAL, answer, max_connections=8, idle_timeout_s=20, request_timeout_s=0.5)
+    server.start()
+    yield server
+    server.stop(1)
+
+
+def exchange(server: HttpServer, *pieces: bytes, pause_s: float = 0.0) -> bytes:
+    """All that the server says until it closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause_s)
+        if not pause_s:
+            connection.shutdown(socket.SHUT_WR)
+        said = bytearray()
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                said += piece
+        return bytes(said)
+
+
+GOOD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+
+
+def test_requests_follow_each_other_on_one_connection(http_server) -> None:
+    said = exchange(http_server, GOOD + GOOD)
+    assert said.count(b"HTTP/1.1 200 OK") == 2
+    assert said.endswith(b"POST abc")
+
+
+@pytest.mark.parametrize(
+    ("head", "status_code"),
+    [
+        (b"POST / HTTP/1.1\r\n\r\n", 411),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 411),
+        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 411),
+        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", 411),
+        (b"POST / HTTP/1.1\r\nContent-Length: -3\r\n\r\nabc", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 3x\r\n\r\nabc", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\nabc", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 999999999999\r\n\r\nabc", 413),
+        (b"BREW / HTTP/1.1\r\n\r\n", 501),
+        (b"GET / HTTP/9.9\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"h%d: a\r\n" % n for n in range(200)) + b"\r\n", 431),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+    ],
+)
+def test_a_request_whose_end_is_in_doubt_is_refused_and_ends_the_connection(
+    http_server, head, status_code
+) -> None:
+    said = exchange(http_server, head + GOOD)
+    assert said.startswith(b"HTTP/1.1 %d " % status_code)
+    assert said.count(b"HTTP/1.1") == 1
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_whoever_sends_slowly_is_cut_off(http_server) -> None:
+    for request in (GOOD, b"POST / HTTP/1.1\r\nContent-Length: 50\r\n\r\n" + b"a" * 50):
+        begin_s = time.monotonic()
+        said = exchange(http_server, *(bytes([byte]) for byte in request), pause_s=0.05)
+        assert b"200 OK" not in said
+        assert time.monotonic() - begin_s < 6
+
+
+def test_a_connection_too_many_is_told_so_and_the_others_go_on(http_server) -> None:
+    with contextlib.ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", http_server.port), timeout=10))
+            for _ in range(8)
+        ]
+        wait_until(lambda: len(http_server._connections) == 8)
+        said = exchange(http_server, b"")
+        assert said.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(said.partition(b"\r\n\r\n")[2])["code"] == "connections-busy"
+        assert int(said.partition(b"Content-Length: ")[2].split()[0]) == len(said.partition(b"\r\n\r\n")[2])
+        held[0].sendall(GOOD)
+        assert held[0].recv(65536).endswith(b"POST abc")
+    wait_until(lambda: not http_server._connections)
+    assert exchange(http_server, GOOD).endswith(b"POST abc")
+
+
+def test_a_large_body_is_asked_for_only_when_it_is_welcome(http_server) -> None:
+    expect = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", http_server.port), timeout=10) as connection:
+        connection.sendall(expect % 3)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abc")
+        assert connection.recv(65536).endswith(b"POST abc")
+    assert exchange(http_server, expect % 5000).startswith(b"HTTP/1.1 413 ")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(noise=st.binary(max_size=200), at=st.integers(0, len(GOOD)))
+def test_any_bytes_leave_the_server_serving(http_server, noise, at) -> None:
+    exchange(http_server, noise)
+    exchange(http_server, GOOD[:at] + noise + GOOD[at:])
+    assert exchange(http_server, GOOD).endswith(b"POST abc")
+
+
+def test_an_unforeseen_failure_is_one_response(caplog) -> None:
+    def fail(request: Request) -> Response:
+        raise ZeroDivisionError
+
+    server = HttpServer(LOCAL, fail)
+    server.start()
+    try:
+        said = exchange(server, b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+        assert said.count(b"HTTP/1.1 500 ") == 2
+        assert b"ZeroDivision" not in said
+        assert "ZeroDivisionError" in caplog.text
+    finally:
+        server.stop(1)
+
+
+# --- addresses ---------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_an_error_in_the_log_and_is_tried_again(caplog) -> None:
+    first = Gateway().start()
+    ports = [int(address.rpartition(":")[2]) for address in (first.api.grpc_address, first.api.rest_address)]
+    second = Gateway(
+        serve_grpc=Endpoint(host="127.0.0.1", port=ports[0]),
+        serve_rest=Endpoint(host="127.0.0.1", port=ports[1]),
+    )
+    try:
+        second.install()
+        with caplog.at_level(logging.ERROR):
+            second.api.start(0.0)
+        assert (second.api.grpc_address, second.api.rest_address) == ("", "")
+        assert caplog.text.count("Address already in use") == 2
+        first.close()
+        second.api.retry(RETRY_S / 2)
+        assert second.api.grpc_address == ""
+        second.api.retry(RETRY_S)
+        assert second.infer()[0] == 200
+        assert second.call("ModelInfer", grpc_request())
+    finally:
+        first.close()
+        second.close()
+
+
+def test_unix_sockets_serve_and_only_dead_ones_are_replaced(tmp_path: Path) -> None:
+    paths = {"serve_grpc": tmp_path / "g.sock", "serve_rest": tmp_path / "r.sock"}
+    for path in paths.values():
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    gateway = Gateway(**paths)
+    gateway.install()
+    gateway.start()
+    try:
+        assert gateway.api.grpc_address == f"unix:{paths['serve_grpc']}"
+        assert gateway.call("ModelInfer", grpc_request())
+        assert all(path.stat().st_mode & 0o777 == 0o660 for path in paths.values())
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(paths["serve_rest"]))
+            connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\n\r\n")
+            assert connection.recv(65536).endswith(b'{"ready":true}')
+        for path in paths.values():
+            with pytest.raises(OSError, match="in use"):
+                addresses.claim(path)
+    finally:
+        gateway.close()
+    assert not paths["serve_rest"].exists()
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(OSError, match="no socket"):
+        addresses.claim(tmp_path / "file")
+    with pytest.raises(OSError, match="107 bytes"):
+        addresses.claim(tmp_path / ("a" * 200))
+    assert (tmp_path / "file").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("192.168.1.5", False),
+        ("::", False),
+        ("gateway", False),
+    ],
+)
+def test_what_others_can_reach_is_known(host, local) -> None:
+    assert addresses.is_local(Endpoint(host=host, port=1)) == local
+
+
+def test_what_is_off_is_not_served() -> None:
+    gateway = Gateway(serve_grpc=None).start()
+    try:
+        assert gateway.api.grpc_address == ""
+        assert gateway.ask("GET", "/v2/health/live")[0] == 200
+    finally:
+        gateway.close()
+
+
+# --- metrics -----------------------------------------------------------------------------------------
+
+
+def test_metrics_count_requests_by_transport_and_end(gateway) -> None:
+    gateway.infer()
+    gateway.infer(shape=[2])
+    gateway.call("ModelInfer", grpc_request())
+    code, body = gateway.ask("GET", "/metrics")
+    assert code == 200
+    lines = body.decode().splitlines()
+    assert 'edgeloop_serving_requests_total{transport="rest",code="ok"} 1' in lines
+    assert 'edgeloop_serving_requests_total{transport="rest",code="input-shape"} 1' in lines
+    assert 'edgeloop_serving_requests_total{transport="grpc",code="ok"} 1' in lines
+    assert 'edgeloop_serving_request_duration_seconds_count{transport="rest"} 2' in lines
+    assert 'edgeloop_agent_info{device_id="gw-1",version="0",profile=""} 1' in lines
+
+
+def test_the_page_is_what_prometheus_reads() -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    metrics = ServingMetrics()
+    for elapsed_s in (0.0001, BUCKETS_S[3], 60.0):
+        metrics.record("grpc", "ok", elapsed_s)
+    hostile = status(device_id='a"b\\c\nd', serving_digest=DIGEST, workload="digits", num_requests=7)
+    text = "\n".join([*render_status(hostile), *metrics.render()]) + "\n"
+    families = {family.name: family for family in parser.text_string_to_metric_families(text)}
+    assert families["edgeloop_agent_info"].samples[0].labels["device_id"] == 'a"b\\c\nd'
+    assert families["edgeloop_inferences"].samples[0].value == 7
+    buckets = [
+        sample.value
+        for sample in families["edgeloop_serving_request_duration_seconds"].samples
+        if sample.name.endswith("_bucket") and sample.labels["transport"] == "grpc"
+    ]
+    assert buckets == sorted(buckets)
+    assert (buckets[0], buckets[3], buckets[-1]) == (1, 2, 3)
