@@ -14,18 +14,24 @@ import os
 import random
 import time
 import uuid
-from dataclasses import dataclass
 from importlib import metadata
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from edge_agent import fetch
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
 from edge_agent.fetch import FetchSettings
+from edge_agent.inbox import (
+    BrokerChanged,
+    BrokerWire,
+    MessageReceived,
+    Post,
+    Registered,
+    SelfTestEnded,
+    StopAsked,
+)
 from edge_agent.inference import InferenceEngine
 from edge_agent.runtime import ReferenceKernel, rss_bytes
-from edge_agent.selftest import SelfTestProcess, SelfTestResult
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
@@ -63,89 +69,6 @@ WIRE_STATES = {
     State.ROLLED_BACK: deployment_pb2.DEPLOYMENT_STATE_ROLLED_BACK,
     State.SUPERSEDED: deployment_pb2.DEPLOYMENT_STATE_SUPERSEDED,
 }
-
-
-# --- what the inbox holds ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MessageReceived:
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BrokerChanged:
-    connected: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SelfTestEnded:
-    process: SelfTestProcess
-    result: SelfTestResult
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Registered:
-    response: fleet_service_pb2.RegisterResponse
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StopAsked:
-    reason: str
-
-
-Post = MessageReceived | BrokerChanged | SelfTestEnded | Registered | StopAsked
-
-
-class BrokerWire:
-    """The updater's port to the broker. Works before there is a session: it remembers what to subscribe."""
-
-    def __init__(self, device_id: str, inbox: "SimpleQueue[Post]") -> None:
-        self._device_id = device_id
-        self._inbox = inbox
-        self._session: MqttSession | None = None
-        self._early: list[str] = []
-
-    def attach(self, session: "MqttSession") -> None:
-        self._session = session
-        for topic in self._early:
-            self.subscribe(topic)
-        self._early.clear()
-
-    def _post(self, topic: str, payload: bytes) -> None:
-        self._inbox.put(MessageReceived(topic=topic, payload=payload))
-
-    def subscribe(self, topic: str) -> None:
-        if self._session is None:
-            self._early.append(topic)
-        else:
-            self._session.subscribe(topic, self._post)
-
-    def unsubscribe(self, topic: str) -> None:
-        if self._session is None:
-            self._early = [early for early in self._early if early != topic]
-        else:
-            self._session.unsubscribe(topic)
-
-    def request(self, slot: Slot, request: fetch.Request) -> None:
-        message = deployment_pb2.BlockRequest(
-            device_id=self._device_id,
-            digest=slot.digest,
-            manifest_digest=slot.manifest_digest,
-            manifest=request.manifest,
-            blocks=request.blocks,
-        )
-        self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
-
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        if self._session is None:
-            return
-        try:
-            self._session.publish(topic, payload, retain=retain)
-        except TransientError as error:
-            # The fetch asks again by its timer, presence is said at the next connect.
-            logger.debug("not published topic=%s reason=%s", topic, error)
 
 
 class Agent:

@@ -1,0 +1,102 @@
+"""What the owner thread's inbox holds, and the updater's way to the broker that fills it.
+
+Rule: nothing here acts on what arrives. A message becomes a value in the inbox, and the thread that owns the
+agent's state decides.
+"""
+
+import logging
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from edge_agent import fetch
+from edge_agent.selftest import SelfTestProcess, SelfTestResult
+from edge_agent.update_state import Slot
+from edgeloop import topics
+from edgeloop.errors import TransientError
+from edgeloop.v1 import deployment_pb2, fleet_service_pb2
+
+if TYPE_CHECKING:
+    from edgeloop.mqtt import MqttSession
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MessageReceived:
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerChanged:
+    connected: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfTestEnded:
+    process: SelfTestProcess
+    result: SelfTestResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registered:
+    response: fleet_service_pb2.RegisterResponse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopAsked:
+    reason: str
+
+
+Post = MessageReceived | BrokerChanged | SelfTestEnded | Registered | StopAsked
+
+
+class BrokerWire:
+    """The updater's port to the broker. Works before there is a session: it remembers what to subscribe."""
+
+    def __init__(self, device_id: str, inbox: "SimpleQueue[Post]") -> None:
+        self._device_id = device_id
+        self._inbox = inbox
+        self._session: MqttSession | None = None
+        self._early: list[str] = []
+
+    def attach(self, session: "MqttSession") -> None:
+        self._session = session
+        for topic in self._early:
+            self.subscribe(topic)
+        self._early.clear()
+
+    def _post(self, topic: str, payload: bytes) -> None:
+        self._inbox.put(MessageReceived(topic=topic, payload=payload))
+
+    def subscribe(self, topic: str) -> None:
+        if self._session is None:
+            self._early.append(topic)
+        else:
+            self._session.subscribe(topic, self._post)
+
+    def unsubscribe(self, topic: str) -> None:
+        if self._session is None:
+            self._early = [early for early in self._early if early != topic]
+        else:
+            self._session.unsubscribe(topic)
+
+    def request(self, slot: Slot, request: fetch.Request) -> None:
+        message = deployment_pb2.BlockRequest(
+            device_id=self._device_id,
+            digest=slot.digest,
+            manifest_digest=slot.manifest_digest,
+            manifest=request.manifest,
+            blocks=request.blocks,
+        )
+        self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if self._session is None:
+            return
+        try:
+            self._session.publish(topic, payload, retain=retain)
+        except TransientError as error:
+            # The fetch asks again by its timer, presence is said at the next connect.
+            logger.debug("not published topic=%s reason=%s", topic, error)
