@@ -1,5 +1,16 @@
 """The control script, ``edgeloop``: its modules parse, call ControlService and print, and decide nothing."""
 
-from cloud.cli.app import main
+from __future__ import annotations
+
+import os
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the control script."""
+    # gRPC would write lines of its own beside our messages; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from cloud.cli.app import main as run
+
+    run()

@@ -1,5 +1,5 @@
 """``python -m cloud.cli``: the same as ``edgeloop``."""
 
-from cloud.cli.app import main
+from cloud.cli import main
 
 main()

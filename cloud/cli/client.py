@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +50,12 @@ class ControlClient:
     """Calls ControlService. Every failure comes out as an ``EdgeloopError`` that says what to do next."""
 
     def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
+        if not re.fullmatch(r".+:[0-9]{1,5}", address):
+            raise ConfigError(
+                f"the server is {address!r}: give HOST:PORT, such as {DEFAULT_ADDRESS} (--server or "
+                "EDGELOOP_SERVER)",
+                code="server-address",
+            )
         self.address = address
         self._timeout_s = timeout_s
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.keepalive_time_ms", 60_000)]
@@ -87,10 +94,21 @@ class ControlClient:
         text = error.details() or status.name
         if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return TransientError(
-                f"cannot reach the control plane at {self.address} ({text}): start it with 'edgeloop serve', "
-                "or name it with --server",
+                f"cannot reach the control plane at {self.address} ({_reason(text)}): start it with "
+                "'edgeloop serve', or name it with --server",
                 code="server-unreachable",
+            )
+        if status is grpc.StatusCode.UNIMPLEMENTED:
+            return ConfigError(
+                f"{self.address} answers, but not as a control plane of this version: give its control port "
+                "(50062 unless it was chosen otherwise), not the one for agents",
+                code="server-other",
             )
         if status is grpc.StatusCode.FAILED_PRECONDITION:
             return ConfigError(text, code="server-refused")
         return RejectedError(text, code="server-refused")
+
+
+def _reason(details: str) -> str:
+    """The end of what gRPC says, which is the cause; what precedes it repeats the address."""
+    return details.rsplit(": ", 1)[-1].rstrip("])") or details

@@ -16,6 +16,7 @@ from cloud.cli.jobs import parse_spec
 from cloud.cli.plain import plain
 from edgeloop.errors import ConfigError
 from edgeloop.v1 import control_service_pb2 as pb
+from edgeloop.v1 import deployment_pb2
 from edgeloop.v1.control_service_pb2_grpc import ControlServiceServicer, add_ControlServiceServicer_to_server
 
 
@@ -32,7 +33,7 @@ class Service(ControlServiceServicer):
         )
         device.registration.device_id = "gw-1"
         device.registration.labels["site"] = "north"
-        device.deployment.state = 5
+        device.deployment.state = deployment_pb2.DEPLOYMENT_STATE_TRIAL
         return pb.ListDevicesResponse(devices=[device])
 
     def Apply(self, request: pb.ApplyRequest, context: grpc.ServicerContext) -> pb.ApplyResponse:
@@ -67,6 +68,16 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     server.start()
     monkeypatch.setenv("EDGELOOP_SERVER", f"127.0.0.1:{port}")
     yield servicer
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def fleet_port() -> Iterator[str]:
+    """A server that is not a control plane."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
     server.stop(None).wait()
 
 
@@ -161,3 +172,17 @@ def test_plain_values_open_embedded_json_and_keep_64_bit_counts_as_numbers() -> 
     assert values["spec"] == {"width_ratio": 0.5}
     assert values["artifact_bytes"] == 2**40
     assert values["create_time"] is None
+
+
+def test_the_port_of_the_agents_is_told_from_the_control_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fleet_port: str
+) -> None:
+    assert run(monkeypatch, "get", "devices", "--server", fleet_port) == 2
+    assert "give its control port" in capsys.readouterr().err
+
+
+def test_a_server_without_a_port_is_refused_before_anything_is_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "get", "devices", "--server", "cloud.example.org") == 2
+    assert "give HOST:PORT" in capsys.readouterr().err
