@@ -143,8 +143,13 @@ def _progress(situation: Situation) -> list[str]:
     assert deployment is not None
     state = deployment.state
     if state is DeploymentState.PENDING:
-        where = "is not connected" if not situation.device.connected else "has not answered"
-        return [f"The device {where} since generation {deployment.generation} was published."]
+        since = f"since generation {deployment.generation} was published"
+        if not situation.device.connected:
+            return [f"The device is not connected {since}."]
+        return [
+            f"The device has not answered {since}. If that lasts, its log says why: an agent keeps silent about "
+            "what is not signed with a key that it trusts (--director-key)."
+        ]
     text = f"The device reports generation {deployment.generation} as {state.value}"
     if state is DeploymentState.FETCHING:
         text += f", {deployment.progress:.0%} fetched"

@@ -145,6 +145,17 @@ def test_a_device_that_is_away_is_said_to_be(world: World) -> None:
     assert "it was last heard of at 1970-01-12" in text
 
 
+def test_a_device_that_keeps_silent_points_to_its_log_and_the_key(world: World) -> None:
+    build(world.store, PROFILE, 0.5)
+    world.register("gw-1")
+    world.store.set_presence("gw-1", True, world.now_s)
+    world.step()
+    text = "\n".join(sentences(world, "gw-1"))
+    assert "has not answered since generation 1 was published" in text
+    assert "its log says why" in text
+    assert "--director-key" in text
+
+
 def test_emulation_is_never_hidden() -> None:
     device = Device(
         device_id="gw-1", hardware=HARDWARE, serving_digest="ab" * 32, emulated_slowdown=24, connected=True
