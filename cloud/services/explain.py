@@ -147,8 +147,8 @@ def _progress(situation: Situation) -> list[str]:
         if not situation.device.connected:
             return [f"The device is not connected {since}."]
         return [
-            f"The device has not answered {since}. If that lasts, its log says why: an agent keeps silent about "
-            "what is not signed with a key that it trusts (--director-key)."
+            f"The device has not answered {since}. If that lasts, its log says why: an agent keeps silent "
+            "about what is not signed with a key that it trusts (--director-key)."
         ]
     text = f"The device reports generation {deployment.generation} as {state.value}"
     if state is DeploymentState.FETCHING:

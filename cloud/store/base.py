@@ -177,7 +177,7 @@ def _sorted_errors() -> Iterator[None]:
 
 def _unusable(error: sa.exc.DBAPIError) -> ConfigError:
     return ConfigError(
-        f"the database cannot be used ({error.orig}): check the path, its permissions, and that the file is "
-        "an edgeloop database",
+        f"the database (--database-url, or edgeloop.db in the state folder) cannot be used ({error.orig}): "
+        "check its path and permissions, and restore it from a backup if it is damaged",
         code="store-unusable",
     )
