@@ -79,14 +79,21 @@ class JobRunner:
     """Owned by one thread. ``attach`` gives it the cluster once that is up; until then jobs wait.
 
     ``on_lost`` is called when the cluster does not answer; whoever owns it then attaches a new one.
+    ``has_blob`` tells whether the registry holds a digest: what was deleted there is built again.
     """
 
     def __init__(
-        self, store: JobStore, *, now_s: Callable[[], float], on_lost: Callable[[], None] = lambda: None
+        self,
+        store: JobStore,
+        *,
+        now_s: Callable[[], float],
+        on_lost: Callable[[], None] = lambda: None,
+        has_blob: Callable[[str], bool] = lambda _digest: True,
     ) -> None:
         self._store = store
         self._now_s = now_s
         self._on_lost = on_lost
+        self._has_blob = has_blob
         self._compute: Compute | None = None
         self._waiting_for = "the cluster is starting"
         self._submitted: set[str] = set()
@@ -285,7 +292,7 @@ class JobRunner:
             assert trial.spec is not None
             task_id = student_task_id(workload, teacher, profile, trial.spec)
             digest = built.get(task_id, "")
-            if digest and self._store.candidate(digest, profile.name) is not None:
+            if digest and self._is_whole(digest, profile.name):
                 trials.append(
                     replace(trial, task_id=task_id, state=JobState.SUCCEEDED, progress=1.0, digest=digest)
                 )
@@ -294,6 +301,13 @@ class JobRunner:
         started = replace(job, state=JobState.RUNNING, trials=tuple(trials))
         self._store.update_job(started)
         return started
+
+    def _is_whole(self, digest: str, profile: str) -> bool:
+        """Whether a candidate is known, with everything that is shipped of it."""
+        candidate = self._store.candidate(digest, profile)
+        return candidate is not None and all(
+            self._has_blob(needed) for needed in (candidate.digest, candidate.manifest_digest)
+        )
 
     def _parent_of(self, job: Job) -> str:
         """What the students may not be slower than: what serves, when it was too slow."""

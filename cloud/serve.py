@@ -108,7 +108,7 @@ class ControlPlane:
             backoff=Backoff(0.1, 10.0),
         )
         publisher = Publisher(bus=session, blobs=registry, state_path=state_dir / "published.json")
-        runner = JobRunner(store, now_s=time.time, on_lost=compute.lost)
+        runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=registry.exists)
         controller = Controller(
             store,
             director=director,

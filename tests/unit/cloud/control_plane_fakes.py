@@ -152,6 +152,7 @@ class World:
         self.now_s = 1_000_000.0
         self.director = DirectorKey.generate()
         self.compute = FakeCompute()
+        self.deleted_blobs: set[str] = set()
         self.shipped: dict[str, Shipment] = {}
         self.generations: dict[str, list[int]] = {}
         self._sequence = 0
@@ -160,7 +161,11 @@ class World:
         self._start()
 
     def _start(self) -> None:
-        self.runner = JobRunner(self.store, now_s=lambda: self.now_s)
+        self.runner = JobRunner(
+            self.store,
+            now_s=lambda: self.now_s,
+            has_blob=lambda digest: digest not in self.deleted_blobs,
+        )
         self.runner.attach(self.compute)
         self.controller = Controller(self.store, director=self.director, ship=self.ship, settings=SETTINGS)
 

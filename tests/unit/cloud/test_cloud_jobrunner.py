@@ -173,6 +173,21 @@ def test_a_student_that_another_job_built_is_taken_over(world: World) -> None:
     assert world.compute.ran == ran
 
 
+def test_a_student_that_was_deleted_from_the_registry_is_built_again(world: World) -> None:
+    world.store.save_teacher(teacher_of(WORKLOAD), 1.0)
+    world.store.create_job(compress_job("a", PROFILE, SPECS[:1], 1.0))
+    run(world)
+    world.compute.finish()
+    run(world)
+    world.deleted_blobs.add(job_of(world.store, "a").trials[0].digest)
+    world.store.create_job(compress_job("b", PROFILE, SPECS[:1], 2.0))
+    run(world)
+    assert len(world.compute.ran) == 2
+    world.compute.finish()
+    run(world)
+    assert job_of(world.store, "b").state is JobState.SUCCEEDED
+
+
 def test_a_teacher_that_was_trained_again_has_students_of_its_own() -> None:
     old, new = teacher_of(WORKLOAD), teacher_of(WORKLOAD, version="2")
     assert student_task_id(WORKLOAD, old, PROFILE, SPECS[0]) != student_task_id(
