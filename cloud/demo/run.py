@@ -25,7 +25,7 @@ from cloud.demo.outcome import ProfileOutcome, Span, judge, rounds_of
 from cloud.demo.plan import DemoProfile, load_example
 from cloud.demo.processes import Child, Processes
 from cloud.demo.report import Demonstration, write_report
-from cloud.demo.state import open_state
+from cloud.demo.state import hold, open_state
 from cloud.domain.specs import CompressionSpec
 from cloud.own_load import MARGIN_S
 from cloud.resources import FleetDocument
@@ -45,7 +45,9 @@ class Demo:
 
     def __init__(self, example: Path, folder: Path, *, resume: bool, console: Console) -> None:
         self._workload, self._fleet, self._plan = load_example(example)
+        self._example = example
         self._folder = folder.resolve()
+        self._held = hold(self._folder)
         self._state = open_state(self._folder, example, resume=resume, now_s=time.time())
         self._console = console
         self._processes = Processes(lambda text: console.print(f"  {text}", style="yellow"))
@@ -78,7 +80,9 @@ class Demo:
             return demonstration.closed
         except KeyboardInterrupt:
             self._console.print(
-                f"stopped: 'edgeloop demo --resume --out {self._folder}' goes on", style="yellow"
+                f"stopped: 'edgeloop demo --resume --workload {self._example} --out {self._folder}' goes on",
+                style="yellow",
+                soft_wrap=True,
             )
             raise
         finally:

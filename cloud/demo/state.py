@@ -6,6 +6,7 @@ which resume by themselves.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -55,6 +56,25 @@ def free_ports(count: int) -> list[int]:
             item.close()
 
 
+def hold(folder: Path) -> int:
+    """Take the folder until the process ends, or the descriptor that this returns is closed.
+
+    Raises ``ConfigError`` while another demonstration runs there. The lock is on the folder itself and leaves
+    no file behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"another demonstration runs in {folder}: stop that with Ctrl-C, or choose another --out",
+            code="demo-running",
+        ) from None
+    return descriptor
+
+
 def open_state(folder: Path, example: Path, *, resume: bool, now_s: float) -> DemoState:
     """Begin in an empty folder, or go on with what is there.
 
@@ -90,7 +110,11 @@ def open_state(folder: Path, example: Path, *, resume: bool, now_s: float) -> De
             raise ConfigError(
                 f"{folder} holds something that is no demonstration: choose another --out", code="demo-folder"
             )
-        shutil.rmtree(folder)
+        for entry in folder.iterdir():  # the folder itself carries the lock
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     control, fleet, broker = free_ports(3)
     state = DemoState(

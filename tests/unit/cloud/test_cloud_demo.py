@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from cloud.demo.outcome import judge, rounds_of
 from cloud.demo.plan import DemoPlan, Outcome, load_example
 from cloud.demo.report import Demonstration, write_report
-from cloud.demo.state import open_state
+from cloud.demo.state import hold, open_state
 from edgeloop.errors import ConfigError
 from edgeloop.sketch import LatencySketch
 from edgeloop.v1 import control_service_pb2 as pb
@@ -181,6 +182,22 @@ def test_state_is_resumed_only_for_its_own_example_and_foreign_folders_are_never
     assert (foreign / "thesis.txt").exists()
     with pytest.raises(ConfigError, match="nothing to resume"):
         open_state(foreign, example, resume=True, now_s=3.0)
+
+
+def test_a_second_demonstration_in_a_folder_is_refused_and_clears_nothing(tmp_path: Path) -> None:
+    folder, example = tmp_path / "out", tmp_path / "example"
+    held = hold(folder)
+    open_state(folder, example, resume=False, now_s=1.0)
+    with pytest.raises(ConfigError, match="another demonstration runs in"):
+        hold(folder)
+    # Also after the first has cleared the folder.
+    (folder / "cloud").mkdir()
+    open_state(folder, example, resume=False, now_s=2.0)
+    assert [entry.name for entry in folder.iterdir()] == ["demo.json"]
+    with pytest.raises(ConfigError, match="another demonstration runs in"):
+        hold(folder)
+    os.close(held)
+    os.close(hold(folder))
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
