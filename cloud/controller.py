@@ -45,6 +45,7 @@ from cloud.domain.workloads import Workload
 from cloud.job_plans import compress_job
 from cloud.own_load import busy_spans, without_own_load
 from cloud.publisher import Shipment
+from cloud.retirement import current, is_retired
 from cloud.rollout_evidence import group_evidence
 from cloud.store import Store
 from edgeloop.errors import EdgeloopError
@@ -119,11 +120,14 @@ class Controller:
             return
         busy = self._busy(profile, workload, paused)
         current_digest = self._store.current_digest(profile.name)
+        known = self._store.candidates(profile=profile.name, workload=workload.name)
+        # What is served of a teacher that is gone is nothing to compare with, and nothing to keep.
+        is_gone = any(candidate.digest == current_digest and is_retired(candidate) for candidate in known)
         decision, state = decide(
             profile=profile,
             windows=self._windows(profile, now_s),
-            candidates=self._store.candidates(profile=profile.name, workload=workload.name),
-            current_digest=current_digest,
+            candidates=current(known),
+            current_digest="" if is_gone else current_digest,
             state=self._store.policy_state(profile.name),
             busy=busy,
             now_s=now_s,

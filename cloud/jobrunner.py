@@ -156,14 +156,15 @@ class JobRunner:
         self._progress.pop(event.task_id, None)
         now_s = self._now_s()
         with self._store.transaction():
-            if isinstance(event, TaskSucceeded):
-                digest = self._save(event.result, now_s)
             wanting = [
                 (job, trial)
                 for job in self._store.jobs(unfinished_only=True)
                 for trial in job.trials
                 if trial.task_id == event.task_id and not trial.state.finished
             ]
+            # A student that nobody wants any more may belong to a teacher that is gone.
+            if isinstance(event, TaskSucceeded) and (wanting or isinstance(event.result, TeacherResult)):
+                digest = self._save(event.result, now_s)
             for job, trial in wanting:
                 if isinstance(event, TaskSucceeded):
                     done = replace(trial, state=JobState.SUCCEEDED, progress=1.0, digest=digest, message="")

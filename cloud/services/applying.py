@@ -14,6 +14,7 @@ from cloud.domain.profiles import DeviceProfile, match_profile
 from cloud.domain.settings import PolicySettings
 from cloud.domain.workloads import Workload
 from cloud.resources import FleetDocument, WorkloadDocument, parse_document
+from cloud.retirement import change_teacher
 from cloud.services.fit import why_nothing_fits
 from cloud.store import Change, Store
 from edgeloop.errors import ConfigError
@@ -92,10 +93,13 @@ def _apply_workload(store: Store, workload: Workload, now_s: float) -> pb.Applie
     before = store.workload(workload.name)
     change = store.apply_workload(workload, now_s)
     note = ""
+    retired = change_teacher(store, before, workload, now_s) if before is not None else 0
     if store.teacher(workload.teacher_key) is None:
         note = f"its teacher is not trained yet: 'edgeloop train {workload.name}'"
         if before is not None and store.teacher(before.teacher_key) is not None:
             note = f"the teacher that it had no longer fits: 'edgeloop train {workload.name}'"
+    if retired:
+        note += f"{'; ' if note else ''}{retired} students of the teacher that it had may not ship any more"
     return pb.AppliedResource(kind="Workload", name=workload.name, change=_CHANGES[change], note=note)
 
 

@@ -23,6 +23,7 @@ from cloud.domain.settings import PolicySettings
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import Workload
 from cloud.job_plans import compress_job, teacher_task_id, train_job
+from cloud.retirement import current
 from cloud.services import views
 from cloud.services.applying import apply_documents
 from cloud.services.fit import best_candidate
@@ -131,7 +132,7 @@ class Operations:
         self, profile: DeviceProfile, workload: Workload, max_trials: int
     ) -> tuple[CompressionSpec, ...]:
         budget = replace(workload.search, max_trials=max_trials) if max_trials else workload.search
-        candidates = self._store.candidates(profile.name, workload.name)
+        candidates = current(self._store.candidates(profile.name, workload.name))
         taken = [spec.digest for spec in self._store.failed_specs(profile.name)]
         found: tuple[CompressionSpec, ...] = ()
         for direction in (Direction.INITIAL, Direction.SMALLER, Direction.LARGER):

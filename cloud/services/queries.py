@@ -106,6 +106,10 @@ class Queries:
         message = last.decision.reason if last is not None else "not decided yet"
         if not num_devices:
             message = f"no registered device matches it; {message}"
+        digest = self._store.current_digest(profile.name)
+        serving = self._store.candidate(digest, profile.name) if digest else None
+        if serving is not None and serving.rejected_reason:
+            message = f"what serves {serving.rejected_reason}; {message}"
         unmet = why_nothing_fits(self._store, profile, self._settings)
         # A decision that gives up says already what binds.
         gave_up = last is not None and last.decision.verdict is Verdict.INFEASIBLE

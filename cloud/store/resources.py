@@ -166,6 +166,12 @@ class ResourceTables(Database):
             texts = connection.scalars(statement.order_by(table.event_time_s, table.spec_digest))
             return [from_json(CompressionSpec, text) for text in texts]
 
+    def forget_policy(self, profile: str) -> None:
+        """Drop what the policy and the search have learnt of the profile's students."""
+        with self._write() as connection:
+            for table in (schema.policy_states, schema.failed_trials):
+                connection.execute(sa.delete(table).where(table.c.profile == profile))
+
     def create_job(self, job: Job) -> bool:
         """False, and nothing is changed, when a job of this id exists."""
         with self._write() as connection:

@@ -119,7 +119,7 @@ def test_apply_sends_the_checked_document_and_tells_the_change(
     assert run(monkeypatch, "apply", "-f", str(path), "--dry-run") == 0
     assert "workload/digits unchanged (dry run)" in capsys.readouterr().out
     assert service.asked[0].validate_only
-    assert json.loads(service.asked[0].documents[0].json)["source_dir"] == str(tmp_path)
+    assert json.loads(service.asked[0].documents[0].json)["source_dir"] == ""
 
 
 def test_a_bad_file_is_told_before_anything_is_sent(

@@ -55,7 +55,6 @@ def test_a_file_may_hold_several_documents(tmp_path: Path) -> None:
     assert isinstance(workload, WorkloadDocument)
     assert isinstance(fleet, FleetDocument)
     assert workload.to_domain().training.num_epochs == 3
-    assert workload.to_domain().source_dir == str(tmp_path)
     (profile,) = fleet.to_domain()
     assert profile.constraints.latency_p95_ms == 5
     assert profile.match.labels == {"class": "small"}
@@ -158,6 +157,23 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     )
     assert ":5: profiles[0].matches: unknown key: did you mean 'match'?" in text
     assert ":8: profiles[0].constraints.latency_p95_ms: input should be greater than 0, not -5" in text
+
+
+def test_the_folder_belongs_to_a_workload_only_where_its_code_is_looked_for(tmp_path: Path) -> None:
+    teachers = []
+    for dataset in ("digits", "my_data:load"):
+        for name in ("here", "there"):
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            (document,) = load_documents(
+                write(folder, WORKLOAD.replace("dataset: digits", f"dataset: {dataset}"))
+            )
+            assert isinstance(document, WorkloadDocument)
+            assert document.source_dir == ("" if dataset == "digits" else str(folder))
+            teachers.append(document.to_domain().teacher_key)
+    built_in_here, built_in_there, own_here, own_there = teachers
+    assert built_in_here == built_in_there
+    assert own_here != own_there
 
 
 def test_aliases_are_refused(tmp_path: Path) -> None:

@@ -151,6 +151,57 @@ def test_a_profile_that_was_given_up_says_once_what_binds(desk: Desk) -> None:
     assert listed.message.count("binding") == 1
 
 
+def test_students_of_a_teacher_that_is_gone_ship_no_more_and_are_replaced(desk: Desk) -> None:
+    world = desk.world
+    world.register("gw-1")
+    prepared(world)
+    (old,) = build(world.store, PROFILE, 0.3)
+    for _ in range(4):
+        world.step()
+        world.obey(["gw-1"])
+        world.measure(["gw-1"], 8.0, num_windows=2)
+    assert world.store.current_digest("gateway") == old.digest
+    running = desk.operations.compress(pb.CompressStudentsRequest(profile="gateway")).job
+    world.step()
+
+    told = desk.apply({**DIGITS, "dataset_options": {"image_size": 12}})
+    assert "1 students of the teacher that it had may not ship any more" in told["Workload/digits"].note
+    assert desk.operations.job(running.job_id).state is JobState.FAILED
+    world.compute.finish()  # what ran for the old teacher comes too late
+    world.step()
+    assert [c.digest for c in world.store.candidates("gateway")] == [old.digest]
+    with pytest.raises(RejectedError, match="may not ship: was built from teacher"):
+        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway", digest=old.digest))
+    (listed,) = desk.queries.profiles(pb.ListProfilesRequest()).profiles
+    assert "what serves was built from teacher" in listed.message
+    assert world.shipped["gw-1"].digest == old.digest  # better than nothing, until there is another
+
+    workload = world.store.workload("digits")
+    assert workload is not None
+    world.store.save_teacher(teacher_of(workload), world.now_s)
+    for _ in range(8):
+        world.step()
+        world.compute.finish()
+        world.obey(["gw-1"])
+        world.measure(["gw-1"], 8.0, num_windows=2)
+    current = world.store.current_digest("gateway")
+    assert current not in ("", old.digest)
+    assert world.shipped["gw-1"].digest == current
+
+
+def test_students_come_back_with_their_teacher(desk: Desk) -> None:
+    prepared(desk.world)
+    good, bad = build(desk.world.store, PROFILE, 0.5, 0.25)
+    desk.world.store.reject_candidate(bad.digest, "gateway", "is slower than its parent")
+    before = desk.world.store.candidates("gateway")
+    desk.apply({**DIGITS, "dataset_options": {"image_size": 12}})
+    assert all(candidate.rejected_reason for candidate in desk.world.store.candidates("gateway"))
+    told = desk.apply(DIGITS)
+    assert told["Workload/digits"].note == ""
+    assert desk.world.store.candidates("gateway") == before
+    assert good.digest in {candidate.digest for candidate in before}
+
+
 def test_training_is_started_once(desk: Desk) -> None:
     desk.world.store.apply_workload(WORKLOAD, 1.0)
     first = desk.operations.train(pb.TrainTeacherRequest(workload="digits")).job
