@@ -59,8 +59,12 @@ class CompressionSpec:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
 
     def to_json(self) -> str:
-        """Canonical JSON: the same spec gives the same bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: the same spec gives the same bytes.
+
+        Fields that are None are left out, so that a field that comes later changes no identity given before.
+        """
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
