@@ -17,6 +17,7 @@ from typing import Any
 from cloud.demo.plan import Outcome
 from edgeloop.sketch import LatencySketch
 from edgeloop.v1 import control_service_pb2 as pb
+from edgeloop.v1 import deployment_pb2
 
 #: A round counts as measured from here on: under it, a p95 rests on a handful of requests.
 MIN_SAMPLES = 100
@@ -114,8 +115,25 @@ def rounds_of(
     return sorted(found, key=lambda r: (r.generation, r.start_s))
 
 
-def judge(name: str, outcome: Outcome, objective_p95_ms: float, rounds: Sequence[Round]) -> ProfileOutcome:
-    """Whether the profile ended as expected, by measurement alone."""
+def behind(devices: Iterable[pb.DeviceInfo], digest: str) -> list[str]:
+    """The devices that do not serve ``digest`` yet, or serve it on trial only."""
+    return sorted(
+        device.registration.device_id
+        for device in devices
+        if device.serving_digest != digest
+        or device.desired_digest != digest
+        or device.deployment.state != deployment_pb2.DEPLOYMENT_STATE_ACTIVE
+    )
+
+
+def judge(
+    name: str,
+    outcome: Outcome,
+    objective_p95_ms: float,
+    rounds: Sequence[Round],
+    devices: Iterable[pb.DeviceInfo],
+) -> ProfileOutcome:
+    """Whether the profile ended as expected, by measurement alone, on every device of it."""
     if not rounds:
         problems = ["nothing was measured"]
         return ProfileOutcome(
@@ -130,6 +148,8 @@ def judge(name: str, outcome: Outcome, objective_p95_ms: float, rounds: Sequence
     problems = []
     if last.num_samples < MIN_SAMPLES:
         problems.append(f"generation {last.generation} has only {last.num_samples} of {MIN_SAMPLES} samples")
+    if late := behind(devices, last.digest):
+        problems.append(f"{', '.join(late)} does not serve {last.digest[:12]} for good yet")
     met = last.p95_ms <= objective_p95_ms
     if not met:
         problems.append(f"p95 is {last.p95_ms:.2f} ms, over the objective of {objective_p95_ms:.2f} ms")

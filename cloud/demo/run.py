@@ -21,7 +21,7 @@ from rich.live import Live
 from cloud.cli.client import ControlClient
 from cloud.cli.output import job_progress, percent, size
 from cloud.demo import screen
-from cloud.demo.outcome import ProfileOutcome, Span, judge, rounds_of
+from cloud.demo.outcome import ProfileOutcome, Span, behind, judge, rounds_of
 from cloud.demo.plan import DemoProfile, load_example
 from cloud.demo.processes import Child, Processes
 from cloud.demo.report import Demonstration, write_report
@@ -32,7 +32,6 @@ from cloud.resources import FleetDocument
 from cloud.training.datasets import load_dataset
 from edgeloop.errors import RejectedError, TransientError
 from edgeloop.v1 import control_service_pb2 as pb
-from edgeloop.v1 import deployment_pb2
 
 Reply = TypeVar("Reply")
 POLL_S = 0.5
@@ -290,10 +289,8 @@ class Demo:
 
         def all_active() -> bool:
             devices = self._devices()
-            return len(devices) >= self._num_devices and all(
-                device.deployment.state == deployment_pb2.DEPLOYMENT_STATE_ACTIVE
-                and device.serving_digest == device.desired_digest
-                for device in devices
+            return len(devices) >= self._num_devices and not any(
+                behind([device], device.desired_digest) for device in devices
             )
 
         self._wait("the first rollout", all_active, timeout_s=120)
@@ -333,7 +330,9 @@ class Demo:
             self._rollouts(profile),
             self._busy(),
         )
-        return judge(profile, item.outcome, self._state.objectives.get(profile, float("inf")), rounds)
+        objective_p95_ms = self._state.objectives.get(profile, float("inf"))
+        devices = [device for device in self._devices() if device.profile == profile]
+        return judge(profile, item.outcome, objective_p95_ms, rounds, devices)
 
     def _calibrate(self) -> None:
         if not self._state.objectives:

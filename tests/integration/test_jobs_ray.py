@@ -69,17 +69,26 @@ def started_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return "ended"
+
+
 @pytest.fixture(scope="module")
 def compute(home: Path, started_in: Path) -> Iterator[RayCompute]:
     compute = RayCompute(work_dir=home, registry_url=str(home / "registry"), num_cpus=2)
+    before = set(psutil.Process().children(recursive=True))
     with contextlib.chdir(started_in):
         compute.start()
     yield compute
-    ours = psutil.Process().children(recursive=True)
+    ours = [(child, _command(child)) for child in psutil.Process().children(recursive=True)]
+    ours = [(child, command) for child, command in ours if child not in before]
     compute.stop()
-    gone, left = psutil.wait_procs(ours, timeout=10)
+    gone, left = psutil.wait_procs([child for child, _ in ours], timeout=15)
     assert gone
-    assert not left, "stop() leaves no process behind"
+    assert not left, f"stop() leaves behind {[command for child, command in ours if child in left]}"
     assert not ray_folders(os.getpid()), "nor any file"
 
 

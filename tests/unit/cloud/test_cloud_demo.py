@@ -16,6 +16,7 @@ from cloud.demo.state import hold, open_state
 from edgeloop.errors import ConfigError
 from edgeloop.sketch import LatencySketch
 from edgeloop.v1 import control_service_pb2 as pb
+from edgeloop.v1 import deployment_pb2
 
 LARGE, SMALL = "a" * 64, "b" * 64
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -59,7 +60,32 @@ ROLLOUTS = [pb.RolloutInfo(rollout_id="r-2", digest=SMALL, decision_id="d-1")]
 
 
 def outcome_of(measurements: list[pb.Measurement], outcome: Outcome, objective_ms: float) -> Any:
-    return judge("small", outcome, objective_ms, rounds_of(measurements, CANDIDATES, DECISIONS, ROLLOUTS))
+    rounds = rounds_of(measurements, CANDIDATES, DECISIONS, ROLLOUTS)
+    devices = [device("gw-1", rounds[-1].digest)] if rounds else []
+    return judge("small", outcome, objective_ms, rounds, devices)
+
+
+def device(name: str, digest: str, state: Any = deployment_pb2.DEPLOYMENT_STATE_ACTIVE) -> pb.DeviceInfo:
+    found = pb.DeviceInfo(profile="small", serving_digest=digest, desired_digest=digest)
+    found.registration.device_id = name
+    found.deployment.state = state
+    return found
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        pytest.param(device("gw-2", LARGE), id="serves-the-old-one"),
+        pytest.param(device("gw-2", SMALL, deployment_pb2.DEPLOYMENT_STATE_TRIAL), id="on-trial"),
+        pytest.param(device("gw-2", ""), id="serves-nothing"),
+    ],
+)
+def test_a_loop_is_not_closed_before_every_device_serves_what_was_decided(late: pb.DeviceInfo) -> None:
+    rounds = rounds_of(BEFORE + AFTER, CANDIDATES, DECISIONS, ROLLOUTS)
+    closed = judge("small", Outcome.COMPRESSED, 5.0, rounds, [device("gw-1", SMALL)])
+    assert closed.problems == []
+    (problem,) = judge("small", Outcome.COMPRESSED, 5.0, rounds, [device("gw-1", SMALL), late]).problems
+    assert problem.startswith("gw-2 does not serve")
 
 
 def test_rounds_merge_windows_and_carry_their_decision() -> None:
