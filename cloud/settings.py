@@ -28,8 +28,9 @@ class ServeSettings:
     """One control plane. Ports of 0 take a free one, and the same one again after a restart.
 
     ``broker`` is ``HOST:PORT`` of one that runs already; None starts the embedded one on ``broker_port``.
-    ``registry_url`` and ``database_url`` default to the state folder. ``report_interval_s`` is what agents
-    are told. ``compute`` is "ray", or "none" for a control plane that serves but builds nothing.
+    ``registry_url``, ``database_url`` and ``director_key`` (a file, made when it is missing) default to the
+    state folder; control planes that share a database must share all three. ``report_interval_s`` is what
+    agents are told. ``compute`` is "ray", or "none" for a control plane that serves but builds nothing.
 
     Raises ``ConfigError`` that names the field and the flag.
     """
@@ -42,6 +43,7 @@ class ServeSettings:
     broker_port: int = DEFAULT_BROKER_PORT
     database_url: str = ""
     registry_url: str = ""
+    director_key: Path | None = None
     compute: str = "ray"
     ray_address: str = ""
     num_cpus: int | None = None
@@ -92,6 +94,11 @@ class ServeSettings:
         return self.database_url or f"sqlite:///{self.state_dir.resolve() / 'edgeloop.db'}"
 
     @property
+    def director(self) -> Path:
+        """The file of the key that signs deployments."""
+        return self.director_key or self.state_dir.resolve() / "director.key"
+
+    @property
     def registry(self) -> str:
         """URL of the artifact registry."""
         return self.registry_url or str(self.state_dir.resolve() / "registry")
@@ -105,6 +112,7 @@ _KINDS: Mapping[str, type] = {
     "report_interval_s": int,
     "step_interval_s": float,
     "state_dir": Path,
+    "director_key": Path,
 }
 
 

@@ -5,8 +5,8 @@
     python scripts/lock.py build       deploy/requirements-build.lock: what makes edgeloop's own wheel
 
 pip itself resolves and says the hashes (``--report``), from whatever index it is configured to use; no
-address is written down. torch is left out of the cloud's lock: its CPU and CUDA builds share a version and differ in
-everything else, so the Dockerfile takes it from the index that a build argument names.
+address is written down. torch is left out of the cloud's lock: its CPU and CUDA builds share a version and
+differ in everything else, so the Dockerfile takes it from the index that a build argument names.
 """
 
 from __future__ import annotations

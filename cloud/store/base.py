@@ -95,6 +95,11 @@ class Database:
             finally:
                 self._local.connection = outer
 
+    @property
+    def is_single_machine(self) -> bool:
+        """Whether only processes of this machine can use the database."""
+        return not self._is_postgresql
+
     def fenced(self, fence: Callable[[sa.Connection], None]) -> Self:
         """The same database, whose every write first passes ``fence`` in its own transaction."""
         view = copy.copy(self)
