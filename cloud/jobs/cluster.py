@@ -6,8 +6,8 @@ Rules that this module keeps:
   that exists only in the memory of this process and its children.
 - A runtime of our own dies with this process, even by SIGKILL. The kernel ties Ray's processes to the
   *thread* that started them, so a thread that lives as long as the runtime does it.
-- Ray lets a driver join only on a node of the cluster: where this machine is none, it becomes one that lends no
-  processors, for as long as we are joined.
+- Ray lets a driver join only on a node of the cluster: where this machine is none, it becomes one that lends
+  no processors, for as long as we are joined.
 - Nothing of it stays behind: a reaper process outlives this one, ends Ray's last processes and removes the
   private folder that holds its files. The next start removes what a killed reaper could not.
 """

@@ -175,7 +175,9 @@ def _new_engine(url: str) -> sa.Engine:
         raise sa.exc.ArgumentError(f"{made.drivername} is not supported")
     # What was connected before the server went away is noticed before it is used.
     return sa.create_engine(
-        made, connect_args={"application_name": "edgeloop", **_PG_CONNECT}, pool_pre_ping=True
+        made,
+        connect_args={"application_name": "edgeloop", "client_encoding": "utf8", **_PG_CONNECT},
+        pool_pre_ping=True,
     )
 
 
