@@ -1,4 +1,4 @@
-"""What only the control plane that holds the lease runs: cluster, jobs, controller, publisher, broker session.
+"""What only the control plane that holds the lease runs: cluster, jobs, controller, publisher, MQTT session.
 
 Rules that this module keeps:
 

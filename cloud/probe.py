@@ -1,4 +1,4 @@
-"""Whether a control plane answers: ``python -m cloud.probe HOST:PORT [CA_FILE]``, for health checks of containers.
+"""Whether a control plane answers: ``python -m cloud.probe HOST:PORT [CA_FILE]``, for health checks.
 
 It asks the gRPC health service, which wants no token. Exit status 0: serving; 1: not, and it says why.
 """
