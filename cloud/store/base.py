@@ -160,8 +160,9 @@ class Database:
 
     def _insert_new(self, connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
         """Insert; False, and nothing is changed, when the key is there already."""
+        # Asked for by RETURNING: the number of inserted rows is not kept for every driver.
         statement = self._insert(table).values(**values).on_conflict_do_nothing()
-        return connection.execute(statement).rowcount == 1
+        return connection.execute(statement.returning(*table.primary_key)).first() is not None
 
 
 def _new_engine(url: str) -> sa.Engine:

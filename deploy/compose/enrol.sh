@@ -8,6 +8,6 @@ for class in small medium large; do
     edgeloop device enroll "$name" --label "class=gateway-$class" --ttl 24h >"/agents/$name.token.tmp"
     mv "/agents/$name.token.tmp" "/agents/$name.token"
 done
-[ -s /agents/inputs.npz ] || python3 /compose/inputs.py /opt/edgeloop/examples/digits/workload.yaml /agents/inputs.npz
+[ -s /agents/inputs.npz ] || python3 /compose/inputs.py /opt/edgeloop/examples/gateways/workload.yaml /agents/inputs.npz
 cp /keys/operator/ca.crt /agents/ca.crt
 chmod 0444 /agents/ca.crt /agents/inputs.npz
