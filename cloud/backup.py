@@ -89,7 +89,7 @@ def back_up(settings: ServeSettings, target: Path) -> BackupSummary:
 
 
 def restore(source: Path, state_dir: Path) -> BackupSummary:
-    """Make a state folder from an archive. Raises ``ConfigError`` or ``RejectedError``, and leaves nothing."""
+    """Make a state folder from an archive. Raises ConfigError or RejectedError, and then leaves nothing."""
     if (state_dir / _DATABASE).exists() or (state_dir / _DIRECTOR).exists():
         raise ConfigError(
             f"{state_dir} holds a control plane already: restore into an empty folder, and start from that",
