@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
 
+from cloud.domain.quantisation import QuantisationSpec
+
 
 class Road(StrEnum):
     """How the student comes to be; none wins everywhere, so the search tries all."""
@@ -43,6 +45,7 @@ class CompressionSpec:
     alpha: float = 0.7
     seed: int = 0
     version: int = 1
+    quantisation: QuantisationSpec | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -57,6 +60,8 @@ class CompressionSpec:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+        if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
+            raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
 
     def to_json(self) -> str:
         """Canonical JSON: the same spec gives the same bytes.
@@ -82,6 +87,11 @@ class CompressionSpec:
                     raise ValueError(
                         f"{key} is {checked[key]!r}: it must be one of {', '.join(kind)}"
                     ) from None
+        if isinstance(checked.get("quantisation"), Mapping):
+            try:
+                checked["quantisation"] = QuantisationSpec.from_mapping(checked["quantisation"])
+            except ValueError as error:
+                raise ValueError(f"quantisation.{error}") from None
         return cls(**checked)
 
     @property
