@@ -94,6 +94,9 @@ class SearchSection(Section):
         Field(min_length=1, max_length=64, description="shares of the teacher's channels to start from"),
     ] = [0.75, 0.5, 0.25]
     num_calibration_samples: Annotated[int, Field(ge=8, le=100_000)] = 256
+    family_epochs: Annotated[
+        int, Field(ge=0, le=1000, description="of the elastic family that all profiles share; 0: none")
+    ] = 0
 
 
 class WorkloadDocument(Section):

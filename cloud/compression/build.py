@@ -25,9 +25,11 @@ from cloud.compression.cost import measure_cost
 from cloud.compression.dependency import trace_channels
 from cloud.compression.distil import distil, recalibrate
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
+from cloud.compression.family import cut_student
 from cloud.compression.importance import taylor
 from cloud.compression.prune import choose_removed, reinitialise, remove_units
 from cloud.compression.quantise import count_weights, quantise
+from cloud.compression.shelf import WeightsShelf, shelved
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -119,16 +121,26 @@ def build_student(
     report: Report,
     dataset: Dataset | None = None,
     device: str = "auto",
+    shelf: WeightsShelf | None = None,
 ) -> Candidate:
     """Build, measure and register the student that ``task`` describes.
 
     ``report(fraction, message)`` is called often; what it raises stops the build and comes out. Pass
-    ``dataset`` when it is loaded already.
+    ``dataset`` when it is loaded already. A student that ``shelf`` holds is not trained again.
     """
     report(0.0, "loading data and teacher")
     dataset = load_dataset(task.workload) if dataset is None else dataset
     teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
-    student = make_student(task, teacher, dataset, device=choose_device(device), report=report)
+    chosen_device = choose_device(device)
+
+    def make() -> nn.Module:
+        if task.spec.road is Road.ELASTIC:
+            return make_elastic(
+                task, teacher, dataset, device=chosen_device, registry=registry, report=report
+            )
+        return make_student(task, teacher, dataset, device=chosen_device, report=report)
+
+    student = shelved(task, teacher, dataset.input_shape, make, shelf=shelf, report=report)
     report(DISTIL_TO, "exporting")
     fp32 = export_verified(student, dataset)
     forms = _forms(task, fp32, dataset, report)
@@ -203,6 +215,36 @@ def make_student(
         student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
     )
     logger.debug("%s: best epoch %d, %.4f", task.task_id, result.best_epoch, result.validation_accuracy)
+    return student.cpu().eval()
+
+
+def make_elastic(
+    task: StudentTask,
+    teacher: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    registry: Blobs,
+    report: Report,
+) -> nn.Module:
+    """Cut from the teacher's elastic family, then distilled when the spec has epochs for it."""
+    if task.family is None:
+        raise RejectedError("the student's elastic family was not trained yet", code="family-missing")
+    report(0.05, "cutting")
+    width = task.spec.width_ratio
+    student = cut_student(
+        task.family, teacher, dataset, task.workload, width, registry=registry, device=device
+    )
+    if task.spec.num_epochs:
+        distil(
+            student,
+            teacher,
+            dataset,
+            spec=task.spec,
+            training=task.workload.training,
+            device=device,
+            report=lambda fraction, text: report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, text),
+        )
     return student.cpu().eval()
 
 

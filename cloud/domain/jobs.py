@@ -1,4 +1,4 @@
-"""Work that was asked of the cluster: one job is a teacher's training or one round of compression."""
+"""Work that was asked of the cluster: training a teacher or its elastic family, or a round of compression."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cloud.domain.specs import CompressionSpec
 class JobKind(StrEnum):
     TRAIN = "train"
     COMPRESS = "compress"
+    FAMILY = "family"
 
 
 class JobState(StrEnum):

@@ -18,6 +18,7 @@ class Road(StrEnum):
     PRUNED = "pruned"  # the teacher's most important channels, then distilled
     DISTILLED = "distilled"  # the family's smaller network from random weights, taught by the teacher
     SCRATCH = "scratch"  # the same network on the labels alone
+    ELASTIC = "elastic"  # cut from the teacher's elastic family; then distilled, when there are epochs
 
 
 class Precision(StrEnum):

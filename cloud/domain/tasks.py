@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cloud.domain.candidates import Candidate
+from cloud.domain.families import FamilyResult, FamilySettings
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import Workload
@@ -42,8 +43,21 @@ class TeacherTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FamilyTask:
+    """Train the elastic family of a teacher."""
+
+    task_id: str
+    workload: Workload
+    teacher: TeacherResult
+    settings: FamilySettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudentTask:
-    """Build, measure and register one student. ``parent_digest`` is what it may not be slower than, or ""."""
+    """Build, measure and register one student. ``parent_digest`` is what it may not be slower than, or "".
+
+    ``family`` is there when the spec's road is elastic.
+    """
 
     task_id: str
     workload: Workload
@@ -51,6 +65,11 @@ class StudentTask:
     profile: DeviceProfile
     spec: CompressionSpec
     parent_digest: str = ""
+    family: FamilyResult | None = None
+
+
+Task = TeacherTask | FamilyTask | StudentTask
+TaskResult = TeacherResult | FamilyResult | Candidate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +84,7 @@ class TaskProgress:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSucceeded:
     task_id: str
-    result: TeacherResult | Candidate
+    result: TaskResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

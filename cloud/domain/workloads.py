@@ -25,12 +25,17 @@ class TrainingBudget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchBudget:
-    """What one compression may spend. ``width_ratios`` is where the search starts, widest first."""
+    """What one compression may spend. ``width_ratios`` is where the search starts, widest first.
+
+    ``family_epochs`` is how long the workload's elastic family is trained, once for all profiles; with 0 the
+    search cuts no students from one.
+    """
 
     max_trials: int = 6
     num_epochs: int = 4
     width_ratios: tuple[float, ...] = (0.75, 0.5, 0.25)
     num_calibration_samples: int = 256
+    family_epochs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
