@@ -7,9 +7,9 @@ Rules:
 - A writer tries every way and keeps the shortest. Equal input gives equal output.
 - Only a sparse chunk has chunks inside, and those are not sparse.
 
-``RAW`` as it is. ``DEFLATE`` (RFC 1951): mostly its Huffman codes, since weights hardly repeat. ``LZMA``: names
+``RAW`` as it is. ``DEFLATE`` (RFC 1951): its Huffman codes mostly, as weights hardly repeat. ``LZMA``: names
 and graph structure. ``BITS``: 1 to 7 bits a value above the smallest. ``SPARSE``: a bitmap of what is not the
-fill value, then the rest: each near its own entropy, which one code for both misses by a fifth at 90 % zeros.
+fill value, then the rest: near the entropy of each; one code for both is a fifth over it at 90 % zeros.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 Rules: elements are compared as bits, never as numbers, so that -0.0 and every NaN come back as they were; a
 reader allocates a small multiple of the tensor that it was told of, whatever is stored.
 
-``PLANES``: all first bytes of the elements, then all second bytes, ...: exponents come together. ``CODEBOOK``: a
-table a row and an index an element, for fp32 weights of few distinct values. ``MASKED``: a bitmap, then the
-planes of what is not zero. Each may be stored with rows and columns exchanged, when channels lie in columns.
+``PLANES``: all first bytes of the elements, then all second bytes, ...: exponents come together.
+``CODEBOOK``: a table a row and an index an element, for fp32 weights of few distinct values. ``MASKED``: a
+bitmap, then the planes of what is not zero. Each may be stored with rows and columns exchanged, if channels
+lie in columns.
 """
 
 from __future__ import annotations
