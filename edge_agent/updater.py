@@ -20,7 +20,7 @@ from edge_agent.blobs import BlobStore
 from edge_agent.fetch import Fetcher, FetchSettings
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.journal import Journal
-from edge_agent.runtime import Runtime, load_onnx
+from edge_agent.runtime import Runtime, load_artifact
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
@@ -366,7 +366,7 @@ class Updater:
                 manifest = self._blobs.read_manifest(slot.manifest_digest)
                 fetch.check_fits(slot, manifest)
                 data = self._blobs.read_artifact(manifest)
-                model = self._served(load_onnx(data, num_threads=self._num_threads), slot)
+                model = self._served(load_artifact(data, manifest, num_threads=self._num_threads), slot)
                 self._engine.swap(model)
         except RejectedError as error:
             logger.error(

@@ -13,7 +13,7 @@ from edge_agent.journal import Journal
 from edge_agent.update_state import Slot, State
 from edgeloop import artifact, trust
 from edgeloop.errors import ConfigError, RejectedError
-from edgeloop.v1 import deployment_pb2
+from edgeloop.v1 import artifact_pb2, deployment_pb2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +74,14 @@ def _check_content(name: str, slot: Slot, blobs: Path) -> list[Check]:
         artifact.check_artifact(manifest, (blobs / "artifacts" / slot.digest).read_bytes())
     except (OSError, RejectedError) as error:
         return [*checks, Check(what=what, good=False, message=f"{error}; {advice}")]
-    return [*checks, Check(what=what, good=True, message=f"{manifest.size_bytes} bytes")]
+    return [*checks, Check(what=what, good=True, message=_sizes(manifest))]
+
+
+def _sizes(manifest: artifact_pb2.Manifest) -> str:
+    text = f"{manifest.size_bytes} bytes"
+    if manifest.executable_size_bytes:
+        text += f", {manifest.executable_size_bytes} when unpacked"
+    return text
 
 
 def check_state(state_dir: Path, keys: tuple[bytes, ...]) -> list[Check]:

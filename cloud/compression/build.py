@@ -27,6 +27,7 @@ from cloud.compression.distil import distil, recalibrate
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.family import cut_student
 from cloud.compression.importance import taylor
+from cloud.compression.pack import Shipped, executable_of, ship
 from cloud.compression.prune import choose_removed, reinitialise, remove_units
 from cloud.compression.quantise import count_weights, quantise
 from cloud.compression.shelf import WeightsShelf, shelved
@@ -145,7 +146,7 @@ def build_student(
     fp32 = export_verified(student, dataset)
     forms = _forms(task, fp32, dataset, report)
     report(0.88, "measuring")
-    parent = registry.get(task.parent_digest) if task.parent_digest else None
+    parent = executable_of(registry.get(task.parent_digest)) if task.parent_digest else None
     runtimes = [form.runtime for form in forms]
     if parent is not None:
         runtimes.append(evaluate.load(parent, num_threads=task.profile.num_threads))
@@ -160,6 +161,7 @@ def build_student(
             parent_num_weights=count_weights(parent),
         )
     cost = measure_cost(student, dataset.input_shape)
+    shipped = ship(form.data)
     report(0.94, "measuring memory")
     metrics = CandidateMetrics(
         accuracy=form.accuracy,
@@ -167,14 +169,15 @@ def build_student(
         latency_p50_ms=timing.p50_ms(chosen),
         latency_p95_ms=timing.p95_ms(chosen),
         reference_p50_ms=timing.reference_p50_ms,
-        artifact_bytes=len(form.data),
-        peak_rss_bytes=evaluate.measure_peak_rss(form.data),
+        artifact_bytes=len(shipped.data),
+        executable_bytes=len(shipped.executable),
+        peak_rss_bytes=evaluate.measure_peak_rss(shipped.data),
         macs=cost.macs,
         num_parameters=cost.num_parameters,
     )
     candidate = Candidate(
-        digest=registry.put(form.data),
-        manifest_digest=registry.put(encode_manifest(_manifest(task, form, dataset))),
+        digest=registry.put(shipped.data),
+        manifest_digest=registry.put(encode_manifest(_manifest(task, form, shipped, dataset))),
         workload=task.workload.name,
         profile=task.profile.name,
         parent_digest=task.parent_digest,
@@ -314,11 +317,13 @@ def _choose(forms: list[_Form], timing: evaluate.Timing) -> int:
     return 0 if winner is Precision.FP32 else 1
 
 
-def _manifest(task: StudentTask, form: _Form, dataset: Dataset) -> artifact_pb2.Manifest:
+def _manifest(task: StudentTask, form: _Form, shipped: Shipped, dataset: Dataset) -> artifact_pb2.Manifest:
     golden = evaluate.golden_samples(form.runtime, dataset.validation.inputs, form.precision)
     batch = form.runtime.input_shape[0]
     return build_manifest(
-        form.data,
+        shipped.data,
+        artifact_format=shipped.artifact_format,
+        executable=shipped.executable,
         workload=task.workload.name,
         profile=task.profile.name,
         precision=(

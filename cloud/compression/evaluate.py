@@ -26,6 +26,7 @@ from edge_agent.runtime import (
     measure_interleaved,
     peak_rss_bytes,
 )
+from edgeloop import packed
 from edgeloop.errors import RejectedError, TransientError
 
 __all__ = [
@@ -80,7 +81,9 @@ class GoldenSamples:
 
 
 def load(data: bytes, *, num_threads: int = 1) -> Runtime:
-    """The artifact, as the agent would load it."""
+    """The artifact, as the agent would load it. A packed one vouches for its size: it was built here."""
+    if packed.is_packed(data):
+        data = packed.unpack(data, executable_bytes=packed.executable_bytes(data))
     return load_onnx(data, num_threads=num_threads)
 
 

@@ -13,7 +13,9 @@ class CandidateMetrics:
     """Measured through the agent's own runtime, one thread, batch 1, where the candidate was built.
 
     ``accuracy`` is on the validation split and drives every choice; ``test_accuracy`` is for reports alone.
-    ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over, absolute times do not.
+    ``artifact_bytes`` is what goes over the wire; ``executable_bytes`` what it unpacks to on the device, or 0
+    where it runs as it is. ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over,
+    absolute times do not.
     """
 
     accuracy: float
@@ -25,6 +27,7 @@ class CandidateMetrics:
     peak_rss_bytes: int
     macs: int
     num_parameters: int
+    executable_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 The cloud imports this package to score candidates, so it imports nothing else of the agent.
 """
 
+from edge_agent.runtime.formats import ArtifactForm, load_artifact
 from edge_agent.runtime.measure import (
     LatencyStats,
     measure_interleaved,
@@ -15,10 +16,12 @@ from edge_agent.runtime.reference import REFERENCE_VERSION, ReferenceKernel
 
 __all__ = [
     "REFERENCE_VERSION",
+    "ArtifactForm",
     "LatencyStats",
     "OnnxRuntime",
     "ReferenceKernel",
     "Runtime",
+    "load_artifact",
     "load_onnx",
     "measure_interleaved",
     "measure_latency",

@@ -92,14 +92,26 @@ def golden_inputs(num: int = 4) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def ship(
-    data: bytes, *, workload: str = "tiny", profile: str = "small", golden_offset: float = 0.0
+    data: bytes,
+    *,
+    workload: str = "tiny",
+    profile: str = "small",
+    golden_offset: float = 0.0,
+    packed: bool = False,
 ) -> Shipment:
     from edge_agent.runtime import load_onnx
 
     inputs = golden_inputs()
     outputs = np.nan_to_num(load_onnx(data).run(inputs)) + np.float32(golden_offset)
+    executable = b""
+    if packed:
+        from cloud.compression.pack import pack_onnx
+
+        data, executable = pack_onnx(data), data
     manifest = artifact.build_manifest(
         data,
+        artifact_format="onnx-packed-v1" if packed else "onnx",
+        executable=executable,
         workload=workload,
         profile=profile,
         precision=artifact_pb2.PRECISION_FP32,

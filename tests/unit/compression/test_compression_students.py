@@ -20,6 +20,7 @@ from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.distil import distil, recalibrate, soft_label_loss
 from cloud.compression.evaluate import measure_peak_rss
+from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights, quantise
 from cloud.domain.candidates import Candidate
 from cloud.domain.profiles import DeviceProfile, MatchRule
@@ -140,7 +141,10 @@ def test_a_student_ships_with_a_manifest_that_a_device_accepts(
     assert seen[-1][0] == 1.0
     metrics = candidate.metrics
     assert metrics.macs < trained[1].macs / 2
-    assert metrics.artifact_bytes == len(data)
+    assert metrics.artifact_bytes == manifest.size_bytes == len(data)
+    assert metrics.executable_bytes == manifest.executable_size_bytes > len(data) * 1.2
+    assert manifest.format == "onnx-packed-v1"
+    assert manifest.executable_digest == hashlib.sha256(executable_of(data)).hexdigest()
     assert 20e6 < measure_peak_rss(data) < 500e6
     assert metrics.latency_p50_ms <= metrics.latency_p95_ms
 
@@ -169,7 +173,10 @@ def test_the_full_width_pruned_is_the_teacher_itself(
     trained: tuple[TeacherTrainer, TeacherResult, Memory],
 ) -> None:
     candidate, _ = build_one(trained, width_ratio=1.0, precision=Precision.FP32)
-    assert candidate.digest == trained[1].artifact_digest
+    manifest = parse_manifest(
+        trained[2].get(candidate.manifest_digest), expected_digest=candidate.manifest_digest
+    )
+    assert manifest.executable_digest == trained[1].artifact_digest
 
 
 def test_auto_ships_one_of_the_two_that_it_measured(
