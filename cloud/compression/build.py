@@ -10,25 +10,25 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from cloud.compression import evaluate
+from cloud.compression.attention import open_attention
 from cloud.compression.choose import choose_precision, reject_against_parent
-from cloud.compression.cost import measure_cost
-from cloud.compression.dependency import trace_channels
-from cloud.compression.distil import distil, recalibrate
+from cloud.compression.cost import count_parameters, measure_cost
+from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.family import cut_student
-from cloud.compression.importance import taylor
+from cloud.compression.narrow import narrow, split_epochs
 from cloud.compression.pack import Shipped, executable_of, ship
-from cloud.compression.prune import choose_removed, reinitialise, remove_units
+from cloud.compression.prune import reinitialise
 from cloud.compression.quantise import count_weights, quantise
 from cloud.compression.shelf import WeightsShelf, shelved
 from cloud.domain.candidates import Candidate, CandidateMetrics
@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[float, str], None]
 
-NUM_IMPORTANCE_SAMPLES = 512
-NUM_RECALIBRATION_SAMPLES = 2048
 NUM_VERIFIED_SAMPLES = 16
 #: Where the distilling part of a student's progress begins and ends.
 DISTIL_FROM, DISTIL_TO = 0.1, 0.8
@@ -101,7 +99,7 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
 def load_teacher(
     workload: Workload, dataset: Dataset, result: TeacherResult, *, registry: Blobs
 ) -> nn.Module:
-    """The trained teacher, on the CPU, in evaluation mode."""
+    """The trained teacher, on the CPU, in evaluation mode, its attention written out (``open_attention``)."""
     state = checkpoints.from_bytes(registry.get(result.checkpoint_digest))
     model = build_teacher(workload, dataset)
     try:
@@ -112,7 +110,7 @@ def load_teacher(
             f"since it was trained; train it again ({error})",
             code="teacher-changed",
         ) from error
-    return model.eval()
+    return open_attention(model.eval())
 
 
 def build_student(
@@ -197,26 +195,33 @@ def make_student(
     """The student's network, trained along the spec's road."""
     spec, training = task.spec, task.workload.training
     report(0.05, "choosing channels")
-    graph = trace_channels(teacher, dataset.input_shape)
-    scores = taylor(_importance_batches(dataset, training.batch_size))(teacher.to(device), graph)
-    removed = choose_removed(graph, scores, spec.width_ratio)
-    student = remove_units(teacher.cpu(), graph, removed, dataset.input_shape)
-    if spec.road is Road.PRUNED and not removed:
-        report(DISTIL_TO, "nothing to remove: the student is the teacher")
-        return student.eval()
-    if spec.road is Road.PRUNED:
-        rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
-        recalibrate(student, rows, batch_size=training.batch_size, device=device)
-    else:
-        reinitialise(student, spec.seed)
 
     def distilling(fraction: float, message: str) -> None:
         report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
 
-    lesson = replace(spec, alpha=0.0) if spec.road is Road.SCRATCH else spec
-    result = distil(
-        student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
+    def train(student: nn.Module, num_epochs: int) -> DistilResult:
+        lesson = replace(spec, num_epochs=num_epochs)
+        if spec.road is Road.SCRATCH:
+            lesson = replace(lesson, alpha=0.0)
+        return distil(
+            student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
+        )
+
+    between, last = split_epochs(spec)
+    student = narrow(
+        teacher,
+        dataset,
+        spec=spec,
+        batch_size=training.batch_size,
+        device=device,
+        tune=lambda network: train(network, between),
     )
+    if spec.road is Road.PRUNED and count_parameters(student) == count_parameters(teacher):
+        report(DISTIL_TO, "nothing to remove: the student is the teacher")
+        return student.cpu().eval()
+    if spec.road is not Road.PRUNED:
+        reinitialise(student, spec.seed)
+    result = train(student, last)
     logger.debug("%s: best epoch %d, %.4f", task.task_id, result.best_epoch, result.validation_accuracy)
     return student.cpu().eval()
 
@@ -290,13 +295,6 @@ def _forms(task: StudentTask, fp32: bytes, dataset: Dataset, report: Report) -> 
         score = evaluate.accuracy(runtime, validation.inputs, validation.labels)
         forms.append(_Form(data=data, precision=precision, runtime=runtime, accuracy=score))
     return forms
-
-
-def _importance_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    train, last = dataset.train, min(NUM_IMPORTANCE_SAMPLES, len(dataset.train))
-    for start in range(0, last, batch_size):
-        stop = min(start + batch_size, last)
-        yield torch.from_numpy(train.inputs[start:stop]), torch.from_numpy(train.labels[start:stop])
 
 
 def calibration_samples(dataset: Dataset, count: int, seed: int) -> NDArray[np.float32]:

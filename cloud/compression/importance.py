@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloud.compression.channel_rules import FIXED, BatchNorm
+from cloud.compression.channel_rules import BatchNorm
+from cloud.compression.channels import FIXED
 from cloud.compression.dependency import ChannelGraph
 
 Importance = Callable[[nn.Module, ChannelGraph], dict[int, float]]

@@ -11,6 +11,9 @@ from typing import Any, Self
 
 from cloud.domain.quantisation import QuantisationSpec
 
+#: Fields that were not there in the first version: None asks for what was done then.
+_OPTIONAL = frozenset({"importance", "pruning_steps"})
+
 
 class Road(StrEnum):
     """How the student comes to be; none wins everywhere, so the search tries all."""
@@ -27,12 +30,22 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class Importance(StrEnum):
+    """What decides which channels stay."""
+
+    TAYLOR = "taylor"  # what the loss would do without the channel, to first order
+    MAGNITUDE = "magnitude"  # L2 norm of the weights that make it
+    NORM_SCALE = "norm_scale"  # its BatchNorm factor, magnitude where it has none
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompressionSpec:
     """What is done to a teacher to get one student.
 
     ``width_ratio`` is the share of channels kept in each dependency group, before floors and alignment to 8.
-    ``alpha`` is the share of the soft-label loss; the rest is cross-entropy with the labels.
+    ``alpha`` is the share of the soft-label loss; the rest is the loss with the labels.
+    ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
+    steps of equal ratio, with training between them (None: at once).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -47,6 +60,8 @@ class CompressionSpec:
     seed: int = 0
     version: int = 1
     quantisation: QuantisationSpec | None = None
+    importance: Importance | None = None
+    pruning_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -57,8 +72,11 @@ class CompressionSpec:
             ("alpha", 0.0, 1.0),
             ("seed", 0, 2**31 - 1),
             ("version", 1, 1),
+            ("pruning_steps", 1, 16),
         ):
             value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
@@ -80,8 +98,8 @@ class CompressionSpec:
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}: known are {', '.join(sorted(known))}")
         checked = dict(values)
-        for key, kind in (("road", Road), ("precision", Precision)):
-            if key in checked:
+        for key, kind in (("road", Road), ("precision", Precision), ("importance", Importance)):
+            if checked.get(key) is not None:
                 try:
                     checked[key] = kind(checked[key])
                 except ValueError:
