@@ -63,8 +63,12 @@ def compress_job(
     now_s: float,
     *,
     decision_id: str = "",
+    max_trials: int = 0,
 ) -> Job:
-    """A job that builds these students. Their task ids are filled in once the teacher is known."""
+    """A job that builds these students. Their task ids are filled in once the teacher is known.
+
+    A search gives ``max_trials``: further rungs may follow from what the first ones measured.
+    """
     trials = tuple(Trial(task_id=f"{job_id}-{number}", spec=spec) for number, spec in enumerate(specs))
     return Job(
         job_id=job_id,
@@ -74,6 +78,7 @@ def compress_job(
         trials=trials,
         decision_id=decision_id,
         create_time_s=now_s,
+        max_trials=max_trials,
     )
 
 

@@ -25,6 +25,7 @@ from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilyResult
 from cloud.domain.jobs import Job, JobKind, JobState, Trial
 from cloud.domain.profiles import DeviceProfile
+from cloud.domain.rungs import next_rung
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import (
     FamilyTask,
@@ -71,6 +72,8 @@ class JobStore(Protocol):
     def save_teacher(self, teacher: TeacherResult, now_s: float) -> None: ...
     def save_candidate(self, candidate: Candidate, now_s: float) -> bool: ...
     def candidate(self, digest: str, profile: str) -> Candidate | None: ...
+    def candidates(self, profile: str | None = None, workload: str | None = None) -> list[Candidate]: ...
+    def failed_specs(self, profile: str) -> list[CompressionSpec]: ...
     def record_failed_trial(
         self, profile: str, spec: CompressionSpec, code: str, message: str, now_s: float
     ) -> None: ...
@@ -278,7 +281,15 @@ class JobRunner:
             job = self._name_tasks(job, workload, teacher, profile)
         open_trials = [trial for trial in job.trials if not trial.state.finished]
         if not open_trials:
-            return self._finish_compression(job)
+            more = self._next_rung(job, workload, profile)
+            if not more:
+                return self._finish_compression(job)
+            trials = (
+                Trial(task_id=student_task_id(workload, teacher, profile, spec), spec=spec) for spec in more
+            )
+            job = replace(job, trials=(*job.trials, *trials))
+            self._store.update_job(job)
+            open_trials = [trial for trial in job.trials if not trial.state.finished]
         family = known_family(self._store, workload, teacher, self._has_blob)
         cut = [trial for trial in open_trials if trial.spec and trial.spec.road is Road.ELASTIC]
         if cut and family is None:
@@ -323,6 +334,21 @@ class JobRunner:
             training = [first]
         self._note(job, replace(job, message=f"waits for the teacher ({training[0].job_id})"))
         return False
+
+    def _next_rung(self, job: Job, workload: Workload, profile: DeviceProfile) -> tuple[CompressionSpec, ...]:
+        """What a search goes on with, now that all of its trials have ended."""
+        if not job.max_trials:
+            return ()
+        built = self._store.candidates(profile.name, workload.name)
+        failed = self._store.failed_specs(profile.name)
+        return next_rung(
+            [trial.spec for trial in job.trials if trial.spec is not None],
+            built,
+            constraints=profile.constraints,
+            budget=workload.search,
+            max_trials=job.max_trials,
+            exclude=[*(c.spec.digest for c in built), *(spec.digest for spec in failed)],
+        )
 
     def _await_family(self, job: Job, workload: Workload, teacher: TeacherResult) -> str:
         """See to it that the family is trained. Returns why it cannot be, or ""."""

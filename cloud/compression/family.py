@@ -25,6 +25,7 @@ from cloud.compression.dependency import trace_channels
 from cloud.compression.distil import recalibrate, soft_label_loss
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
 from cloud.compression.importance import taylor
+from cloud.compression.layers import layer_shapes
 from cloud.domain.families import FamilyResult, FamilySettings, FamilyWidth, family_key
 from cloud.domain.tasks import TeacherResult
 from cloud.domain.workloads import Workload
@@ -203,7 +204,11 @@ def finish_family(trainer: FamilyTrainer, teacher: TeacherResult, *, registry: B
         accuracy = measure_accuracy(network, _first(dataset.validation), trainer.device)
         widths.append(
             FamilyWidth(
-                width_ratio=width, accuracy=accuracy, macs=cost.macs, num_parameters=cost.num_parameters
+                width_ratio=width,
+                accuracy=accuracy,
+                macs=cost.macs,
+                num_parameters=cost.num_parameters,
+                layers=layer_shapes(network, dataset.input_shape),
             )
         )
     state = {

@@ -10,6 +10,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+from cloud.domain.latency import LayerShape
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilySettings:
@@ -51,6 +53,7 @@ class FamilyWidth:
     accuracy: float
     macs: int
     num_parameters: int
+    layers: tuple[LayerShape, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,7 +41,10 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """``progress`` is 0 to 1. ``end_time_s`` is 0 until the job is finished."""
+    """``progress`` is 0 to 1. ``end_time_s`` is 0 until the job is finished.
+
+    ``max_trials`` is how many trials a search may grow to, rung by rung; 0 stands for those that it has.
+    """
 
     job_id: str
     kind: JobKind
@@ -54,6 +57,7 @@ class Job:
     decision_id: str = ""
     create_time_s: float = 0.0
     end_time_s: float = 0.0
+    max_trials: int = 0
 
     @property
     def candidate_digests(self) -> tuple[str, ...]:
