@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cloud.cli import demo, describe, get, jobs, rollout, serve
+from cloud.cli import demo, describe, get, jobs, pareto, rollout, serve
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_values, stderr, stdout
 from cloud.cli.plain import plain
@@ -36,6 +36,7 @@ app.add_typer(rollout.app, name="rollout")
 app.command("serve")(serve.serve)
 app.command("train")(jobs.train)
 app.command("compress")(jobs.compress)
+app.command("pareto")(pareto.pareto)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
 app.command("demo")(demo.demo)

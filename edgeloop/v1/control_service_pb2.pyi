@@ -517,6 +517,48 @@ class ExplainDeviceResponse(_message.Message):
     sentences: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., profile: _Optional[_Union[ProfileInfo, _Mapping]] = ..., candidate: _Optional[_Union[CandidateInfo, _Mapping]] = ..., rollout: _Optional[_Union[RolloutInfo, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[DecisionInfo, _Mapping]]] = ..., history: _Optional[_Iterable[_Union[_deployment_pb2.DeploymentStatus, _Mapping]]] = ..., sentences: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class TradeOffPoint(_message.Message):
+    __slots__ = ("digest", "spec_json", "precision", "accuracy", "latency_p50_ms", "artifact_bytes", "on_front", "chosen", "rejected_reason", "predicted_p95_ms")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_P50_MS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ON_FRONT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_REASON_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    spec_json: str
+    precision: str
+    accuracy: float
+    latency_p50_ms: float
+    artifact_bytes: int
+    on_front: bool
+    chosen: bool
+    rejected_reason: str
+    predicted_p95_ms: float
+    def __init__(self, digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., latency_p50_ms: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., chosen: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ...) -> None: ...
+
+class GetTradeOffRequest(_message.Message):
+    __slots__ = ("profile",)
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    def __init__(self, profile: _Optional[str] = ...) -> None: ...
+
+class GetTradeOffResponse(_message.Message):
+    __slots__ = ("profile", "points", "reason", "prediction_error_ratio")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ERROR_RATIO_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    points: _containers.RepeatedCompositeFieldContainer[TradeOffPoint]
+    reason: str
+    prediction_error_ratio: float
+    def __init__(self, profile: _Optional[str] = ..., points: _Optional[_Iterable[_Union[TradeOffPoint, _Mapping]]] = ..., reason: _Optional[str] = ..., prediction_error_ratio: _Optional[float] = ...) -> None: ...
+
 class TrainTeacherRequest(_message.Message):
     __slots__ = ("workload", "force")
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
