@@ -24,10 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cloud.audit import AuditLog
 from cloud.broker import EmbeddedBroker
 from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY, Controller
@@ -36,9 +38,12 @@ from cloud.loop import ControlLoop
 from cloud.presence import PresenceBook
 from cloud.publisher import Publisher
 from cloud.registry import Registry
+from cloud.secure_parts import SecureParts
 from cloud.services import control, fleet
 from cloud.services.convert import timestamp
-from cloud.settings import ServeSettings
+from cloud.services.enrolment import Directions
+from cloud.services.operator_guard import OperatorGuard
+from cloud.settings import ServeSettings, is_loopback
 from cloud.state_folder import RememberedPorts, locked, write_json
 from cloud.store import Store
 from edgeloop import __version__, topics
@@ -68,6 +73,8 @@ class ControlPlane:
         self._session: MqttSession | None = None
         self._compute: ComputeHost | NoCompute = NoCompute()
         self._director: DirectorKey | None = None
+        self._keys: SecureParts | None = None
+        self.enrol_port = 0
 
     async def start(self) -> None:
         """Returns once agents and the control script can be served.
@@ -101,11 +108,14 @@ class ControlPlane:
         stack.push_async_callback(asyncio.to_thread, compute.stop)
         compute.start()
 
+        keys = self._keys = SecureParts.load(settings) if settings.tls_dir is not None else None
+        broker_tls = keys is not None and broker is None
         session = self._session = MqttSession(
             self.broker_host,
             self.broker_port,
-            f"edgeloop-cloud-{director.key_id}",
+            keys.client_id if keys is not None and broker_tls else f"edgeloop-cloud-{director.key_id}",
             backoff=Backoff(0.1, 10.0),
+            tls=keys.broker_context() if keys is not None and broker_tls else None,
         )
         publisher = Publisher(bus=session, blobs=registry, state_path=state_dir / "published.json")
         runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=registry.exists)
@@ -136,7 +146,12 @@ class ControlPlane:
         stack.push_async_callback(asyncio.to_thread, loop.stop)
 
         await self._start_servers(store, loop.poke, ports)
-        ports.save(fleet=self.fleet_port, control=self.control_port, broker=self.broker_port)
+        ports.save(
+            fleet=self.fleet_port,
+            control=self.control_port,
+            broker=self.broker_port,
+            **({"enrol": self.enrol_port} if keys is not None else {}),
+        )
         self._announce(state_dir, director)
 
     # -- parts -------------------------------------------------------------------------------------------
@@ -161,7 +176,7 @@ class ControlPlane:
                 continue
             self._stack.push_async_callback(asyncio.to_thread, broker.stop)
             self.broker_host, self.broker_port = _reachable(self.settings.host), broker.port
-            if not _is_loopback(self.settings.host):
+            if not is_loopback(self.settings.host):
                 logger.warning(
                     "the embedded broker takes anonymous clients on %s: use one with certificates (--broker) "
                     "wherever others can reach it",
@@ -195,29 +210,82 @@ class ControlPlane:
         )
         await fleet_servicer.start()
         self._stack.push_async_callback(fleet_servicer.stop)
-        fleet_server = grpc.aio.server(options=fleet.SERVER_OPTIONS)
+        keys, audit = self._keys, AuditLog(store)
+        if keys is not None:
+            await keys.start(store, audit, self._stack, self.broker_host, self.broker_port)
+        fleet_server = grpc.aio.server(
+            options=fleet.SERVER_OPTIONS, interceptors=[keys.guard] if keys is not None else []
+        )
         fleet.add_fleet_service(fleet_server, fleet_servicer)
+        if keys is not None:
+            keys.add_renewal(fleet_server)
         self.fleet_port = await self._serve(
-            fleet_server, "fleet", settings.fleet_port, _service_name(fleet_service_pb2), ports
+            fleet_server,
+            "fleet",
+            settings.fleet_port,
+            _service_name(fleet_service_pb2),
+            ports,
+            keys.fleet_credentials() if keys is not None else None,
         )
         control_servicer = control.ControlServicer(
-            store, settings=settings.policy, info=self._info, poke=poke
+            store, settings=settings.policy, info=self._info, poke=poke, enrols=keys is not None
         )
-        control_server = grpc.aio.server(options=control.SERVER_OPTIONS)
+        guard = OperatorGuard(audit, keys.tokens(store) if keys is not None else None)
+        control_server = grpc.aio.server(options=control.SERVER_OPTIONS, interceptors=[guard])
         control.add_control_service(control_server, control_servicer)
+        server_credentials = keys.server_credentials() if keys is not None else None
         self.control_port = await self._serve(
-            control_server, "control", settings.control_port, _service_name(control_service_pb2), ports
+            control_server,
+            "control",
+            settings.control_port,
+            _service_name(control_service_pb2),
+            ports,
+            server_credentials,
+        )
+        if keys is not None:
+            self.enrol_port = await self._serve(
+                keys.enrol_server(self._directions),
+                "enrol",
+                settings.enrol_port,
+                "",
+                ports,
+                server_credentials,
+            )
+
+    def _directions(self) -> Directions:
+        assert self._director is not None
+        settings = self.settings
+        fleet_host, fleet_port = settings.advertised("advertise_fleet") or ("", self.fleet_port)
+        broker_host, broker_port = settings.advertised("advertise_broker") or (
+            "" if is_loopback(self.broker_host) else self.broker_host,
+            self.broker_port,
+        )
+        return Directions(
+            fleet_host=fleet_host,
+            fleet_port=fleet_port,
+            broker_host=broker_host,
+            broker_port=broker_port,
+            director_public_key=self._director.public_bytes,
         )
 
     async def _serve(
-        self, server: grpc.aio.Server, name: str, port: int, service: str, ports: RememberedPorts
+        self,
+        server: grpc.aio.Server,
+        name: str,
+        port: int,
+        service: str,
+        ports: RememberedPorts,
+        credentials: grpc.ServerCredentials | None,
     ) -> int:
+        """``service`` is what reflection shows besides health; empty shows nothing at all."""
         checker = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-        reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        bound = _bind(server, self.settings.host, name, ports.to_try(name, port))
+        if service:
+            shown = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(shown, server)
+        bound = _bind(server, self.settings.host, name, ports.to_try(name, port), credentials)
         await server.start()
-        for known in ("", service):
+        for known in {"", service}:
             await checker.set(known, health_pb2.HealthCheckResponse.SERVING)
 
         async def end() -> None:
@@ -243,6 +311,11 @@ class ControlPlane:
             controller_paused=self._store.get_meta(PAUSED_KEY) == "1",
         )
 
+    def _secure_entries(self, host: str) -> dict[str, str]:
+        if self._keys is None:
+            return {}
+        return {"enrol": _address(host, self.enrol_port), "ca": str(self._keys.folder.control_ca.resolve())}
+
     def _announce(self, state_dir: Path, director: DirectorKey) -> None:
         path = state_dir / "server.json"
         host = _reachable(self.settings.host)
@@ -251,6 +324,7 @@ class ControlPlane:
             {
                 "control": _address(host, self.control_port),
                 "fleet": _address(host, self.fleet_port),
+                **self._secure_entries(host),
                 "broker": {"host": self.broker_host, "port": self.broker_port},
                 "director_public_key": director.public_bytes.hex(),
                 "pid": os.getpid(),
@@ -313,10 +387,20 @@ def set_up_logging(settings: ServeSettings) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def _bind(server: grpc.aio.Server, host: str, name: str, ports: list[int]) -> int:
+def _bind(
+    server: grpc.aio.Server,
+    host: str,
+    name: str,
+    ports: list[int],
+    credentials: grpc.ServerCredentials | None,
+) -> int:
     for port in ports:
+        address = _address(host, port)
         try:
-            bound = server.add_insecure_port(_address(host, port))
+            if credentials is None:
+                bound = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, credentials)
         except RuntimeError:
             bound = 0
         if bound:
@@ -331,10 +415,6 @@ def _bind(server: grpc.aio.Server, host: str, name: str, ports: list[int]) -> in
 def _service_name(module: Any) -> str:
     (service,) = module.DESCRIPTOR.services_by_name.values()
     return str(service.full_name)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
 
 
 def _reachable(host: str) -> str:

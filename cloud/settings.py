@@ -18,6 +18,7 @@ from edgeloop.errors import ConfigError
 ENV_PREFIX = "EDGELOOP_"
 DEFAULT_FLEET_PORT = 50061
 DEFAULT_CONTROL_PORT = 50062
+DEFAULT_ENROL_PORT = 50063
 DEFAULT_BROKER_PORT = 1883
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,252}[A-Za-z0-9])?|::1?|\[[0-9a-fA-F:]+\]")
@@ -30,6 +31,10 @@ class ServeSettings:
     ``broker`` is ``HOST:PORT`` of one that runs already; None starts the embedded one on ``broker_port``.
     ``registry_url`` and ``database_url`` default to the state folder. ``report_interval_s`` is what agents
     are told. ``compute`` is "ray", or "none" for a control plane that serves but builds nothing.
+
+    ``tls_dir`` is what ``edgeloop keys init`` made; without it there is neither TLS nor token, and ``host``
+    must be loopback unless ``insecure``. ``advertise_*`` is where enrolled agents find the rest, if not
+    where they enrolled. ``control_index`` tells control planes of one broker apart.
 
     Raises ``ConfigError`` that names the field and the flag.
     """
@@ -48,19 +53,44 @@ class ServeSettings:
     step_interval_s: float = 2.0
     report_interval_s: int = 30
     log_level: str = "INFO"
+    tls_dir: Path | None = None
+    enrol_port: int = DEFAULT_ENROL_PORT
+    control_index: int = 1
+    advertise_fleet: str = ""
+    advertise_broker: str = ""
+    certificate_ttl_s: float = 7 * 86_400.0
+    insecure: bool = False
     policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host):
             raise _bad("host", self.host, "an address or a host name to listen on")
-        for name in ("fleet_port", "control_port", "broker_port"):
+        for name in ("fleet_port", "control_port", "broker_port", "enrol_port"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65_535:
                 raise _bad(name, value, "0 (a free one) to 65535")
         if self.fleet_port and self.fleet_port == self.control_port:
             raise _bad("control_port", self.control_port, "another than fleet_port")
+        if (
+            self.tls_dir is not None
+            and self.enrol_port
+            and self.enrol_port
+            in (
+                self.fleet_port,
+                self.control_port,
+            )
+        ):
+            raise _bad("enrol_port", self.enrol_port, "another than fleet_port and control_port")
         if self.broker is not None:
             self.broker_address()
+        self._check_exposure()
+        for name in ("advertise_fleet", "advertise_broker"):
+            if getattr(self, name):
+                self.advertised(name)
+        if not 1 <= self.control_index <= 9:
+            raise _bad("control_index", self.control_index, "1 to 9")
+        if not 1 <= self.certificate_ttl_s <= 3650 * 86_400:
+            raise _bad("certificate_ttl_s", self.certificate_ttl_s, "1 second to ten years, in seconds")
         if self.compute not in ("ray", "none"):
             raise _bad("compute", self.compute, '"ray" or "none"')
         if self.num_cpus is not None and not 1 <= self.num_cpus <= 4096:
@@ -72,19 +102,34 @@ class ServeSettings:
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise _bad("log_level", self.log_level, "DEBUG, INFO, WARNING or ERROR")
 
+    def _check_exposure(self) -> None:
+        """Nothing that anybody could use without proof is offered to a network by accident."""
+        if is_loopback(self.host) or self.insecure:
+            return
+        if self.tls_dir is None:
+            raise ConfigError(
+                f"host is {self.host}, which others can reach, and there are no keys: make them with "
+                "'edgeloop keys init DIR --server-name NAME' and give --tls-dir DIR (EDGELOOP_TLS_DIR), or "
+                "say --insecure to serve everybody without TLS",
+                code="settings-exposed",
+            )
+        if self.broker is None:
+            raise ConfigError(
+                f"host is {self.host}, which others can reach, and the embedded broker takes everybody: give "
+                "one that asks for certificates (--broker HOST:8883; deploy/mosquitto has its configuration)",
+                code="settings-exposed",
+            )
+
     def broker_address(self) -> tuple[str, int] | None:
         """Host and port of the given broker, or None for the embedded one."""
         if self.broker is None:
             return None
-        host, _, port = self.broker.rpartition(":")
-        if (
-            not _HOST.fullmatch(host)
-            or not port.isascii()
-            or not port.isdigit()
-            or not 1 <= int(port) <= 65_535
-        ):
-            raise _bad("broker", self.broker, "HOST:PORT, such as broker.example.org:1883")
-        return host.strip("[]"), int(port)
+        return _address("broker", self.broker, "HOST:PORT, such as broker.example.org:1883")
+
+    def advertised(self, name: str) -> tuple[str, int] | None:
+        """Host and port that agents are told for ``advertise_fleet`` or ``advertise_broker``, if any."""
+        text = getattr(self, name)
+        return _address(name, text, "HOST:PORT, as agents reach it") if text else None
 
     @property
     def database(self) -> str:
@@ -97,7 +142,24 @@ class ServeSettings:
         return self.registry_url or str(self.state_dir.resolve() / "registry")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
+
+
+def _address(name: str, text: str, wanted: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not _HOST.fullmatch(host) or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65_535:
+        raise _bad(name, text, wanted)
+    return host.strip("[]"), int(port)
+
+
 _KINDS: Mapping[str, type] = {
+    "enrol_port": int,
+    "control_index": int,
+    "certificate_ttl_s": float,
+    "insecure": bool,
+    "tls_dir": Path,
     "fleet_port": int,
     "control_port": int,
     "broker_port": int,
@@ -140,6 +202,10 @@ def settings_from(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Serve
 
 
 def _converted(variable: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("1", "true", "yes", "0", "false", "no"):
+            raise ConfigError(f"{variable} is {text!r}: it must be 1 or 0", code="settings-field")
+        return text.lower() in ("1", "true", "yes")
     try:
         return kind(text)
     except ValueError:

@@ -47,6 +47,8 @@ from edgeloop.errors import RejectedError, TransientError
 from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
 
 if TYPE_CHECKING:
+    from edge_agent.identity import Identity
+    from edge_agent.renewal import Renewer
     from edge_agent.reporter import FleetReporter
     from edgeloop.mqtt import MqttSession
 
@@ -112,6 +114,7 @@ class Agent:
         self._source: ReplaySource | None = None
         self._reporter: FleetReporter | None = None
         self._session: MqttSession | None = None
+        self._renewer: Renewer | None = None
         self._hardware = device_pb2.Hardware()
         self._profile = ""
         self._profile_message = ""
@@ -159,17 +162,20 @@ class Agent:
     def _connect(self) -> None:
         # Imported here: they cost a third of the start, and the model serves already.
         from edge_agent.hardware import probe
+        from edge_agent.identity import load_identity
         from edge_agent.reporter import FleetReporter
         from edgeloop.mqtt import MqttSession, Will
 
         config = self._config
         self._hardware = probe()
+        identity = load_identity(config.state_dir)
         session = MqttSession(
             config.broker.host,
             config.broker.port,
             config.device_id,
             will=Will(topic=topics.presence(config.device_id), payload=topics.OFFLINE),
             backoff=Backoff(0.5, 60.0, self._rng),
+            tls=identity.broker_context() if identity is not None else None,
         )
         session.on_state(lambda connected: self._inbox.put(BrokerChanged(connected=connected)))
         self._session = session
@@ -182,8 +188,23 @@ class Agent:
             registration=self._registration,
             on_registered=lambda response: self._inbox.put(Registered(response=response)),
             backoff=Backoff(0.5, 60.0, random.Random()),
+            credentials=identity.fleet_credentials() if identity is not None else None,
         )
         self._reporter.start()
+        if identity is not None:
+            from edge_agent.renewal import Renewer
+
+            self._renewer = Renewer(
+                config.state_dir, identity, server=str(config.server), on_renewed=self._use_identity
+            )
+            self._renewer.start()
+
+    def _use_identity(self, identity: "Identity") -> None:
+        """Called on the renewer's thread: both connections take what is new at their next beginning."""
+        if self._session is not None:
+            self._session.set_tls(identity.broker_context())
+        if self._reporter is not None:
+            self._reporter.set_credentials(identity.fleet_credentials())
 
     def _loop(self) -> None:
         while True:
@@ -439,6 +460,8 @@ class Agent:
             self._source.close()
 
     def _close_network(self) -> None:
+        if self._renewer is not None:
+            self._renewer.close()
         if self._reporter is not None:
             self._reporter.close(timeout_s=2.0)
         if self._session is not None:

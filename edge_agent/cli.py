@@ -15,7 +15,7 @@ import typer
 
 from edge_agent import service
 from edge_agent.config import load_config, load_values
-from edgeloop.errors import EdgeloopError
+from edgeloop.errors import ConfigError, EdgeloopError
 
 _EXIT_CODES = (
     "Exit codes: 0 all is well; 2 wrong usage or configuration; 3 something is wrong with the state folder "
@@ -134,6 +134,43 @@ def _written(config: Path | None, state_dir: str | None, director_key: list[str]
         config_file=config,
         flags={"state_dir": state_dir, "director_key": director_key},
         required=("state_dir",),
+    )
+
+
+@app.command(epilog=_EXIT_CODES)
+def enroll(
+    server: Annotated[str, typer.Option(help="Enrolment port of the control plane, host:port.")],
+    ca: Annotated[Path, typer.Option(help="Certificate authority of the servers (ca.crt).")],
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    token: Annotated[str | None, typer.Option(help="What 'edgeloop device enroll' printed.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file that holds it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an identity that is still good.")] = False,
+) -> None:
+    """Get a certificate for a one-time token. The private key is made here and stays here."""
+    from edge_agent.config import parse_endpoint
+    from edge_agent.enrol import enrol, read_token
+
+    with _errors_shown():
+        values = _written(config, state_dir, None)
+        try:
+            endpoint = parse_endpoint(server)
+        except ValueError as error:
+            raise ConfigError(f"--server is {server!r}; expected {error}", code="config-value") from None
+        folder = Path(str(values["state_dir"]))
+        identity, is_new = enrol(
+            folder,
+            server=endpoint,
+            ca_file=ca,
+            token=lambda: read_token(token, token_file),
+            force=force,
+        )
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(identity.facts.not_after_s))
+    typer.echo(
+        f"enrolled as {identity.device_id}, certificate until {until} UTC: "
+        f"'edgeloop-agent run --state-dir {folder}' starts it"
+        if is_new
+        else f"enrolled already as {identity.device_id}, certificate until {until} UTC: nothing was changed"
     )
 
 

@@ -7,6 +7,8 @@ Rules:
 - The result is immutable and complete: nothing below this module reads the environment.
 """
 
+import contextlib
+import json
 import os
 import re
 import tomllib
@@ -26,6 +28,8 @@ MAX_LABELS = 32
 _LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
 _MAX_LABEL_VALUE = 128
 UNIX_PREFIX = "unix:"
+# Below the state folder; what `edgeloop-agent enroll` was told.
+ENROLMENT_FILE = Path("identity") / "enrolment.json"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -347,14 +351,41 @@ def load_config(
     flags: Mapping[str, object] | None = None,
     working_dir: Path | None = None,
 ) -> AgentConfig:
-    values = load_values(
-        config_file=config_file,
-        environment=environment,
-        flags=flags,
-        working_dir=working_dir,
-        required=_REQUIRED,
-    )
+    def read(required: tuple[str, ...]) -> dict[str, object]:
+        return load_values(
+            config_file=config_file,
+            environment=environment,
+            flags=flags,
+            working_dir=working_dir,
+            required=required,
+        )
+
+    state_dir: object = None
+    with contextlib.suppress(ConfigError):  # told below, after what is missing
+        state_dir = read(()).get("state_dir")
+    enrolled = _enrolled(state_dir)
+    values = enrolled | read(tuple(key for key in _REQUIRED if _KEYS[key][0] not in enrolled))
+    if enrolled and values["device_id"] != enrolled["device_id"]:
+        raise ConfigError(
+            f"device_id is {values['device_id']!r}, but this state folder was enrolled as "
+            f"{enrolled['device_id']!r}: leave it out, or enrol another folder",
+            code="config-value",
+        )
     return AgentConfig(**values)  # type: ignore[arg-type]  # each parser above gives its field's type
+
+
+def _enrolled(state_dir: object) -> dict[str, object]:
+    """What enrolment told: the defaults of an enrolled state folder, by field of AgentConfig."""
+    path = state_dir / ENROLMENT_FILE if isinstance(state_dir, Path) else None
+    if path is None or not path.exists():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        keys = ("device_id", "server", "broker", "director_key")
+        place = {key: _Place(source=str(path), key=key, folder=path.parent) for key in keys}
+        return {_KEYS[key][0]: _KEYS[key][1](told[key], place[key]) for key in keys}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}): enrol again", code="identity-files") from None
 
 
 assert {name for name, _ in _KEYS.values()} == {field.name for field in fields(AgentConfig)}

@@ -180,6 +180,7 @@ class FleetReporter:
         self._stop = threading.Event()
         self._drain_until_s = float("inf")
         self._register_again = False
+        self._reconnect = False
         self._client: FleetClient | None = None
         self._connected = False
         self._complained = False
@@ -218,6 +219,12 @@ class FleetReporter:
         self._register_again = True
         self._inbox.put(None)
 
+    def set_credentials(self, credentials: grpc.ChannelCredentials) -> None:
+        """Connects again with these: the certificate was renewed. Any thread."""
+        self._credentials = credentials
+        self._reconnect = True
+        self._inbox.put(None)
+
     def update_status(self, status: deployment_pb2.DeploymentStatus) -> None:
         """Stores a status durably and sends it as soon as the cloud can be reached. Any thread."""
         self._spool.enqueue_status(status)
@@ -242,6 +249,7 @@ class FleetReporter:
             self._stop.wait(self._backoff.next())
 
     def _connect_and_deliver(self) -> None:
+        self._reconnect = False
         client = FleetClient(self._server, credentials=self._credentials)
         self._client = client
         stream: ReportStream | None = None
@@ -274,8 +282,8 @@ class FleetReporter:
         self._on_registered(client.register(self._registration()))
 
     def _deliver(self, client: FleetClient, stream: ReportStream) -> None:
-        """Until the connection ends (raises) or the reporter stops (returns)."""
-        while time.monotonic() < self._drain_until_s:
+        """Until the connection ends (raises), or the reporter stops or is to connect again (returns)."""
+        while time.monotonic() < self._drain_until_s and not self._reconnect:
             if self._register_again:
                 self._register(client)
             self._deliver_statuses(client)

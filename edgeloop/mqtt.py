@@ -135,6 +135,10 @@ class MqttSession:
         """Whether it is connected, after at most so long."""
         return self._connected.wait(timeout_s)
 
+    def set_tls(self, tls: ssl.SSLContext) -> None:
+        """What the next connection uses: a certificate was renewed. The present one stays. Any thread."""
+        self._tls = tls
+
     def on_state(self, callback: StateCallback) -> None:
         """Have the callback hear of every connection from now on. Set it before ``start``."""
         with self._lock:

@@ -49,7 +49,9 @@ def find_server(given: str | None, state_dir: Path | None) -> str:
 class ControlClient:
     """Calls ControlService. Every failure comes out as an ``EdgeloopError`` that says what to do next."""
 
-    def __init__(self, address: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, address: str, *, timeout_s: float = 30.0, ca_pem: bytes | None = None, token: str = ""
+    ) -> None:
         if not re.fullmatch(r".+:[0-9]{1,5}", address):
             raise ConfigError(
                 f"the server is {address!r}: give HOST:PORT, such as {DEFAULT_ADDRESS} (--server or "
@@ -59,7 +61,14 @@ class ControlClient:
         self.address = address
         self._timeout_s = timeout_s
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.keepalive_time_ms", 60_000)]
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._secure = ca_pem is not None
+        # Kept off connections that anybody could read.
+        self._metadata = (("authorization", f"Bearer {token}"),) if token and self._secure else ()
+        if ca_pem is not None:
+            credentials = grpc.ssl_channel_credentials(ca_pem)
+            self._channel = grpc.secure_channel(address, credentials, options=options)
+        else:
+            self._channel = grpc.insecure_channel(address, options=options)
         self._stub = ControlServiceStub(self._channel)
 
     def __enter__(self) -> ControlClient:
@@ -75,7 +84,7 @@ class ControlClient:
     def call(self, method: str, request: object, reply: type[Reply]) -> Reply:
         """Call a unary method by its name in the protocol and return its reply."""
         try:
-            answer = getattr(self._stub, method)(request, timeout=self._timeout_s)
+            answer = getattr(self._stub, method)(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._explained(error) from None
         assert isinstance(answer, reply)
@@ -84,7 +93,7 @@ class ControlClient:
     def watch_job(self, job_id: str) -> Iterator[pb.JobInfo]:
         """The job now and at every change, until it ends."""
         try:
-            for answer in self._stub.WatchJob(pb.WatchJobRequest(job_id=job_id)):
+            for answer in self._stub.WatchJob(pb.WatchJobRequest(job_id=job_id), metadata=self._metadata):
                 yield answer.job
         except grpc.RpcError as error:
             raise self._explained(error) from None
@@ -93,6 +102,12 @@ class ControlClient:
         status = error.code()
         text = error.details() or status.name
         if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if not self._secure and ("Socket closed" in text or "http2 preface" in text.lower()):
+                return TransientError(
+                    f"{self.address} ends connections without TLS: give its certificate authority "
+                    "(EDGELOOP_CA, or 'edgeloop context set NAME --ca FILE')",
+                    code="server-tls",
+                )
             return TransientError(
                 f"cannot reach the control plane at {self.address} ({_reason(text)}): start it with "
                 "'edgeloop serve', or name it with --server",
@@ -104,7 +119,11 @@ class ControlClient:
                 "(50062 unless it was chosen otherwise), not the one for agents",
                 code="server-other",
             )
-        if status is grpc.StatusCode.FAILED_PRECONDITION:
+        if status in (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            grpc.StatusCode.UNAUTHENTICATED,
+            grpc.StatusCode.PERMISSION_DENIED,
+        ):
             return ConfigError(text, code="server-refused")
         return RejectedError(text, code="server-refused")
 

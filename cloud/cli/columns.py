@@ -65,6 +65,7 @@ DEVICES = [
     Column("STATE", lambda d: _state(d.deployment) if d.HasField("deployment") else "-"),
     Column("P95", lambda d: milliseconds(d.p95_ms)),
     Column("RSS", lambda d: size(d.rss_bytes), rank=1),
+    Column("IDENTITY", lambda d: d.identity_state or "-", rank=2),
     Column("MESSAGE", lambda d: d.deployment.message or d.message, note=True),
 ]
 
@@ -132,4 +133,30 @@ STATUSES = [
     Column("DIGEST", lambda s: short(s.digest)),
     Column("STATE", _state),
     Column("MESSAGE", lambda s: f"{s.code}: {s.message}" if s.code else s.message, note=True),
+]
+
+IDENTITIES = [
+    Column("DEVICE", lambda i: i.device_id),
+    Column("STATE", lambda i: i.state),
+    Column("CERTIFICATE UNTIL (UTC)", lambda i: clock_text(i.expire_time)),
+    Column("TOKEN UNTIL (UTC)", lambda i: clock_text(i.token_expire_time), rank=1),
+    Column("LABELS", lambda i: ", ".join(f"{key}={i.labels[key]}" for key in sorted(i.labels)), note=True),
+]
+
+OPERATORS = [
+    Column("NAME", lambda o: o.name),
+    Column("ROLE", lambda o: o.role),
+    Column("STATE", lambda o: o.state),
+    Column("CREATED (UTC)", lambda o: clock_text(o.create_time), rank=1),
+    Column("UNTIL (UTC)", lambda o: clock_text(o.expire_time)),
+]
+
+AUDIT = [
+    Column("TIME (UTC)", lambda a: clock_text(a.event_time)),
+    Column("WHO", lambda a: a.actor),
+    Column("ACTION", lambda a: a.action),
+    Column("TARGET", lambda a: a.target or "-"),
+    Column("OUTCOME", lambda a: a.outcome),
+    Column("FROM", lambda a: a.peer or "-", rank=1),
+    Column("MESSAGE", lambda a: a.message, note=True),
 ]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cloud.cli.client import ControlClient, find_server
+from cloud.cli.contexts import ContextFile, access
 
 server_option = Annotated[
     str | None,
@@ -31,5 +32,13 @@ class Connection:
 
 
 def connect(connection: Connection) -> ControlClient:
-    """Open a client to the control plane that the flags name. Raises ``ConfigError`` when none runs there."""
-    return ControlClient(find_server(connection.server, connection.state_dir))
+    """Open a client to the control plane that the flags name, or else the current context.
+
+    Raises ``ConfigError`` when none runs there.
+    """
+    current = None
+    if connection.server is None and connection.state_dir is None:
+        current = ContextFile.load().current_context()
+    address = current.server if current is not None else find_server(connection.server, connection.state_dir)
+    found = access(current, connection.state_dir if connection.server is None else None)
+    return ControlClient(address, ca_pem=found.ca_pem, token=found.token)

@@ -154,3 +154,48 @@ def measurements(
         output,
         empty="nothing measured yet: devices report once a window",
     )
+
+
+@app.command()
+def identities(
+    output: output_option = Output.TABLE, server: server_option = None, state_dir: state_dir_option = None
+) -> None:
+    """Devices that were enrolled, and how their certificates stand."""
+    with connect(Connection(server, state_dir)) as client:
+        answer = client.call("ListIdentities", pb.ListIdentitiesRequest(), pb.ListIdentitiesResponse)
+    show_list(
+        answer.identities,
+        columns.IDENTITIES,
+        output,
+        empty="no device was enrolled: 'edgeloop device enroll NAME' begins",
+    )
+
+
+@app.command()
+def operators(
+    output: output_option = Output.TABLE, server: server_option = None, state_dir: state_dir_option = None
+) -> None:
+    """Who may use the control script, besides the first operator, 'admin'."""
+    with connect(Connection(server, state_dir)) as client:
+        answer = client.call("ListOperators", pb.ListOperatorsRequest(), pb.ListOperatorsResponse)
+    show_list(
+        answer.operators,
+        columns.OPERATORS,
+        output,
+        empty="no operator but 'admin': 'edgeloop operator create NAME --role viewer' adds one",
+    )
+
+
+@app.command()
+def audit(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="newest first")] = 100,
+    refused: Annotated[bool, typer.Option("--refused", help="only what was refused")] = False,
+    output: output_option = Output.TABLE,
+    server: server_option = None,
+    state_dir: state_dir_option = None,
+) -> None:
+    """Who did what, and who tried and was refused."""
+    request = pb.ListAuditRequest(limit=limit, refused_only=refused)
+    with connect(Connection(server, state_dir)) as client:
+        answer = client.call("ListAudit", request, pb.ListAuditResponse)
+    show_list(answer.entries, columns.AUDIT, output, empty="nothing was written down yet")

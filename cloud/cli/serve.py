@@ -58,6 +58,34 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR", show_default="INFO")
     ] = None,
+    tls_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="keys and certificates of 'edgeloop keys init'", show_default="no TLS, loopback only"
+        ),
+    ] = None,
+    enrol_port: Annotated[
+        int | None, typer.Option(help="where agents enrol (with --tls-dir)", show_default="50063")
+    ] = None,
+    control_index: Annotated[
+        int | None, typer.Option(help="1 to 9: which of several control planes this is", show_default="1")
+    ] = None,
+    advertise_fleet: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT that enrolled agents are told", show_default="where they enrolled"),
+    ] = None,
+    advertise_broker: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the broker as agents reach it", show_default="--broker")
+    ] = None,
+    certificate_ttl_s: Annotated[
+        float | None, typer.Option(help="life of a device's certificate", show_default="7 days")
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option(
+            "--insecure", help="serve others without TLS: anybody can do anything", show_default="no"
+        ),
+    ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="a policy setting, such as slack_ratio=0.5; may be repeated")
     ] = None,
@@ -82,6 +110,13 @@ def serve(
         "step_interval_s": step_interval_s,
         "report_interval_s": report_interval_s,
         "log_level": log_level,
+        "tls_dir": tls_dir,
+        "enrol_port": enrol_port,
+        "control_index": control_index,
+        "advertise_fleet": advertise_fleet,
+        "advertise_broker": advertise_broker,
+        "certificate_ttl_s": certificate_ttl_s,
+        "insecure": insecure,
     }
     asyncio.run(run_control_plane(settings_from({**flags, **_policy_flags(policy or [])}, os.environ)))
 

@@ -20,6 +20,7 @@ import grpc.aio
 from cloud.domain.settings import PolicySettings
 from cloud.services import views
 from cloud.services.explaining import explain_device
+from cloud.services.identities import Identities
 from cloud.services.operations import Operations
 from cloud.services.queries import Queries
 from cloud.services.trade_off import trade_off
@@ -35,6 +36,9 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
@@ -47,7 +51,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
-    """``info`` gives what only the process knows of itself; ``poke`` has the controller look at once."""
+    """``info`` gives what only the process knows of itself; ``poke`` has the controller look at once.
+
+    ``enrols`` is whether this control plane has the keys to enrol devices with.
+    """
 
     def __init__(
         self,
@@ -57,10 +64,12 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         info: Callable[[], pb.GetServerInfoResponse],
         poke: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.time,
+        enrols: bool = False,
     ) -> None:
         self._info = info
         self._queries = Queries(store, settings=settings, now_s=now_s)
         self._operations = Operations(store, self._queries, settings=settings, now_s=now_s, poke=poke)
+        self._identities = Identities(store, enrols=enrols, now_s=now_s, poke=poke)
         self._store = store
         self._settings = settings
         self._now_s = now_s
@@ -156,6 +165,45 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         self, request: pb.SetControllerPausedRequest, context: Context
     ) -> pb.SetControllerPausedResponse:
         return await _call(context, self._operations.set_paused, request)
+
+    async def ListIdentities(
+        self, request: pb.ListIdentitiesRequest, context: Context
+    ) -> pb.ListIdentitiesResponse:
+        return await _call(context, self._identities.identities, request)
+
+    async def EnrolDevice(self, request: pb.EnrolDeviceRequest, context: Context) -> pb.EnrolDeviceResponse:
+        return await _call(context, self._identities.enrol, request)
+
+    async def RevokeDevice(
+        self, request: pb.RevokeDeviceRequest, context: Context
+    ) -> pb.RevokeDeviceResponse:
+        return await _call(context, self._identities.revoke, request)
+
+    async def LabelDevice(self, request: pb.LabelDeviceRequest, context: Context) -> pb.LabelDeviceResponse:
+        return await _call(context, self._identities.label, request)
+
+    async def DeleteDevice(
+        self, request: pb.DeleteDeviceRequest, context: Context
+    ) -> pb.DeleteDeviceResponse:
+        return await _call(context, self._identities.delete, request)
+
+    async def ListOperators(
+        self, request: pb.ListOperatorsRequest, context: Context
+    ) -> pb.ListOperatorsResponse:
+        return await _call(context, self._identities.operators, request)
+
+    async def CreateOperator(
+        self, request: pb.CreateOperatorRequest, context: Context
+    ) -> pb.CreateOperatorResponse:
+        return await _call(context, self._identities.create_operator, request)
+
+    async def RevokeOperator(
+        self, request: pb.RevokeOperatorRequest, context: Context
+    ) -> pb.RevokeOperatorResponse:
+        return await _call(context, self._identities.revoke_operator, request)
+
+    async def ListAudit(self, request: pb.ListAuditRequest, context: Context) -> pb.ListAuditResponse:
+        return await _call(context, self._identities.audit, request)
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: Context

@@ -42,6 +42,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.max_send_message_length", 4 << 20),
     ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 32),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -223,6 +225,9 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
         return device_id in self._device_ids
 
     def _register(self, device: Device) -> Device:
+        # What operators bound to the device holds, whatever it says of itself.
+        bound = self._store.bound_labels(device.device_id)
+        device = replace(device, labels={**device.labels, **bound})
         profile, reason = match_profile(self._store.profiles(), device.hardware, device.labels)
         return self._store.register_device(device, profile.name if profile else None, reason, self._now_s())
 

@@ -142,6 +142,7 @@ class Queries:
         for window in self._store.windows(device_id=request.device_id or None, since_s=since_s):
             windows.setdefault(window.device_id, []).append(window)
         deployments = {item.device_id: item for item in self._store.deployments()}
+        identities = {item.device_id: item for item in self._store.identities()}
         infos = []
         for device in devices:
             recent = windows.get(device.device_id, [])
@@ -158,6 +159,10 @@ class Queries:
                 rss_bytes=recent[-1].rss_bytes if recent else 0,
                 message=device.message,
             )
+            identity = identities.get(device.device_id)
+            info.identity_state = identity.state(self._now_s()).value if identity is not None else "none"
+            if identity is not None and identity.certificate is not None:
+                info.certificate_expire_time.CopyFrom(timestamp(identity.certificate.not_after_s))
             if desired is not None:
                 info.desired_generation = desired.generation
                 info.desired_digest = desired.digest

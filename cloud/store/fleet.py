@@ -11,7 +11,7 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +82,20 @@ class FleetTables(Database):
     def set_device_profile(self, device_id: str, profile: str | None, message: str) -> None:
         """After profiles changed: which one the device belongs to now."""
         self._update_device(device_id, {"profile": profile or "", "message": message})
+
+    def set_device_labels(
+        self, device_id: str, labels: Mapping[str, str], profile: str | None, message: str
+    ) -> None:
+        """After operators bound other labels: as if it had registered with these."""
+        with self._write() as connection:
+            row = self._device_row_for_update(connection, device_id)
+            if row is None:
+                return
+            device = replace(_device(row), labels=dict(labels))
+            self._update_device(
+                device_id,
+                {"registration_json": to_json(device), "profile": profile or "", "message": message},
+            )
 
     def set_presence(self, device_id: str, connected: bool, now_s: float) -> bool:
         """False when the device is unknown. Going away is not being heard of."""

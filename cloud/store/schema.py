@@ -221,3 +221,66 @@ reports = Table(
     Index("reports_by_time", "device_id", "end_s"),
     sqlite_with_rowid=False,
 )
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("device_id", _NAME, primary_key=True),
+    Column("labels_json", Text, nullable=False),
+    Column("create_time_s", Double, nullable=False),
+    # 0 unless an operator revoked it and has not enrolled it again since.
+    Column("revoke_time_s", Double, nullable=False),
+)
+
+enrolment_tokens = Table(
+    "enrolment_tokens",
+    metadata,
+    # sha256 of the token, which is random and long enough that no slow hash is needed.
+    Column("token_hash", _DIGEST, primary_key=True),
+    Column("device_id", _NAME, nullable=False),
+    Column("create_time_s", Double, nullable=False),
+    Column("expire_time_s", Double, nullable=False),
+    # 0 until it was used.
+    Column("use_time_s", Double, nullable=False),
+    Index("enrolment_tokens_by_device", "device_id"),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(64), primary_key=True),
+    Column("device_id", _NAME, nullable=False),
+    # sha256 of the public key: a key is certified once.
+    Column("key_digest", _DIGEST, nullable=False, unique=True),
+    Column("not_before_s", Double, nullable=False),
+    Column("not_after_s", Double, nullable=False),
+    # 0 unless it was revoked.
+    Column("revoke_time_s", Double, nullable=False),
+    Index("certificates_by_device", "device_id", "not_after_s"),
+    Index("certificates_by_revocation", "revoke_time_s", "not_after_s"),
+)
+
+operators = Table(
+    "operators",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("token_hash", _DIGEST, nullable=False, unique=True),
+    Column("role", _NAME, nullable=False),
+    Column("create_time_s", Double, nullable=False),
+    # 0 for never.
+    Column("expire_time_s", Double, nullable=False),
+    Column("revoke_time_s", Double, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("position", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("event_time_s", Double, nullable=False),
+    Column("actor", _NAME, nullable=False),
+    Column("action", _NAME, nullable=False),
+    Column("target", _NAME, nullable=False),
+    Column("outcome", _NAME, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("peer", _NAME, nullable=False),
+)

@@ -139,6 +139,51 @@ class ControlServiceStub:
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.SetControllerPausedRequest.SerializeToString,
                 response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.SetControllerPausedResponse.FromString,
                 _registered_method=True)
+        self.ListIdentities = channel.unary_unary(
+                '/edgeloop.v1.ControlService/ListIdentities',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListIdentitiesRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListIdentitiesResponse.FromString,
+                _registered_method=True)
+        self.EnrolDevice = channel.unary_unary(
+                '/edgeloop.v1.ControlService/EnrolDevice',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.EnrolDeviceRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.EnrolDeviceResponse.FromString,
+                _registered_method=True)
+        self.RevokeDevice = channel.unary_unary(
+                '/edgeloop.v1.ControlService/RevokeDevice',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeDeviceRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeDeviceResponse.FromString,
+                _registered_method=True)
+        self.LabelDevice = channel.unary_unary(
+                '/edgeloop.v1.ControlService/LabelDevice',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.LabelDeviceRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.LabelDeviceResponse.FromString,
+                _registered_method=True)
+        self.DeleteDevice = channel.unary_unary(
+                '/edgeloop.v1.ControlService/DeleteDevice',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteDeviceRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteDeviceResponse.FromString,
+                _registered_method=True)
+        self.ListOperators = channel.unary_unary(
+                '/edgeloop.v1.ControlService/ListOperators',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListOperatorsRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListOperatorsResponse.FromString,
+                _registered_method=True)
+        self.CreateOperator = channel.unary_unary(
+                '/edgeloop.v1.ControlService/CreateOperator',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.CreateOperatorRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.CreateOperatorResponse.FromString,
+                _registered_method=True)
+        self.RevokeOperator = channel.unary_unary(
+                '/edgeloop.v1.ControlService/RevokeOperator',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeOperatorRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeOperatorResponse.FromString,
+                _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/edgeloop.v1.ControlService/ListAudit',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -277,6 +322,62 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListIdentities(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnrolDevice(self, request, context):
+        """A new one-time token for a device; those that it had and did not use count no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDevice(self, request, context):
+        """Revokes it and forgets what it was told to run; what it measured stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperators(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateOperator(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeOperator(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -384,6 +485,51 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.SetControllerPaused,
                     request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.SetControllerPausedRequest.FromString,
                     response_serializer=edgeloop_dot_v1_dot_control__service__pb2.SetControllerPausedResponse.SerializeToString,
+            ),
+            'ListIdentities': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListIdentities,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListIdentitiesRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListIdentitiesResponse.SerializeToString,
+            ),
+            'EnrolDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnrolDevice,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.EnrolDeviceRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.EnrolDeviceResponse.SerializeToString,
+            ),
+            'RevokeDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeDevice,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeDeviceRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeDeviceResponse.SerializeToString,
+            ),
+            'LabelDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelDevice,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.LabelDeviceRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.LabelDeviceResponse.SerializeToString,
+            ),
+            'DeleteDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDevice,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteDeviceRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteDeviceResponse.SerializeToString,
+            ),
+            'ListOperators': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperators,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListOperatorsRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListOperatorsResponse.SerializeToString,
+            ),
+            'CreateOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateOperator,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.CreateOperatorRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.CreateOperatorResponse.SerializeToString,
+            ),
+            'RevokeOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeOperator,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeOperatorRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.RevokeOperatorResponse.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -953,6 +1099,249 @@ class ControlService:
             '/edgeloop.v1.ControlService/SetControllerPaused',
             edgeloop_dot_v1_dot_control__service__pb2.SetControllerPausedRequest.SerializeToString,
             edgeloop_dot_v1_dot_control__service__pb2.SetControllerPausedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListIdentities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/ListIdentities',
+            edgeloop_dot_v1_dot_control__service__pb2.ListIdentitiesRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.ListIdentitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnrolDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/EnrolDevice',
+            edgeloop_dot_v1_dot_control__service__pb2.EnrolDeviceRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.EnrolDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/RevokeDevice',
+            edgeloop_dot_v1_dot_control__service__pb2.RevokeDeviceRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.RevokeDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/LabelDevice',
+            edgeloop_dot_v1_dot_control__service__pb2.LabelDeviceRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.LabelDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/DeleteDevice',
+            edgeloop_dot_v1_dot_control__service__pb2.DeleteDeviceRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.DeleteDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperators(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/ListOperators',
+            edgeloop_dot_v1_dot_control__service__pb2.ListOperatorsRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.ListOperatorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/CreateOperator',
+            edgeloop_dot_v1_dot_control__service__pb2.CreateOperatorRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.CreateOperatorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/RevokeOperator',
+            edgeloop_dot_v1_dot_control__service__pb2.RevokeOperatorRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.RevokeOperatorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/ListAudit',
+            edgeloop_dot_v1_dot_control__service__pb2.ListAuditRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.ListAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,3 +73,27 @@ def test_a_wrong_value_names_its_flag(values: dict[str, Any], said: str) -> None
 def test_a_wrong_variable_is_named() -> None:
     with pytest.raises(ConfigError, match="EDGELOOP_FLEET_PORT is 'x'"):
         settings_from({}, {"EDGELOOP_FLEET_PORT": "x"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"host": "0.0.0.0"}, "--tls-dir"),
+        ({"host": "gw.example.org", "broker": "b:1883"}, "--insecure"),
+        ({"host": "0.0.0.0", "tls_dir": Path("keys")}, "--broker"),
+    ],
+)
+def test_nothing_without_proof_is_offered_to_a_network_by_accident(flags: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        settings_from(flags, {})
+    assert caught.value.code == "settings-exposed"
+
+
+def test_exposure_is_a_decision() -> None:
+    assert settings_from({"host": "0.0.0.0"}, {"EDGELOOP_INSECURE": "1"}).insecure
+    assert settings_from({"host": "0.0.0.0", "broker": "b:8883", "tls_dir": Path("k")}, {}).tls_dir == Path(
+        "k"
+    )
+    assert settings_from({"host": "127.0.0.2"}, {}).tls_dir is None
+    with pytest.raises(ConfigError, match="EDGELOOP_INSECURE"):
+        settings_from({}, {"EDGELOOP_INSECURE": "perhaps"})

@@ -1,0 +1,142 @@
+"""Keeps the certificate of this device good for as long as the agent runs.
+
+Rules:
+- Renewed at two thirds of its life, with a new key, over the connection that the present one opens. A fleet
+  that was enrolled at one moment does not renew at one: each device waits a random while longer.
+- A device that was away until its certificate expired enrols again by itself: the old key vouches for the
+  new one.
+- What was issued is on the disk before it is used. A failure leaves the present certificate in place; it is
+  tried again with back-off, said once at WARNING and repeated at DEBUG.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+
+from edge_agent.identity import Identity, save_certificate
+from edgeloop.backoff import Backoff
+from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, error_from_grpc
+from edgeloop.identity import certificate_request, facts, new_private_key, read_certificate, vouch
+from edgeloop.v1 import enrolment_service_pb2 as pb
+from edgeloop.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub, RenewalServiceStub
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 20.0
+#: The random while, as a share of the certificate's life.
+_SPREAD_RATIO = 0.05
+_MAX_WAIT_S = 3600.0  # clocks are set while agents run
+
+
+class Renewer:
+    """``on_renewed`` is called on the renewer's thread, after the new certificate is stored."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        identity: Identity,
+        *,
+        server: str,
+        on_renewed: Callable[[Identity], None],
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._state_dir = state_dir
+        self._identity = identity
+        self._server = server
+        self._on_renewed = on_renewed
+        self._backoff = backoff or Backoff(1.0, 300.0, random.Random())
+        self._complained = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
+
+    def start(self) -> None:
+        """Watches the clock from now on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops; a call that is under way is left to its end."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        due_s = self._due_s()
+        while not self._stop.wait(min(max(0.0, due_s - time.time()), _MAX_WAIT_S)):
+            if time.time() < due_s:
+                continue
+            try:
+                self._identity = self._renewed()
+                self._on_renewed(self._identity)
+            except EdgeloopError as error:
+                self._complain(error)
+                if isinstance(error, RejectedError | ConfigError):
+                    self._backoff.to_max()
+                due_s = time.time() + self._backoff.next()
+                continue
+            except Exception:  # a bug here must not leave the device without certificate for good
+                logger.exception("the certificate could not be renewed in an unforeseen way")
+                due_s = time.time() + self._backoff.next()
+                continue
+            self._complained = False
+            self._backoff.reset()
+            due_s = self._due_s()
+            logger.info("certificate renewed serial=%s", self._identity.facts.serial)
+
+    def _due_s(self) -> float:
+        known = self._identity.facts
+        life_s = known.not_after_s - known.not_before_s
+        return known.renew_at_s + random.random() * _SPREAD_RATIO * life_s
+
+    def _renewed(self) -> Identity:
+        present = self._identity
+        key_pem = new_private_key()
+        request = certificate_request(key_pem, present.device_id)
+        try:
+            if present.facts.not_after_s > time.time():
+                issued = self._renew(present, request)
+            else:
+                issued = self._re_enrol(present, request)
+        except grpc.RpcError as error:
+            raise error_from_grpc(error) from None
+        found = facts(read_certificate(issued.certificate_pem))
+        if found.name != present.device_id:
+            raise RejectedError(
+                f"the server gave a certificate for {found.name}: it is not used", code="certificate"
+            )
+        save_certificate(self._state_dir, key_pem, issued.certificate_pem)
+        return replace(present, facts=found, key_pem=key_pem, certificate_pem=issued.certificate_pem)
+
+    def _renew(self, present: Identity, request: bytes) -> pb.IssuedCertificate:
+        with grpc.secure_channel(self._server, present.fleet_credentials()) as channel:
+            answer: pb.RenewResponse = RenewalServiceStub(channel).Renew(
+                pb.RenewRequest(certificate_request=request), timeout=_TIMEOUT_S
+            )
+        return answer.issued
+
+    def _re_enrol(self, present: Identity, request: bytes) -> pb.IssuedCertificate:
+        logger.warning("the certificate has expired: enrolling again at %s", present.enrol_server)
+        asked = pb.ReEnrolRequest(
+            certificate_pem=present.certificate_pem,
+            certificate_request=request,
+            signature=vouch(present.key_pem, request),
+        )
+        credentials = grpc.ssl_channel_credentials(present.ca_pem)
+        with grpc.secure_channel(present.enrol_server, credentials) as channel:
+            answer: pb.ReEnrolResponse = EnrolmentServiceStub(channel).ReEnrol(asked, timeout=_TIMEOUT_S)
+        return answer.issued
+
+    def _complain(self, error: EdgeloopError) -> None:
+        level = logging.DEBUG if self._complained else logging.WARNING
+        self._complained = True
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self._identity.facts.not_after_s))
+        logger.log(
+            level,
+            "the certificate, good until %s UTC, cannot be renewed, %s: %s; will try again",
+            until,
+            error.code,
+            error,
+        )
