@@ -216,7 +216,7 @@ class JobRunner:
                 job = _with_trial(job, trial)
         if trial.state is JobState.SUCCEEDED:
             teacher = self._store.teacher(workload.teacher_key)
-            accuracy = f": accuracy {teacher.accuracy:.4f} on the validation split" if teacher else ""
+            accuracy = f": {teacher.metric} {teacher.accuracy:.4f} on the validation split" if teacher else ""
             return self._finish(job, JobState.SUCCEEDED, f"teacher trained{accuracy}")
         if trial.state is JobState.FAILED:
             return self._finish(job, JobState.FAILED, trial.message)

@@ -41,6 +41,7 @@ MAX_GOLDEN_SAMPLES: Final = 1024
 MAX_DIMENSIONS: Final = 8
 MAX_DIMENSION: Final = 65_536
 MAX_SPEC_CHARS: Final = 16 * 1024
+MAX_METRIC_CHARS = 32
 MAX_BLOCKS_PER_REQUEST: Final = 64
 MAX_REQUEST_BYTES: Final = 1024
 
@@ -94,6 +95,7 @@ def build_manifest(
     outputs: Sequence[artifact_pb2.TensorSpec],
     golden: artifact_pb2.GoldenSet,
     accuracy: float,
+    metric: str = "",
     artifact_format: str = "onnx",
     parent_digest: str = "",
     spec_json: str = "",
@@ -116,6 +118,7 @@ def build_manifest(
         parent_digest=parent_digest,
         spec_json=spec_json,
         accuracy=accuracy,
+        metric=metric,
     )
     check_manifest(manifest)
     return manifest
@@ -168,6 +171,8 @@ def check_manifest(manifest: artifact_pb2.Manifest) -> None:
         raise _field("spec_json", f"{len(manifest.spec_json)} characters", f"at most {MAX_SPEC_CHARS}")
     if not 0 <= manifest.accuracy <= 1:
         raise _field("accuracy", str(manifest.accuracy), "0 to 1")
+    if len(manifest.metric) > MAX_METRIC_CHARS:
+        raise _field("metric", f"{len(manifest.metric)} characters", f"at most {MAX_METRIC_CHARS}")
     for field, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len(specs) != 1:
             raise _field(field, f"{len(specs)} tensors", "exactly one")

@@ -82,14 +82,17 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
         checkpoint_digest=registry.put(checkpoints.to_bytes({"version": 1, "model": model.state_dict()})),
         artifact_digest=registry.put(data),
         artifact_bytes=len(data),
-        accuracy=evaluate.accuracy(runtime, dataset.validation.inputs, dataset.validation.labels),
-        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels),
+        accuracy=evaluate.accuracy(
+            runtime, dataset.validation.inputs, dataset.validation.labels, dataset.loss
+        ),
+        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels, dataset.loss),
         macs=cost.macs,
         num_parameters=cost.num_parameters,
         latency_p50_ms=timing.p50_ms(0),
         reference_p50_ms=timing.reference_p50_ms,
         num_epochs=trainer.epoch,
         train_s=trainer.train_s,
+        metric=dataset.loss.metric,
     )
 
 
@@ -149,7 +152,7 @@ def build_student(
     report(0.94, "measuring memory")
     metrics = CandidateMetrics(
         accuracy=form.accuracy,
-        test_accuracy=evaluate.accuracy(form.runtime, dataset.test.inputs, dataset.test.labels),
+        test_accuracy=evaluate.accuracy(form.runtime, dataset.test.inputs, dataset.test.labels, dataset.loss),
         latency_p50_ms=timing.p50_ms(chosen),
         latency_p95_ms=timing.p95_ms(chosen),
         reference_p50_ms=timing.reference_p50_ms,
@@ -157,6 +160,7 @@ def build_student(
         peak_rss_bytes=evaluate.measure_peak_rss(form.data),
         macs=cost.macs,
         num_parameters=cost.num_parameters,
+        metric=dataset.loss.metric,
     )
     candidate = Candidate(
         digest=registry.put(form.data),
@@ -170,7 +174,9 @@ def build_student(
         rejected_reason=rejected_reason,
         create_time_s=time.time(),
     )
-    report(1.0, f"{form.precision}, accuracy {metrics.accuracy:.4f}, p50 {metrics.latency_p50_ms:.4f} ms")
+    report(
+        1.0, f"{form.precision}, {metrics.metric} {metrics.accuracy:.4f}, p50 {metrics.latency_p50_ms:.4f} ms"
+    )
     return candidate
 
 
@@ -247,7 +253,7 @@ def _forms(task: StudentTask, fp32: bytes, dataset: Dataset, report: Report) -> 
     forms = []
     for data, precision in built:
         runtime = evaluate.load(data, num_threads=task.profile.num_threads)
-        score = evaluate.accuracy(runtime, validation.inputs, validation.labels)
+        score = evaluate.accuracy(runtime, validation.inputs, validation.labels, dataset.loss)
         forms.append(_Form(data=data, precision=precision, runtime=runtime, accuracy=score))
     return forms
 
@@ -281,9 +287,10 @@ def _manifest(task: StudentTask, form: _Form, dataset: Dataset) -> artifact_pb2.
             artifact_pb2.PRECISION_INT8 if form.precision is Precision.INT8 else artifact_pb2.PRECISION_FP32
         ),
         inputs=[_tensor(INPUT_NAME, (batch, *dataset.input_shape))],
-        outputs=[_tensor(OUTPUT_NAME, (batch, dataset.num_classes))],
+        outputs=[_tensor(OUTPUT_NAME, (batch, dataset.num_outputs))],
         golden=golden_set(golden.inputs, golden.outputs, absolute_tolerance=golden.absolute_tolerance),
         accuracy=form.accuracy,
+        metric=dataset.loss.metric,
         parent_digest=task.parent_digest,
         spec_json=task.spec.to_json(),
     )

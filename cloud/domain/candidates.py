@@ -14,6 +14,7 @@ class CandidateMetrics:
 
     ``accuracy`` is on the validation split and drives every choice; ``test_accuracy`` is for reports alone.
     ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over, absolute times do not.
+    ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``.
     """
 
     accuracy: float
@@ -25,6 +26,7 @@ class CandidateMetrics:
     peak_rss_bytes: int
     macs: int
     num_parameters: int
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

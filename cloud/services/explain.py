@@ -117,8 +117,8 @@ def _candidate(situation: Situation) -> list[str]:
     metrics, spec = candidate.metrics, candidate.spec
     text = (
         f"{_short(candidate.digest)} is a {spec.road} student of width {spec.width_ratio:g}, "
-        f"{candidate.precision}: accuracy {metrics.accuracy:.4f}, {metrics.artifact_bytes / 1000:.1f} kB, "
-        f"p50 {metrics.latency_p50_ms:.3g} ms where it was built"
+        f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, "
+        f"{metrics.artifact_bytes / 1000:.1f} kB, p50 {metrics.latency_p50_ms:.3g} ms where it was built"
     )
     if candidate.rejected_reason:
         text += f"; it may not ship any more: {candidate.rejected_reason}"

@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cloud.compression.readiness import check_compressible
+from cloud.domain.losses import Loss
 from cloud.domain.workloads import Workload
 from cloud.training.augment import Augmenter
 from cloud.training.callables import is_callable_path
 from cloud.training.datasets import Dataset, Split, load_dataset
 from cloud.training.networks import build_teacher
+from cloud.training.objectives import label_loss
 from cloud.training.schedule import one_cycle, seeded
+from cloud.training.scores import score
 from edgeloop.errors import ConfigError, RejectedError
 
 logger = logging.getLogger(__name__)
@@ -78,11 +80,14 @@ class TeacherTrainer:
         started = time.perf_counter()
         loss = self._train(report)
         self.epoch += 1
-        accuracy = measure_accuracy(self.model, self.dataset.validation, self.device)
+        accuracy = measure_accuracy(self.model, self.dataset.validation, self.device, self.dataset.loss)
         seconds = time.perf_counter() - started
         self.train_s += seconds
         metrics = EpochMetrics(epoch=self.epoch, loss=loss, validation_accuracy=accuracy, seconds=seconds)
-        message = f"epoch {self.epoch}/{self.num_epochs}: loss {loss:.4f}, validation accuracy {accuracy:.4f}"
+        message = (
+            f"epoch {self.epoch}/{self.num_epochs}: loss {loss:.4f}, "
+            f"validation {self.dataset.loss.metric} {accuracy:.4f}"
+        )
         logger.debug("%s in %.1f s", message, seconds)
         if report is not None:
             report(self.epoch / self.num_epochs, message)
@@ -103,9 +108,7 @@ class TeacherTrainer:
                 rows = order[batch * training.batch_size :][: training.batch_size]
                 draws = self._augmenter.draw(len(rows), generator)
                 logits = self.model(self._augmenter.apply(self._inputs[rows], draws))
-                loss = functional.cross_entropy(
-                    logits, self._labels[rows], label_smoothing=training.label_smoothing
-                )
+                loss = label_loss(self.dataset.loss, logits, self._labels[rows], training.label_smoothing)
                 check_loss(loss, epoch=self.epoch + 1, batch=batch + 1, field="training.learning_rate")
                 step_optimizer(self._optimizer, self.model, loss)
                 total += loss.detach()
@@ -189,7 +192,8 @@ def predict(model: nn.Module, inputs: NDArray[np.float32], device: torch.device)
     return torch.cat(batches)
 
 
-def measure_accuracy(model: nn.Module, split: Split, device: torch.device) -> float:
-    """Share of ``split`` that the model gets right, 0 to 1."""
-    guesses = predict(model, split.inputs, device).argmax(dim=1).numpy()
-    return float((guesses == split.labels).mean())
+def measure_accuracy(
+    model: nn.Module, split: Split, device: torch.device, loss: Loss = Loss.CROSS_ENTROPY
+) -> float:
+    """How good the model is on ``split``, 0 to 1, by the loss's metric."""
+    return score(loss, predict(model, split.inputs, device).numpy(), split.labels)
