@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cloud.cli import demo, describe, get, jobs, rollout, serve
+from cloud.cli import check, demo, describe, get, jobs, rollout, serve
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_values, stderr, stdout
 from cloud.cli.plain import plain
@@ -38,6 +38,7 @@ app.command("train")(jobs.train)
 app.command("compress")(jobs.compress)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
+app.command("check")(check.check)
 app.command("demo")(demo.demo)
 
 

@@ -21,8 +21,10 @@ from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
+from cloud.compression.budget import check_artifact_bytes, check_calibration, check_epochs, narrowest
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.cost import count_parameters, measure_cost
+from cloud.compression.dependency import trace_channels
 from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.narrow import narrow, split_epochs
@@ -185,7 +187,13 @@ def make_student(
 ) -> nn.Module:
     """The student's network, trained along the spec's road."""
     spec, training = task.spec, task.workload.training
+    check_epochs(spec)
+    check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
+    opened = open_attention(teacher)
+    graph = trace_channels(opened, dataset.input_shape)
+    least = narrowest(opened.cpu(), graph, dataset.input_shape)
+    check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
 
     def distilling(fraction: float, message: str) -> None:
         report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
@@ -200,7 +208,7 @@ def make_student(
 
     between, last = split_epochs(spec)
     student = narrow(
-        open_attention(teacher),
+        opened,
         dataset,
         spec=spec,
         batch_size=training.batch_size,

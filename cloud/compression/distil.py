@@ -140,8 +140,11 @@ class _Lesson:
                 step = epoch * num_batches + batch
                 rate = one_cycle(step, num_batches * spec.num_epochs, spec.learning_rate)
                 set_learning_rate(optimizer, rate)
-                loss = self._cost(student, order[batch * batch_size :][:batch_size], epoch % self._num_views)
-                check_loss(loss, epoch=epoch + 1, batch=batch + 1, field="the spec's learning_rate")
+                rows = order[batch * batch_size :][:batch_size]
+                loss = self._cost(student, rows, epoch % self._num_views)
+                check_loss(
+                    loss, epoch=epoch + 1, batch=batch + 1, rows=rows, field="the spec's learning_rate"
+                )
                 step_optimizer(optimizer, student, loss)
                 total += loss.detach()
                 if batch % 50 == 49:

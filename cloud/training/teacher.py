@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cloud.compression.budget import check_calibration
 from cloud.compression.readiness import check_compressible
 from cloud.domain.losses import Loss
 from cloud.domain.workloads import Workload
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float, str], None]
 EVALUATION_BATCH = 512
 MAX_GRADIENT_NORM = 5.0
+#: Samples of a bad batch that a message names.
+SHOWN_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +66,7 @@ class TeacherTrainer:
         # Said before hours go into training; the built-in network is known to export.
         own_network = is_callable_path(workload.teacher)
         check_compressible(self.model, self.dataset.input_shape, try_export=own_network)
+        check_calibration(workload, self.dataset)
         self.model.to(self.device)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -109,7 +113,9 @@ class TeacherTrainer:
                 draws = self._augmenter.draw(len(rows), generator)
                 logits = self.model(self._augmenter.apply(self._inputs[rows], draws))
                 loss = label_loss(self.dataset.loss, logits, self._labels[rows], training.label_smoothing)
-                check_loss(loss, epoch=self.epoch + 1, batch=batch + 1, field="training.learning_rate")
+                check_loss(
+                    loss, epoch=self.epoch + 1, batch=batch + 1, rows=rows, field="training.learning_rate"
+                )
                 step_optimizer(self._optimizer, self.model, loss)
                 total += loss.detach()
                 if report is not None and batch % 50 == 49:
@@ -170,11 +176,13 @@ def step_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Ten
     optimizer.step()
 
 
-def check_loss(loss: Tensor, *, epoch: int, batch: int, field: str) -> None:
-    """Raises ``ConfigError`` when the loss is not finite."""
+def check_loss(loss: Tensor, *, epoch: int, batch: int, rows: Tensor, field: str) -> None:
+    """Raises ``ConfigError`` when the loss is not finite. ``rows`` are the samples of the train split."""
     if not torch.isfinite(loss):
+        shown = ", ".join(map(str, rows[:SHOWN_ROWS].tolist())) + (", ..." if len(rows) > SHOWN_ROWS else "")
         raise ConfigError(
-            f"the loss is {loss.item()} at epoch {epoch}, batch {batch}: lower {field}, or scale the data",
+            f"the loss is {loss.item()} at epoch {epoch}, batch {batch} (samples {shown} of the train "
+            f"split): lower {field}, or scale the data",
             code="training-diverged",
         )
 
