@@ -201,7 +201,7 @@ def make_student(
     def train(student: nn.Module, num_epochs: int) -> DistilResult:
         lesson = replace(spec, num_epochs=num_epochs)
         if spec.road is Road.SCRATCH:
-            lesson = replace(lesson, alpha=0.0)
+            lesson = replace(lesson, alpha=0.0, hint_weight=None)
         return distil(
             student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
         )

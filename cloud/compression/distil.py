@@ -2,7 +2,7 @@
 
 The loss is ``alpha * T^2 * KL(teacher || student)``, both softened by the temperature T (the square keeps its
 gradients as large as those of the other part), plus ``1 - alpha`` times cross-entropy with the labels. Of a
-regression, both parts are mean squared errors.
+regression, both parts are mean squared errors. ``hint_weight`` adds a cost on inner features (see ``hints``).
 
 Rules: the best epoch by validation accuracy stays, the state before the first included; the teacher is asked
 once for each augmented view, and each view is used twice; the same seed gives the same student on the same
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cloud.compression.hints import Hints
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
 from cloud.training.augment import Augmenter
@@ -55,24 +56,31 @@ def distil(
     device: torch.device,
     report: Report,
 ) -> DistilResult:
-    """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it."""
+    """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it.
+
+    The teacher may be any module that gives the workload's outputs, ``MeanOfOutputs`` of several among them;
+    hints need one of the student's own architecture.
+    """
     lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device)
     student.to(device)
     accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
     best, best_epoch, best_state = accuracy, 0, copy.deepcopy(student.state_dict())
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=spec.learning_rate, weight_decay=training.weight_decay
-    )
-    for epoch in range(spec.num_epochs):
-        loss = lesson.run_epoch(student, optimizer, epoch, report)
-        accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
-        if accuracy >= best:
-            best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(student.state_dict())
-        report(
-            (epoch + 1) / spec.num_epochs,
-            f"epoch {epoch + 1}/{spec.num_epochs}: loss {loss:.4f}, "
-            f"validation {dataset.loss.metric} {accuracy:.4f}",
-        )
+    hints = lesson.attach_hints(student) if spec.hint_weight and spec.num_epochs else None
+    parameters = [*student.parameters(), *(hints.parameters() if hints is not None else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=training.weight_decay)
+    try:
+        for epoch in range(spec.num_epochs):
+            loss = lesson.run_epoch(student, optimizer, epoch, report)
+            accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
+            if accuracy >= best:
+                best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(student.state_dict())
+            report(
+                (epoch + 1) / spec.num_epochs,
+                f"epoch {epoch + 1}/{spec.num_epochs}: loss {loss:.4f}, "
+                f"validation {dataset.loss.metric} {accuracy:.4f}",
+            )
+    finally:
+        lesson.detach_hints()
     student.load_state_dict(best_state)
     student.eval()
     return DistilResult(validation_accuracy=best, best_epoch=best_epoch)
@@ -117,6 +125,7 @@ class _Lesson:
         self._inputs = torch.from_numpy(dataset.train.inputs).to(device)
         self._labels = torch.from_numpy(dataset.train.labels).to(device)
         self._loss = dataset.loss
+        self._hints: Hints | None = None
         self._num_views = math.ceil(spec.num_epochs / USES_OF_A_VIEW)
         self._draws: list[Tensor] = []
         self._answers: list[Tensor] = []
@@ -126,6 +135,18 @@ class _Lesson:
             self._answers.append(
                 torch.full((len(self._labels), dataset.num_outputs), math.nan, device=device)
             )
+
+    def attach_hints(self, student: nn.Module) -> Hints:
+        """From now on, until they are detached, inner features count too."""
+        self._hints = Hints(
+            student, self._teacher, self._inputs[:2], seed=self._spec.seed, device=self._device
+        )
+        return self._hints
+
+    def detach_hints(self) -> None:
+        if self._hints is not None:
+            self._hints.close()
+        self._hints = None
 
     def run_epoch(
         self, student: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, report: Report
@@ -160,10 +181,14 @@ class _Lesson:
         rows = rows.to(self._device)
         logits = student(inputs)
         loss = label_loss(self._loss, logits, self._labels[rows])
+        if self._hints is not None and spec.hint_weight is not None:
+            hint = spec.hint_weight * self._hints.cost(inputs)
+        else:
+            hint = torch.zeros((), device=self._device)
         if spec.alpha == 0.0:
-            return loss
+            return loss + hint
         soft = soft_loss(self._loss, logits, self._ask(inputs, rows, view), spec.temperature)
-        return spec.alpha * soft + (1.0 - spec.alpha) * loss
+        return spec.alpha * soft + (1.0 - spec.alpha) * loss + hint
 
     @torch.no_grad()
     def _ask(self, inputs: Tensor, rows: Tensor, view: int) -> Tensor:

@@ -36,7 +36,8 @@ def load():
     return answer
 
 def build(small=False):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5)) if small else ClosedTransformer()
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5))
+    return dense if small else ClosedTransformer()
 """
 
 
