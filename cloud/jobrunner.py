@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 #: Progress alone is written at most this often for each job.
 _PROGRESS_INTERVAL_S = 0.5
 _CANCELLED = "cancelled"
+#: A student that is better than its teacher by more than this was not taught by it.
+_OUTDONE = 0.01
 
 
 class Compute(Protocol):
@@ -232,7 +234,7 @@ class JobRunner:
                 job = with_trial(job, trial)
         if trial.state is JobState.SUCCEEDED:
             teacher = self._store.teacher(workload.teacher_key)
-            accuracy = f": accuracy {teacher.accuracy:.4f} on the validation split" if teacher else ""
+            accuracy = f": {teacher.metric} {teacher.accuracy:.4f} on the validation split" if teacher else ""
             return self._finish(job, JobState.SUCCEEDED, f"teacher trained{accuracy}")
         if trial.state is JobState.FAILED:
             return self._finish(job, JobState.FAILED, trial.message)
@@ -283,7 +285,7 @@ class JobRunner:
         if not open_trials:
             more = self._next_rung(job, workload, profile)
             if not more:
-                return self._finish_compression(job)
+                return self._finish_compression(job, teacher)
             trials = (
                 Trial(task_id=student_task_id(workload, teacher, profile, spec), spec=spec) for spec in more
             )
@@ -445,14 +447,25 @@ class JobRunner:
         self._written_s[after.job_id] = now_s
         self._store.update_job(after)
 
-    def _finish_compression(self, job: Job) -> bool:
+    def _finish_compression(self, job: Job, teacher: TeacherResult) -> bool:
         good = [trial for trial in job.trials if trial.state is JobState.SUCCEEDED]
         bad = [trial for trial in job.trials if trial.state is not JobState.SUCCEEDED]
         first = bad[0].message if bad else ""
         if not good:
             return self._finish(job, JobState.FAILED, first or "no student was built")
         text = f"{len(good)} students built" + (f", {len(bad)} failed: {first}" if bad else "")
-        return self._finish(job, JobState.SUCCEEDED, text)
+        return self._finish(job, JobState.SUCCEEDED, text + self._outdone(job, good, teacher))
+
+    def _outdone(self, job: Job, good: list[Trial], teacher: TeacherResult) -> str:
+        """What to do about a teacher that has less to teach than its student knows, or an empty text."""
+        built = [self._store.candidate(trial.digest, job.profile) for trial in good]
+        best = max((c.metrics.accuracy for c in built if c is not None), default=0.0)
+        if best <= teacher.accuracy + _OUTDONE:
+            return ""
+        return (
+            f"; a student reaches {teacher.metric} {best:.4f}, its teacher {teacher.accuracy:.4f}: give "
+            f"training.num_epochs more, or the workload a larger teacher"
+        )
 
     def _finish(self, job: Job, state: JobState, message: str) -> bool:
         progress = 1.0 if state is JobState.SUCCEEDED else job.progress

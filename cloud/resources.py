@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from cloud.domain.losses import Loss
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule, RolloutPlan
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from edgeloop.errors import ConfigError
@@ -111,6 +112,10 @@ class WorkloadDocument(Section):
     student: Annotated[
         Literal["teacher"], Field(description="students are narrower networks cut from the teacher's own")
     ] = "teacher"
+    loss: Annotated[
+        Literal["cross-entropy", "binary", "regression"],
+        Field(description="one class of several, yes or no by one output, or numbers"),
+    ] = "cross-entropy"
     training: TrainingSection = TrainingSection()
     search: SearchSection = SearchSection()
     source_dir: Annotated[
@@ -134,6 +139,7 @@ class WorkloadDocument(Section):
                 **{**self.search.model_dump(), "width_ratios": tuple(self.search.width_ratios)},
             ),
             source_dir=self.source_dir,
+            loss=Loss(self.loss),
         )
 
 

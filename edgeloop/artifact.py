@@ -43,6 +43,7 @@ MAX_GOLDEN_SAMPLES: Final = 1024
 MAX_DIMENSIONS: Final = 8
 MAX_DIMENSION: Final = 65_536
 MAX_SPEC_CHARS: Final = 16 * 1024
+MAX_METRIC_CHARS = 32
 MAX_BLOCKS_PER_REQUEST: Final = 64
 MAX_REQUEST_BYTES: Final = 1024
 
@@ -96,6 +97,7 @@ def build_manifest(
     outputs: Sequence[artifact_pb2.TensorSpec],
     golden: artifact_pb2.GoldenSet,
     accuracy: float,
+    metric: str = "",
     artifact_format: str = ONNX_FORMAT,
     executable: bytes = b"",
     parent_digest: str = "",
@@ -124,6 +126,7 @@ def build_manifest(
         accuracy=accuracy,
         executable_digest=sha256_hex(executable) if executable else "",
         executable_size_bytes=len(executable),
+        metric=metric,
     )
     check_manifest(manifest)
     return manifest
@@ -177,6 +180,8 @@ def check_manifest(manifest: artifact_pb2.Manifest) -> None:
         raise _field("spec_json", f"{len(manifest.spec_json)} characters", f"at most {MAX_SPEC_CHARS}")
     if not 0 <= manifest.accuracy <= 1:
         raise _field("accuracy", str(manifest.accuracy), "0 to 1")
+    if len(manifest.metric) > MAX_METRIC_CHARS:
+        raise _field("metric", f"{len(manifest.metric)} characters", f"at most {MAX_METRIC_CHARS}")
     for field, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len(specs) != 1:
             raise _field(field, f"{len(specs)} tensors", "exactly one")

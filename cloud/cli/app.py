@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from cloud.cli import contexts, demo, describe, device, get, jobs, keys, operator, pareto, rollout, serve
+from cloud.cli import (
+    check,
+    contexts,
+    demo,
+    describe,
+    device,
+    get,
+    jobs,
+    keys,
+    operator,
+    pareto,
+    rollout,
+    serve,
+)
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_values, stderr, stdout
 from cloud.cli.plain import plain
@@ -43,6 +56,7 @@ app.command("compress")(jobs.compress)
 app.command("pareto")(pareto.pareto)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
+app.command("check")(check.check)
 app.command("demo")(demo.demo)
 
 

@@ -21,8 +21,10 @@ from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
+from cloud.compression.budget import check_artifact_bytes, check_calibration, check_epochs, narrowest
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.cost import count_parameters, measure_cost
+from cloud.compression.dependency import trace_channels
 from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.family import cut_student
@@ -85,14 +87,17 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
         checkpoint_digest=registry.put(checkpoints.to_bytes({"version": 1, "model": model.state_dict()})),
         artifact_digest=registry.put(data),
         artifact_bytes=len(data),
-        accuracy=evaluate.accuracy(runtime, dataset.validation.inputs, dataset.validation.labels),
-        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels),
+        accuracy=evaluate.accuracy(
+            runtime, dataset.validation.inputs, dataset.validation.labels, dataset.loss
+        ),
+        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels, dataset.loss),
         macs=cost.macs,
         num_parameters=cost.num_parameters,
         latency_p50_ms=timing.p50_ms(0),
         reference_p50_ms=timing.reference_p50_ms,
         num_epochs=trainer.epoch,
         train_s=trainer.train_s,
+        metric=dataset.loss.metric,
     )
 
 
@@ -163,7 +168,7 @@ def build_student(
     report(0.94, "measuring memory")
     metrics = CandidateMetrics(
         accuracy=form.accuracy,
-        test_accuracy=evaluate.accuracy(form.runtime, dataset.test.inputs, dataset.test.labels),
+        test_accuracy=evaluate.accuracy(form.runtime, dataset.test.inputs, dataset.test.labels, dataset.loss),
         latency_p50_ms=timing.p50_ms(chosen),
         latency_p95_ms=timing.p95_ms(chosen),
         reference_p50_ms=timing.reference_p50_ms,
@@ -172,6 +177,7 @@ def build_student(
         peak_rss_bytes=evaluate.measure_peak_rss(shipped.data),
         macs=cost.macs,
         num_parameters=cost.num_parameters,
+        metric=dataset.loss.metric,
     )
     candidate = Candidate(
         digest=registry.put(shipped.data),
@@ -185,7 +191,9 @@ def build_student(
         rejected_reason=rejected_reason,
         create_time_s=time.time(),
     )
-    report(1.0, f"{form.precision}, accuracy {metrics.accuracy:.4f}, p50 {metrics.latency_p50_ms:.4f} ms")
+    report(
+        1.0, f"{form.precision}, {metrics.metric} {metrics.accuracy:.4f}, p50 {metrics.latency_p50_ms:.4f} ms"
+    )
     return candidate
 
 
@@ -194,7 +202,13 @@ def make_student(
 ) -> nn.Module:
     """The student's network, trained along the spec's road."""
     spec, training = task.spec, task.workload.training
+    check_epochs(spec)
+    check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
+    opened = open_attention(teacher)
+    graph = trace_channels(opened, dataset.input_shape)
+    least = narrowest(opened.cpu(), graph, dataset.input_shape)
+    check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
 
     def distilling(fraction: float, message: str) -> None:
         report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
@@ -202,14 +216,14 @@ def make_student(
     def train(student: nn.Module, num_epochs: int) -> DistilResult:
         lesson = replace(spec, num_epochs=num_epochs)
         if spec.road is Road.SCRATCH:
-            lesson = replace(lesson, alpha=0.0)
+            lesson = replace(lesson, alpha=0.0, hint_weight=None)
         return distil(
             student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
         )
 
     between, last = split_epochs(spec)
     student = narrow(
-        teacher,
+        opened,
         dataset,
         spec=spec,
         batch_size=training.batch_size,
@@ -292,7 +306,7 @@ def _forms(task: StudentTask, fp32: bytes, dataset: Dataset, report: Report) -> 
     forms = []
     for data, precision in built:
         runtime = evaluate.load(data, num_threads=task.profile.num_threads)
-        score = evaluate.accuracy(runtime, validation.inputs, validation.labels)
+        score = evaluate.accuracy(runtime, validation.inputs, validation.labels, dataset.loss)
         forms.append(_Form(data=data, precision=precision, runtime=runtime, accuracy=score))
     return forms
 
@@ -328,9 +342,10 @@ def _manifest(task: StudentTask, form: _Form, shipped: Shipped, dataset: Dataset
             artifact_pb2.PRECISION_INT8 if form.precision is Precision.INT8 else artifact_pb2.PRECISION_FP32
         ),
         inputs=[_tensor(INPUT_NAME, (batch, *dataset.input_shape))],
-        outputs=[_tensor(OUTPUT_NAME, (batch, dataset.num_classes))],
+        outputs=[_tensor(OUTPUT_NAME, (batch, dataset.num_outputs))],
         golden=golden_set(golden.inputs, golden.outputs, absolute_tolerance=golden.absolute_tolerance),
         accuracy=form.accuracy,
+        metric=dataset.loss.metric,
         parent_digest=task.parent_digest,
         spec_json=task.spec.to_json(),
     )

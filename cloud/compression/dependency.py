@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from cloud.compression import channel_rules
 from cloud.compression.channels import FIXED, Atoms, Resize, UnknownOperationError, Value, each, opaque
+from cloud.training.callables import describe
 from edgeloop.errors import ConfigError
 
 Labels = NDArray[np.int64]
@@ -124,13 +126,16 @@ def trace_channels(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph
 def trace(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
     """The network as a graph whose nodes know their shapes. Raises ``ConfigError`` when it cannot be had."""
     network = copy.deepcopy(model).cpu().eval()
+    tracer = _Tracer()
     try:
-        graph_module = fx.symbolic_trace(network)
+        graph_module = fx.GraphModule(network, tracer.trace(network), type(model).__name__)
         with torch.no_grad():
             ShapeProp(graph_module).propagate(torch.zeros(2, *input_shape))
     except Exception as error:
+        where = f" in layer {tracer.failed_at}" if tracer.failed_at else ""
         raise ConfigError(
-            f"teacher: {type(model).__name__} cannot be traced: {error}; forward must not branch on data",
+            f"teacher: {type(model).__name__} cannot be traced{where}: {describe(error)}; forward must not "
+            "branch on data",
             code="teacher-trace",
         ) from error
     inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
@@ -141,6 +146,21 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
             code="teacher-inputs",
         )
     return graph_module
+
+
+class _Tracer(fx.Tracer):
+    """Remembers the innermost layer that could not be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed_at = ""
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_at = self.failed_at or self.path_of_module(m)
+            raise
 
 
 def _group(layers: dict[str, LayerChannels]) -> tuple[ChannelGroup, ...]:

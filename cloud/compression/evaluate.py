@@ -14,10 +14,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.domain.losses import Loss
+from cloud.training.scores import score
 from edge_agent.runtime import (
     LatencyStats,
     ReferenceKernel,
@@ -93,14 +96,17 @@ def predict(runtime: Runtime, inputs: Array) -> Array:
     return np.concatenate([runtime.run(inputs[start : start + EVALUATION_BATCH]) for start in starts])
 
 
-def accuracy(runtime: Runtime, inputs: Array, labels: NDArray[np.int64]) -> float:
-    """Share that the runtime gets right. Raises ``RejectedError`` when an output is not finite."""
+def accuracy(runtime: Runtime, inputs: Array, labels: NDArray[Any], loss: Loss = Loss.CROSS_ENTROPY) -> float:
+    """How good the runtime is, 0 to 1, by the loss's metric.
+
+    Raises ``RejectedError`` when an output is not finite.
+    """
     outputs = predict(runtime, inputs)
     if not np.isfinite(outputs).all():
         raise RejectedError(
             "the artifact gives NaN or infinity on the validation data", code="output-not-finite"
         )
-    return float((outputs.argmax(axis=1) == labels).mean())
+    return score(loss, outputs, labels)
 
 
 def time_artifacts(runtimes: Sequence[Runtime], sample: Array) -> Timing:

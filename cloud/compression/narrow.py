@@ -85,7 +85,7 @@ def _scorer(spec: CompressionSpec, dataset: Dataset, batch_size: int) -> Scorer:
         return magnitude()
     if spec.importance is Importance.NORM_SCALE:
         return norm_scale()
-    return lambda network, graph: taylor(_batches(dataset, batch_size))(network, graph)
+    return lambda network, graph: taylor(_batches(dataset, batch_size), dataset.loss)(network, graph)
 
 
 def _batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

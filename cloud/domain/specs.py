@@ -12,7 +12,7 @@ from typing import Any, Self
 from cloud.domain.quantisation import QuantisationSpec
 
 #: Fields that were not there in the first version: None asks for what was done then.
-_OPTIONAL = frozenset({"importance", "pruning_steps"})
+_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight"})
 
 
 class Road(StrEnum):
@@ -46,6 +46,7 @@ class CompressionSpec:
     ``alpha`` is the share of the soft-label loss; the rest is the loss with the labels.
     ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
     steps of equal ratio, with training between them (None: at once).
+    ``hint_weight`` adds the difference of inner features to the loss (None: it plays no part).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -62,6 +63,7 @@ class CompressionSpec:
     quantisation: QuantisationSpec | None = None
     importance: Importance | None = None
     pruning_steps: int | None = None
+    hint_weight: float | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -73,6 +75,7 @@ class CompressionSpec:
             ("seed", 0, 2**31 - 1),
             ("version", 1, 1),
             ("pruning_steps", 1, 16),
+            ("hint_weight", 0.0, 1000.0),
         ):
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:

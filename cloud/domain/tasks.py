@@ -16,7 +16,10 @@ from cloud.domain.workloads import Workload
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherResult:
-    """A trained teacher. ``checkpoint_digest`` is its weights, ``artifact_digest`` its fp32 ONNX graph."""
+    """A trained teacher. ``checkpoint_digest`` is its weights, ``artifact_digest`` its fp32 ONNX graph.
+
+    ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``.
+    """
 
     workload: str
     teacher_key: str
@@ -31,6 +34,7 @@ class TeacherResult:
     reference_p50_ms: float
     num_epochs: int
     train_s: float
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -117,7 +117,7 @@ def _candidate(situation: Situation) -> list[str]:
     metrics, spec = candidate.metrics, candidate.spec
     text = (
         f"{_short(candidate.digest)} is a {spec.road} student of width {spec.width_ratio:g}, "
-        f"{candidate.precision}: accuracy {metrics.accuracy:.4f}, {_size(metrics)}, "
+        f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, {_size(metrics)}, "
         f"p50 {metrics.latency_p50_ms:.3g} ms where it was built"
     )
     if candidate.rejected_reason:

@@ -18,16 +18,18 @@ from torch import nn
 from cloud.compression import build, evaluate
 from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.choose import choose_precision, reject_against_parent
-from cloud.compression.distil import distil, recalibrate, soft_label_loss
+from cloud.compression.distil import distil, recalibrate
 from cloud.compression.evaluate import measure_peak_rss
 from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights, quantise
 from cloud.domain.candidates import Candidate
+from cloud.domain.losses import Loss
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from cloud.training.datasets import Dataset, Split
+from cloud.training.objectives import soft_loss
 from cloud.training.teacher import TeacherTrainer, measure_accuracy
 from edgeloop.artifact import check_artifact, golden_arrays, parse_manifest
 from edgeloop.errors import ConfigError, TransientError
@@ -284,11 +286,11 @@ def test_reduced_range_keeps_weights_within_seven_bits(
 def test_the_soft_loss_is_zero_for_equal_logits_and_keeps_its_gradient_over_temperatures() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(64, 10, generator=generator), torch.randn(64, 10, generator=generator)
-    assert soft_label_loss(teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-5)
+    assert soft_loss(Loss.CROSS_ENTROPY, teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-5)
     norms = []
     for temperature in (10.0, 20.0, 40.0):
         logits = student.clone().requires_grad_()
-        soft_label_loss(logits, teacher, temperature).backward()
+        soft_loss(Loss.CROSS_ENTROPY, logits, teacher, temperature).backward()
         assert logits.grad is not None
         norms.append(float(logits.grad.norm()))
     assert max(norms) / min(norms) < 1.2
