@@ -15,7 +15,8 @@ class CandidateMetrics:
     ``accuracy`` is on the validation split and drives every choice; ``test_accuracy`` is for reports alone.
     ``artifact_bytes`` is what goes over the wire; ``executable_bytes`` what it unpacks to on the device, or 0
     where it runs as it is. ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over,
-    absolute times do not.
+    absolute times do not. ``fidelity`` is the share of the validation split on which rules say what the
+    teacher says; None for a network.
     """
 
     accuracy: float
@@ -28,6 +29,7 @@ class CandidateMetrics:
     macs: int
     num_parameters: int
     executable_bytes: int = 0
+    fidelity: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,7 +57,11 @@ def propose(
     taken = {candidate.spec.digest for candidate in mine} | set(exclude)
     if direction is Direction.INITIAL:
         return _initial(budget, taken)
-    widths = _widths(mine, target_latency_ms, direction, current)
+    # Rules have no width, and are too fast to say anything about networks.
+    networks = [candidate for candidate in mine if candidate.spec.road is not Road.RULES]
+    if current is not None and current.spec.road is Road.RULES:
+        current = None
+    widths = _widths(networks, target_latency_ms, direction, current)
     wanted = [(width, roads_for(width)[0]) for width in widths[:2]]
     wanted[1:1] = [(width, roads_for(width)[1]) for width in widths[:1]]
     wanted += [(width, road) for width in widths[2:] for road in roads_for(width)[:1]]

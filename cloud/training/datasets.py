@@ -7,6 +7,7 @@ types, finite values, labels from 0 to ``num_classes - 1``, and every class in e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from cloud.domain.workloads import Workload
 from cloud.training import digits, fashion_mnist
 from cloud.training.callables import call, is_callable_path
 from edgeloop.errors import ConfigError
+from edgeloop.rules import MAX_NAME_CHARS
 
 SPLITS = ("train", "validation", "test")
 #: Inputs beyond this were not scaled, and their squares come near the end of float32.
@@ -43,6 +45,8 @@ class Dataset:
     validation: Split
     test: Split
     num_classes: int
+    #: One for each value of a flattened input, for rules that people read; or nothing.
+    feature_names: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -67,7 +71,8 @@ def load_dataset(workload: Workload) -> Dataset:
 def check_dataset(answer: Any, *, name: str) -> Dataset:
     """Check the six arrays of a mapping or object: ``train_inputs``, ``train_labels``, ``validation_...``.
 
-    ``num_classes`` is optional: without it, the highest training label decides.
+    ``num_classes`` is optional: without it, the highest training label decides. So is ``feature_names``, one
+    name for each value of a flattened input.
     """
     splits = {split: _check_split(answer, split, name) for split in SPLITS}
     shape = splits["train"].inputs.shape[1:]
@@ -79,7 +84,8 @@ def check_dataset(answer: Any, *, name: str) -> Dataset:
     num_classes = _num_classes(answer, splits["train"], name)
     for split, arrays in splits.items():
         _check_labels(arrays.labels, f"{split}_labels", num_classes, name)
-    return Dataset(**splits, num_classes=num_classes)
+    names = _feature_names(answer, math.prod(shape), name)
+    return Dataset(**splits, num_classes=num_classes, feature_names=names)
 
 
 def _check_split(answer: Any, split: str, name: str) -> Split:
@@ -134,6 +140,23 @@ def _num_classes(answer: Any, train: Split, name: str) -> int:
             name, "num_classes", f"is {number!r}{where}: it must be a whole number from 2 to {MAX_CLASSES}"
         )
     return int(number)
+
+
+def _feature_names(answer: Any, num_features: int, name: str) -> tuple[str, ...]:
+    given = (
+        answer.get("feature_names") if isinstance(answer, Mapping) else getattr(answer, "feature_names", None)
+    )
+    if given is None or len(given) == 0:
+        return ()
+    names = tuple(map(str, given))
+    if len(names) != num_features:
+        raise _refuse(name, "feature_names", f"has {len(names)} names: the inputs have {num_features} values")
+    for text in names:
+        if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
+            raise _refuse(
+                name, "feature_names", f"has {text[:80]!r}: use 1 to {MAX_NAME_CHARS} printable characters"
+            )
+    return names
 
 
 def _check_labels(labels: NDArray[np.int64], field: str, num_classes: int, name: str) -> None:
