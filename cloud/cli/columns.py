@@ -20,6 +20,8 @@ def spec_text(spec_json: str) -> str:
     if not spec_json:
         return "-"
     spec = json.loads(spec_json)
+    if spec["road"] == "rules":
+        return f"rules {spec['rules']['kind']} {spec['rules']['max_depth']}"
     return f"{spec['road']} x{spec['width_ratio']:g}"
 
 

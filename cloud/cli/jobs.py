@@ -92,16 +92,25 @@ def cancel(
 
 
 def parse_spec(text: str) -> CompressionSpec:
-    """``road=pruned,width_ratio=0.5`` as a CompressionSpec. Raises ``ConfigError`` naming the key."""
+    """``road=rules,rules.kind=boosted`` as a CompressionSpec. Raises ``ConfigError`` naming the key."""
     values: dict[str, Any] = {}
     for part in text.split(","):
         key, separator, value = part.partition("=")
         if not separator:
             raise ConfigError(f"--spec {text}: {part!r} is not key=value", code="spec-syntax")
         try:
-            values[key.strip()] = json.loads(value)
+            given = json.loads(value)
         except ValueError:
-            values[key.strip()] = value.strip()
+            given = value.strip()
+        outer, dot, inner = key.strip().partition(".")
+        if not dot:
+            values[outer] = given
+        elif isinstance(inside := values.setdefault(outer, {}), dict):
+            inside[inner] = given
+        else:
+            raise ConfigError(
+                f"--spec {text}: {outer} is given twice, whole and in parts", code="spec-syntax"
+            )
     try:
         return CompressionSpec.from_mapping(values)
     except ValueError as error:

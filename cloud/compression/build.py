@@ -32,6 +32,7 @@ from cloud.compression.narrow import narrow, split_epochs
 from cloud.compression.pack import Shipped, executable_of, ship
 from cloud.compression.prune import reinitialise
 from cloud.compression.quantise import count_weights, quantise
+from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
@@ -136,6 +137,8 @@ def build_student(
     dataset = load_dataset(task.workload) if dataset is None else dataset
     teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
     chosen_device = choose_device(device)
+    if task.spec.road is Road.RULES:
+        return build_rules(task, teacher, dataset, registry=registry, device=chosen_device, report=report)
 
     def make() -> nn.Module:
         if task.spec.road is Road.ELASTIC:
@@ -161,7 +164,7 @@ def build_student(
         rejected_reason = reject_against_parent(
             slowdown_ratio=timing.slowdown_ratio(chosen, len(forms)),
             num_weights=count_weights(form.data),
-            parent_num_weights=count_weights(parent),
+            parent_num_weights=count_numbers(parent),
         )
     cost = measure_cost(student, dataset.input_shape)
     shipped = ship(form.data)

@@ -26,11 +26,13 @@ from edge_agent.runtime import (
     ReferenceKernel,
     Runtime,
     load_onnx,
+    load_rules,
     measure_interleaved,
     peak_rss_bytes,
 )
 from edgeloop import packed
 from edgeloop.errors import RejectedError, TransientError
+from edgeloop.rules import is_rules
 
 __all__ = [
     "GoldenSamples",
@@ -85,6 +87,8 @@ class GoldenSamples:
 
 def load(data: bytes, *, num_threads: int = 1) -> Runtime:
     """The artifact, as the agent would load it. A packed one vouches for its size: it was built here."""
+    if is_rules(data):
+        return load_rules(data)
     if packed.is_packed(data):
         data = packed.unpack(data, executable_bytes=packed.executable_bytes(data))
     return load_onnx(data, num_threads=num_threads)

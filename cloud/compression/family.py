@@ -18,11 +18,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cloud.compression.cost import measure_cost
 from cloud.compression.dependency import trace_channels
-from cloud.compression.distil import recalibrate, soft_label_loss
+from cloud.compression.distil import recalibrate
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
 from cloud.compression.importance import taylor
 from cloud.compression.layers import layer_shapes
@@ -32,6 +31,7 @@ from cloud.domain.workloads import Workload
 from cloud.training import checkpoints
 from cloud.training.augment import Augmenter
 from cloud.training.datasets import Dataset, Split
+from cloud.training.objectives import label_loss, soft_loss
 from cloud.training.schedule import one_cycle, seeded
 from cloud.training.teacher import (
     EpochMetrics,
@@ -110,7 +110,9 @@ class FamilyTrainer:
         loss = self._train(report)
         self.epoch += 1
         narrowest = self.cut(self.settings.narrowest)
-        accuracy = measure_accuracy(narrowest, _first(self.dataset.validation), self.device)
+        accuracy = measure_accuracy(
+            narrowest, _first(self.dataset.validation), self.device, self.dataset.loss
+        )
         seconds = time.perf_counter() - started
         self.train_s += seconds
         if report is not None:
@@ -140,7 +142,13 @@ class FamilyTrainer:
                 drawn = torch.randint(len(widths), (settings.num_random_widths,), generator=generator)
                 narrower = {widths[0], *(widths[i] for i in drawn.tolist())} - {1.0}
                 loss = self._loss(inputs, self._labels[rows], sorted(narrower))
-                check_loss(loss, epoch=self.epoch + 1, batch=batch + 1, field="the family's learning_rate")
+                check_loss(
+                    loss,
+                    epoch=self.epoch + 1,
+                    batch=batch + 1,
+                    rows=rows,
+                    field="the family's learning_rate",
+                )
                 step_optimizer(self._optimizer, self.elastic.model, loss)
                 total += loss.detach()
                 if report is not None and batch % 10 == 9:
@@ -151,11 +159,11 @@ class FamilyTrainer:
         return float(total) / num_batches
 
     def _loss(self, inputs: Tensor, labels: Tensor, narrower: list[float]) -> Tensor:
-        settings = self.settings
+        settings, kind = self.settings, self.dataset.loss
 
         def lesson(logits: Tensor, wisdom: Tensor) -> Tensor:
-            soft = soft_label_loss(logits, wisdom, settings.temperature)
-            return settings.alpha * soft + (1.0 - settings.alpha) * functional.cross_entropy(logits, labels)
+            soft = soft_loss(kind, logits, wisdom, settings.temperature)
+            return settings.alpha * soft + (1.0 - settings.alpha) * label_loss(kind, logits, labels)
 
         with torch.no_grad():
             taught = self._teacher(inputs)
@@ -201,7 +209,7 @@ def finish_family(trainer: FamilyTrainer, teacher: TeacherResult, *, registry: B
     for width in elastic.widths(trainer.settings.narrowest):
         network = trainer.cut(width)
         cost = measure_cost(network, dataset.input_shape)
-        accuracy = measure_accuracy(network, _first(dataset.validation), trainer.device)
+        accuracy = measure_accuracy(network, _first(dataset.validation), trainer.device, dataset.loss)
         widths.append(
             FamilyWidth(
                 width_ratio=width,

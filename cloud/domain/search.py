@@ -60,7 +60,11 @@ def propose(
     taken = {candidate.spec.digest for candidate in mine} | set(exclude)
     if direction is Direction.INITIAL:
         return _initial(budget, taken)
-    widths = _widths(mine, target_latency_ms, direction, current)
+    # Rules have no width, and are too fast to say anything about networks.
+    networks = [candidate for candidate in mine if candidate.spec.road is not Road.RULES]
+    if current is not None and current.spec.road is Road.RULES:
+        current = None
+    widths = _widths(networks, target_latency_ms, direction, current)
     limit = max(1, math.ceil(budget.max_trials / 2))
     cuts = _unbuilt(_cuts(widths[:2], budget), taken, budget, limit=limit)
     if cuts:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from cloud.domain.quantisation import QuantisationSpec
+from cloud.domain.rules import RuleSpec
 
 #: Fields that were not there in the first version: None asks for what was done then.
 _OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight"})
@@ -22,6 +23,7 @@ class Road(StrEnum):
     DISTILLED = "distilled"  # the family's smaller network from random weights, taught by the teacher
     SCRATCH = "scratch"  # the same network on the labels alone
     ELASTIC = "elastic"  # cut from the teacher's elastic family; then distilled, when there are epochs
+    RULES = "rules"  # decision rules instead of a network: a tree, boosted trees or a rule list
 
 
 class Precision(StrEnum):
@@ -45,8 +47,9 @@ class CompressionSpec:
     ``width_ratio`` is the share of channels kept in each dependency group, before floors and alignment to 8.
     ``alpha`` is the share of the soft-label loss; the rest is the loss with the labels.
     ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
-    steps of equal ratio, with training between them (None: at once).
-    ``hint_weight`` adds the difference of inner features to the loss (None: it plays no part).
+    steps of equal ratio, with training between them (None: at once). ``hint_weight`` adds the difference of
+    inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name alone; left
+    out there, it stands for ``RuleSpec()``.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -64,6 +67,7 @@ class CompressionSpec:
     importance: Importance | None = None
     pruning_steps: int | None = None
     hint_weight: float | None = None
+    rules: RuleSpec | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -84,6 +88,24 @@ class CompressionSpec:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
             raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
+
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        if self.road is not Road.RULES:
+            if self.rules is not None:
+                raise ValueError(
+                    f"rules is given, but road is {self.road}: set road to rules, or leave it out"
+                )
+            return
+        if self.rules is None:
+            object.__setattr__(self, "rules", RuleSpec())
+        elif not isinstance(self.rules, RuleSpec):
+            raise ValueError(f"rules is {self.rules!r}: it must be a mapping such as kind: tree")
+        if self.precision is Precision.INT8:
+            raise ValueError("precision is int8: rules hold float32 numbers; leave it at auto")
+        if self.quantisation is not None:
+            raise ValueError("quantisation is given, but road is rules: rules have no weights to quantise")
 
     def to_json(self) -> str:
         """Canonical JSON: the same spec gives the same bytes.
@@ -114,6 +136,8 @@ class CompressionSpec:
                 checked["quantisation"] = QuantisationSpec.from_mapping(checked["quantisation"])
             except ValueError as error:
                 raise ValueError(f"quantisation.{error}") from None
+        if isinstance(checked.get("rules"), Mapping):
+            checked["rules"] = RuleSpec.from_mapping(checked["rules"])
         return cls(**checked)
 
     @property

@@ -115,8 +115,11 @@ def _candidate(situation: Situation) -> list[str]:
     if candidate is None:
         return []
     metrics, spec = candidate.metrics, candidate.spec
+    kind = (
+        f"{spec.road} student of width {spec.width_ratio:g}" if spec.rules is None else spec.rules.kind.value
+    )
     text = (
-        f"{_short(candidate.digest)} is a {spec.road} student of width {spec.width_ratio:g}, "
+        f"{_short(candidate.digest)} is a {kind}, "
         f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, {_size(metrics)}, "
         f"p50 {metrics.latency_p50_ms:.3g} ms where it was built"
     )

@@ -8,6 +8,7 @@ finite labels of a reasonable scale that vary in every split.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from cloud.domain.workloads import Workload
 from cloud.training import digits, fashion_mnist
 from cloud.training.callables import call, is_callable_path
 from edgeloop.errors import ConfigError
+from edgeloop.rules import MAX_NAME_CHARS
 
 SPLITS = ("train", "validation", "test")
 #: Inputs beyond this were not scaled, and their squares come near the end of float32.
@@ -53,6 +55,8 @@ class Dataset:
     test: Split
     num_classes: int
     loss: Loss = Loss.CROSS_ENTROPY
+    #: One for each value of a flattened input, for rules that people read; or nothing.
+    feature_names: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
@@ -84,7 +88,8 @@ def load_dataset(workload: Workload) -> Dataset:
 def check_dataset(answer: Any, *, name: str, loss: Loss = Loss.CROSS_ENTROPY) -> Dataset:
     """Check the six arrays of a mapping or object: ``train_inputs``, ``train_labels``, ``validation_...``.
 
-    ``num_classes`` is optional: without it, the highest training label decides.
+    ``num_classes`` is optional: without it, the highest training label decides. So is ``feature_names``, one
+    name for each value of a flattened input.
     """
     splits = {split: _check_split(answer, split, name, loss) for split in SPLITS}
     shape = splits["train"].inputs.shape[1:]
@@ -98,7 +103,8 @@ def check_dataset(answer: Any, *, name: str, loss: Loss = Loss.CROSS_ENTROPY) ->
     num_classes = 2 if loss is Loss.BINARY else _num_classes(answer, splits["train"], name)
     for split, arrays in splits.items():
         _check_labels(arrays.labels, f"{split}_labels", num_classes, name)
-    return Dataset(**splits, num_classes=num_classes, loss=loss)
+    names = _feature_names(answer, math.prod(shape), name)
+    return Dataset(**splits, num_classes=num_classes, loss=loss, feature_names=names)
 
 
 def _check_split(answer: Any, split: str, name: str, loss: Loss) -> Split:
@@ -162,6 +168,23 @@ def _num_classes(answer: Any, train: Split, name: str) -> int:
             name, "num_classes", f"is {number!r}{where}: it must be a whole number from 2 to {MAX_CLASSES}"
         )
     return int(number)
+
+
+def _feature_names(answer: Any, num_features: int, name: str) -> tuple[str, ...]:
+    given = (
+        answer.get("feature_names") if isinstance(answer, Mapping) else getattr(answer, "feature_names", None)
+    )
+    if given is None or len(given) == 0:
+        return ()
+    names = tuple(map(str, given))
+    if len(names) != num_features:
+        raise _refuse(name, "feature_names", f"has {len(names)} names: the inputs have {num_features} values")
+    for text in names:
+        if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
+            raise _refuse(
+                name, "feature_names", f"has {text[:80]!r}: use 1 to {MAX_NAME_CHARS} printable characters"
+            )
+    return names
 
 
 def _check_labels(labels: NDArray[np.int64], field: str, num_classes: int, name: str) -> None:

@@ -13,6 +13,7 @@ from edge_agent.runtime.measure import (
 )
 from edge_agent.runtime.onnx import OnnxRuntime, Runtime, load_onnx
 from edge_agent.runtime.reference import REFERENCE_VERSION, ReferenceKernel
+from edge_agent.runtime.rules import RulesRuntime, load_rules
 
 __all__ = [
     "REFERENCE_VERSION",
@@ -20,9 +21,11 @@ __all__ = [
     "LatencyStats",
     "OnnxRuntime",
     "ReferenceKernel",
+    "RulesRuntime",
     "Runtime",
     "load_artifact",
     "load_onnx",
+    "load_rules",
     "measure_interleaved",
     "measure_latency",
     "peak_rss_bytes",

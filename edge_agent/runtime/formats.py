@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Protocol
 
 from edge_agent.runtime.onnx import Runtime, load_onnx
+from edge_agent.runtime.rules import load_rules
 from edgeloop.errors import RejectedError
-from edgeloop.formats import ONNX_FORMAT, PACKED_FORMAT
+from edgeloop.formats import ONNX_FORMAT, PACKED_FORMAT, RULES_FORMAT
 from edgeloop.packed import unpack
 
 
@@ -38,7 +39,7 @@ def load_artifact(data: bytes, form: ArtifactForm, *, num_threads: int = 1) -> R
     """A runtime for ``data``.
 
     Raises ``RejectedError``: ``format-unknown``, ``packed-malformed``, ``packed-size``,
-    ``executable-altered``, or what the format's own loader raises (``load_onnx``).
+    ``executable-altered``, or what the format's own loader raises (``load_onnx``, ``load_rules``).
     """
     loader = _LOADERS.get(form.format)
     if loader is None:
@@ -65,4 +66,10 @@ def _load_packed(data: bytes, form: ArtifactForm, num_threads: int) -> Runtime:
     return load_onnx(file, num_threads=num_threads)
 
 
-_LOADERS: Mapping[str, Loader] = MappingProxyType({ONNX_FORMAT: _load_plain, PACKED_FORMAT: _load_packed})
+def _load_rules(data: bytes, form: ArtifactForm, num_threads: int) -> Runtime:
+    return load_rules(data)
+
+
+_LOADERS: Mapping[str, Loader] = MappingProxyType(
+    {ONNX_FORMAT: _load_plain, PACKED_FORMAT: _load_packed, RULES_FORMAT: _load_rules}
+)
