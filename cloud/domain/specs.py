@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from cloud.domain.quantisation import QuantisationSpec
+from cloud.domain.sparsity import SparsitySpec
 
 #: Fields that were not there in the first version: None asks for what was done then.
 _OPTIONAL = frozenset({"importance", "pruning_steps"})
@@ -45,7 +46,8 @@ class CompressionSpec:
     ``width_ratio`` is the share of channels kept in each dependency group, before floors and alignment to 8.
     ``alpha`` is the share of the soft-label loss; the rest is the loss with the labels.
     ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
-    steps of equal ratio, with training between them (None: at once).
+    steps of equal ratio, with training between them (None: at once). ``sparsity`` makes single weights zero
+    while the student learns.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -62,6 +64,7 @@ class CompressionSpec:
     quantisation: QuantisationSpec | None = None
     importance: Importance | None = None
     pruning_steps: int | None = None
+    sparsity: SparsitySpec | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -81,6 +84,8 @@ class CompressionSpec:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
             raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
+        if self.sparsity is not None and not isinstance(self.sparsity, SparsitySpec):
+            raise ValueError(f"sparsity is {self.sparsity!r}: it must be a mapping such as ratio: 0.75")
 
     def to_json(self) -> str:
         """Canonical JSON: the same spec gives the same bytes.
@@ -111,6 +116,11 @@ class CompressionSpec:
                 checked["quantisation"] = QuantisationSpec.from_mapping(checked["quantisation"])
             except ValueError as error:
                 raise ValueError(f"quantisation.{error}") from None
+        if isinstance(checked.get("sparsity"), Mapping):
+            try:
+                checked["sparsity"] = SparsitySpec.from_mapping(checked["sparsity"])
+            except ValueError as error:
+                raise ValueError(f"sparsity.{error}") from None
         return cls(**checked)
 
     @property
