@@ -34,6 +34,7 @@ from cloud.compression.prune import reinitialise
 from cloud.compression.quantise import count_weights, quantise
 from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
+from cloud.compression.sparsify import Sparsifier
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -216,12 +217,19 @@ def make_student(
     def distilling(fraction: float, message: str) -> None:
         report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
 
-    def train(student: nn.Module, num_epochs: int) -> DistilResult:
+    def train(student: nn.Module, num_epochs: int, rule: Sparsifier | None = None) -> DistilResult:
         lesson = replace(spec, num_epochs=num_epochs)
         if spec.road is Road.SCRATCH:
             lesson = replace(lesson, alpha=0.0, hint_weight=None)
         return distil(
-            student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
+            student,
+            teacher,
+            dataset,
+            spec=lesson,
+            training=training,
+            device=device,
+            report=distilling,
+            rule=rule,
         )
 
     between, last = split_epochs(spec)
@@ -233,12 +241,13 @@ def make_student(
         device=device,
         tune=lambda network: train(network, between),
     )
-    if spec.road is Road.PRUNED and count_parameters(student) == count_parameters(teacher):
+    same = count_parameters(student) == count_parameters(teacher)
+    if spec.road is Road.PRUNED and same and spec.sparsity is None:
         report(DISTIL_TO, "nothing to remove: the student is the teacher")
         return student.cpu().eval()
     if spec.road is not Road.PRUNED:
         reinitialise(student, spec.seed)
-    result = train(student, last)
+    result = train(student, last, _sparsifier(task, dataset))
     logger.debug("%s: best epoch %d, %.4f", task.task_id, result.best_epoch, result.validation_accuracy)
     return student.cpu().eval()
 
@@ -260,7 +269,8 @@ def make_elastic(
     student = cut_student(
         task.family, teacher, dataset, task.workload, width, registry=registry, device=device
     )
-    if task.spec.num_epochs:
+    rule = _sparsifier(task, dataset)
+    if task.spec.num_epochs or rule is not None:
         distil(
             student,
             teacher,
@@ -269,8 +279,16 @@ def make_elastic(
             training=task.workload.training,
             device=device,
             report=lambda fraction, text: report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, text),
+            rule=rule,
         )
     return student.cpu().eval()
+
+
+def _sparsifier(task: StudentTask, dataset: Dataset) -> Sparsifier | None:
+    """What makes single weights zero, if the spec asks for it."""
+    if task.spec.sparsity is None:
+        return None
+    return Sparsifier.of(task.spec.sparsity, dataset, task.workload.training.batch_size)
 
 
 def export_verified(model: nn.Module, dataset: Dataset) -> bytes:

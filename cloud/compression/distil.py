@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,27 @@ from cloud.training.teacher import (
 )
 
 Report = Callable[[float, str], None]
+
+
+class WeightRule(Protocol):
+    """What must hold for a student's weights while it learns, and may come into force step by step."""
+
+    @property
+    def in_force(self) -> bool:
+        """Whether it holds in full: only such states of the student are kept."""
+        ...
+
+    def begin(self, model: nn.Module, num_steps: int) -> None:
+        """Before the first of ``num_steps`` steps."""
+        ...
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """After step ``step``, counted from 1."""
+        ...
+
+
 USES_OF_A_VIEW = 2
+NUM_RECALIBRATION_SAMPLES = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,24 +76,34 @@ def distil(
     training: TrainingBudget,
     device: torch.device,
     report: Report,
+    rule: WeightRule | None = None,
 ) -> DistilResult:
     """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it.
 
     The teacher may be any module that gives the workload's outputs, ``MeanOfOutputs`` of several among them;
-    hints need one of the student's own architecture.
+    hints need one of the student's own architecture. ``rule`` acts on the weights after each step; what is
+    kept is the best state in which it is in force. Without epochs to recover in, BatchNorm statistics are
+    measured anew.
     """
     lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device)
     student.to(device)
+    if rule is not None:
+        rule.begin(student, spec.num_epochs * count_batches(len(dataset.train), training.batch_size))
+        if not spec.num_epochs:
+            rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
+            recalibrate(student, rows, batch_size=training.batch_size, device=device)
     accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
     best, best_epoch, best_state = accuracy, 0, copy.deepcopy(student.state_dict())
+    if rule is not None and not rule.in_force:
+        best = -math.inf
     hints = lesson.attach_hints(student) if spec.hint_weight and spec.num_epochs else None
     parameters = [*student.parameters(), *(hints.parameters() if hints is not None else ())]
     optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=training.weight_decay)
     try:
         for epoch in range(spec.num_epochs):
-            loss = lesson.run_epoch(student, optimizer, epoch, report)
+            loss = lesson.run_epoch(student, optimizer, epoch, report, rule)
             accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
-            if accuracy >= best:
+            if accuracy >= best and (rule is None or rule.in_force):
                 best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(student.state_dict())
             report(
                 (epoch + 1) / spec.num_epochs,
@@ -149,7 +180,12 @@ class _Lesson:
         self._hints = None
 
     def run_epoch(
-        self, student: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, report: Report
+        self,
+        student: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        report: Report,
+        rule: WeightRule | None,
     ) -> float:
         spec, batch_size = self._spec, self._training.batch_size
         num_batches = count_batches(len(self._labels), batch_size)
@@ -167,6 +203,8 @@ class _Lesson:
                     loss, epoch=epoch + 1, batch=batch + 1, rows=rows, field="the spec's learning_rate"
                 )
                 step_optimizer(optimizer, student, loss)
+                if rule is not None:
+                    rule.after_step(student, step + 1)
                 total += loss.detach()
                 if batch % 50 == 49:
                     report(

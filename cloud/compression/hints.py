@@ -5,8 +5,8 @@ takes the student's channels of a layer in the middle to the teacher's; the cost
 difference, in units of the features' variance.
 
 Rules: the layer has the same name in both and, but for its channels, gives the same shape; where there is
-none, that is said. Neither network is changed, and nothing stays attached to them after ``close``. The teacher's
-features are too large to keep, so with hints it runs for each batch.
+none, that is said. Neither network is changed, and nothing stays attached to them after ``close``. The
+teacher's features are too large to keep, so with hints it runs for each batch.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from edgeloop.packed import Span
 MIN_SAVING: Final = 0.03
 #: A shorter tensor costs more as one of its own than among the bytes between.
 _MIN_TENSOR_BYTES: Final = 128
-_ELEMENT_BYTES: Final = {
+_ELEMENT_BYTES: Final[dict[int, int]] = {
     onnx.TensorProto.FLOAT: 4,
     onnx.TensorProto.FLOAT16: 2,
     onnx.TensorProto.BFLOAT16: 2,

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.rules import RuleSpec
+from cloud.domain.sparsity import SparsitySpec
 
 #: Fields that were not there in the first version: None asks for what was done then.
 _OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight"})
@@ -49,7 +50,7 @@ class CompressionSpec:
     ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
     steps of equal ratio, with training between them (None: at once). ``hint_weight`` adds the difference of
     inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name alone; left
-    out there, it stands for ``RuleSpec()``.
+    out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -68,6 +69,7 @@ class CompressionSpec:
     pruning_steps: int | None = None
     hint_weight: float | None = None
     rules: RuleSpec | None = None
+    sparsity: SparsitySpec | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -88,7 +90,8 @@ class CompressionSpec:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
             raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
-
+        if self.sparsity is not None and not isinstance(self.sparsity, SparsitySpec):
+            raise ValueError(f"sparsity is {self.sparsity!r}: it must be a mapping such as ratio: 0.75")
         self._check_rules()
 
     def _check_rules(self) -> None:
@@ -106,6 +109,8 @@ class CompressionSpec:
             raise ValueError("precision is int8: rules hold float32 numbers; leave it at auto")
         if self.quantisation is not None:
             raise ValueError("quantisation is given, but road is rules: rules have no weights to quantise")
+        if self.sparsity is not None:
+            raise ValueError("sparsity is given, but road is rules: rules have no weights to leave out")
 
     def to_json(self) -> str:
         """Canonical JSON: the same spec gives the same bytes.
@@ -138,6 +143,11 @@ class CompressionSpec:
                 raise ValueError(f"quantisation.{error}") from None
         if isinstance(checked.get("rules"), Mapping):
             checked["rules"] = RuleSpec.from_mapping(checked["rules"])
+        if isinstance(checked.get("sparsity"), Mapping):
+            try:
+                checked["sparsity"] = SparsitySpec.from_mapping(checked["sparsity"])
+            except ValueError as error:
+                raise ValueError(f"sparsity.{error}") from None
         return cls(**checked)
 
     @property

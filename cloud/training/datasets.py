@@ -99,12 +99,26 @@ def check_dataset(answer: Any, *, name: str, loss: Loss = Loss.CROSS_ENTROPY) ->
                 name, f"{split}_inputs", f"holds inputs of shape {arrays.inputs.shape[1:]}, train {shape}"
             )
     if loss is Loss.REGRESSION:
-        return Dataset(**_check_targets(splits, name), num_classes=0, loss=loss)
+        targets = _check_targets(splits, name)
+        return Dataset(
+            train=targets["train"],
+            validation=targets["validation"],
+            test=targets["test"],
+            num_classes=0,
+            loss=loss,
+        )
     num_classes = 2 if loss is Loss.BINARY else _num_classes(answer, splits["train"], name)
     for split, arrays in splits.items():
         _check_labels(arrays.labels, f"{split}_labels", num_classes, name)
     names = _feature_names(answer, math.prod(shape), name)
-    return Dataset(**splits, num_classes=num_classes, loss=loss, feature_names=names)
+    return Dataset(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        num_classes=num_classes,
+        loss=loss,
+        feature_names=names,
+    )
 
 
 def _check_split(answer: Any, split: str, name: str, loss: Loss) -> Split:
