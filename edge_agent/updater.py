@@ -77,6 +77,8 @@ class Updater:
         post_self_test: Callable[[SelfTestProcess, SelfTestResult], None],
         # Makes a status durable on its way to the cloud; TransientError when that cannot be done now.
         deliver: Callable[[StatusNote, float], None],
+        # A deployment that the update rules would not follow.
+        on_ignored: Callable[[Ignored], None],
         update_settings: UpdateSettings,
         fetch_settings: FetchSettings,
         self_test_timeout_s: float,
@@ -92,6 +94,7 @@ class Updater:
         self._wire = wire
         self._post_self_test = post_self_test
         self._deliver = deliver
+        self._on_ignored = on_ignored
         self._update_settings = update_settings
         self._fetch_settings = fetch_settings
         self._self_test_timeout_s = self_test_timeout_s
@@ -245,8 +248,8 @@ class Updater:
                 self._engine.withdraw()
             case CollectGarbage():
                 self._collect()
-            case Ignored(code=code, message=message):
-                logger.warning("deployment ignored code=%s reason=%s", code, message)
+            case Ignored():
+                self._on_ignored(effect)
         return []
 
     # --- fetching -----------------------------------------------------------------------------------

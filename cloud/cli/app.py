@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cloud.cli import demo, describe, get, jobs, rollout, serve
+from cloud.cli import demo, describe, get, jobs, keys, rollout, serve
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_values, stderr, stdout
 from cloud.cli.plain import plain
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(get.app, name="get")
 app.add_typer(describe.app, name="describe")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(keys.app, name="keys")
 app.command("serve")(serve.serve)
 app.command("train")(jobs.train)
 app.command("compress")(jobs.compress)
