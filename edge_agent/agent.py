@@ -228,6 +228,7 @@ class Agent:
                     self._updater.on_message(topic, payload)
             case BrokerChanged(connected=connected):
                 self._broker_connected = connected
+                self._updater.on_broker(connected)
                 if connected:
                     self._wire.publish(topics.presence(self._config.device_id), topics.ONLINE, retain=True)
             case SelfTestEnded(process=process, result=result):

@@ -107,6 +107,7 @@ class Updater:
         self._retry_at_s: float | None = None
         self._deliver_at_s: float | None = None
         self._fetcher: Fetcher | None = None
+        self._connected = False
         self._self_test: SelfTestProcess | None = None
         self.state = self._journal.load()
 
@@ -128,6 +129,11 @@ class Updater:
         if self._fetcher is not None:
             self._pending.extend(self._fetch_on(self._fetcher.on_message(topic, payload, self._monotonic())))
             self._work()
+
+    def on_broker(self, connected: bool) -> None:
+        self._connected = connected
+        if self._fetcher is not None:
+            self._fetcher.on_connected(connected, self._monotonic())
 
     def on_self_test(self, process: SelfTestProcess, result: SelfTestResult) -> None:
         if process is not self._self_test:
@@ -257,6 +263,7 @@ class Updater:
     def _begin_fetch(self, slot: Slot) -> list[Event]:
         self._stop_fetch()
         self._fetcher = fetcher = Fetcher(slot, self._fetch_settings, self._rng)
+        fetcher.on_connected(self._connected, self._monotonic())
         manifest = self._blobs.find_manifest(slot.manifest_digest)
         if manifest is None:
             return self._fetch_on(fetcher.begin_manifest(self._monotonic()))

@@ -20,6 +20,13 @@ from paho.mqtt import client as paho
 CONNECT_TIMEOUT_S: Final = 5.0
 _TICK_S: Final = 0.5  # how often keepalive is looked at
 _GOODBYE_S: Final = 1.0
+#: The largest message of ours is a manifest (2 MiB); a topic comes on top.
+MAX_PACKET_BYTES: Final = (2 << 20) + (64 << 10)
+
+
+def announced_bytes(client: paho.Client) -> int:
+    """Length of the packet that is being received; MQTT 3.1.1 has no way to tell the broker a limit."""
+    return int(client._in_packet["remaining_length"])
 
 
 class Wakeup:
@@ -51,7 +58,7 @@ def serve(
 ) -> None:
     """Return once the connection has ended, or was ended because ``closed`` became true.
 
-    Raises ``OSError`` when the broker has not ``answered`` in time.
+    Raises ``OSError`` when the broker has not ``answered`` in time, or sends what would only fill the memory.
     """
     sock = client.socket()
     if sock is None:
@@ -86,6 +93,10 @@ def serve(
                     readable = True
             if readable:
                 client.loop_read()
+                if announced_bytes(client) > MAX_PACKET_BYTES:
+                    raise OSError(
+                        f"it sends a message of {announced_bytes(client)} bytes: more than any of ours"
+                    )
             if client.want_write():
                 client.loop_write()
             client.loop_misc()
