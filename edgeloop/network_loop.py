@@ -24,9 +24,17 @@ _GOODBYE_S: Final = 1.0
 MAX_PACKET_BYTES: Final = (2 << 20) + (64 << 10)
 
 
-def announced_bytes(client: paho.Client) -> int:
-    """Length of the packet that is being received; MQTT 3.1.1 has no way to tell the broker a limit."""
-    return int(client._in_packet["remaining_length"])
+class BoundedClient(paho.Client):
+    """Ends the connection rather than take in a packet that is larger than any of ours.
+
+    MQTT 3.1.1 has no way to tell the broker a limit, and paho collects up to 256 MiB before it says a word.
+    """
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > MAX_PACKET_BYTES:
+            # No OSError, which paho would turn into a lost connection without a reason.
+            raise ValueError(f"it sends a message of {bufsize} bytes: more than any of ours")
+        return bytes(super()._sock_recv(bufsize))
 
 
 class Wakeup:
@@ -58,7 +66,7 @@ def serve(
 ) -> None:
     """Return once the connection has ended, or was ended because ``closed`` became true.
 
-    Raises ``OSError`` when the broker has not ``answered`` in time, or sends what would only fill the memory.
+    Raises ``OSError`` when the broker has not ``answered`` in time.
     """
     sock = client.socket()
     if sock is None:
@@ -93,10 +101,6 @@ def serve(
                     readable = True
             if readable:
                 client.loop_read()
-                if announced_bytes(client) > MAX_PACKET_BYTES:
-                    raise OSError(
-                        f"it sends a message of {announced_bytes(client)} bytes: more than any of ours"
-                    )
             if client.want_write():
                 client.loop_write()
             client.loop_misc()

@@ -1,8 +1,8 @@
 """A real agent that is stopped at its writes, fsyncs, renames and unlinks: strace does it at exactly the Nth.
 
-Two ways are swept: from the fetch of generation 2 to its commit, and the rollback of a crash loop. Each point is
-(system call, N, fault); after the fault the agent is started again and must serve the old model or the new
-one, with every stored byte verified. CI takes a sample with a fixed seed; EDGELOOP_SWEEP=full takes every point.
+Two ways are swept: from the fetch of generation 2 to its commit, and the rollback of a crash loop. Each point
+is (system call, N, fault); after the fault the agent is started again and must serve the old model or the new
+one, with every stored byte verified. CI takes a sample with a fixed seed; EDGELOOP_SWEEP=full takes them all.
 """
 
 from __future__ import annotations
