@@ -33,6 +33,7 @@ from cloud.audit import AuditLog
 from cloud.broker import EmbeddedBroker
 from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY, Controller
+from cloud.director_keys import KEY_FILE, DirectorKeys
 from cloud.jobrunner import JobRunner
 from cloud.loop import ControlLoop
 from cloud.presence import PresenceBook
@@ -72,7 +73,7 @@ class ControlPlane:
         self._store: Store | None = None
         self._session: MqttSession | None = None
         self._compute: ComputeHost | NoCompute = NoCompute()
-        self._director: DirectorKey | None = None
+        self._director: DirectorKeys | None = None
         self._keys: SecureParts | None = None
         self.enrol_port = 0
 
@@ -102,28 +103,29 @@ class ControlPlane:
         stack.callback(store.close)
         await asyncio.to_thread(store.migrate)
         registry = Registry(settings.registry)
-        director = self._director = DirectorKey.load_or_generate(state_dir / "director.key")
-
         compute = self._compute = self._new_compute(registry, state_dir)
         stack.push_async_callback(asyncio.to_thread, compute.stop)
         compute.start()
 
         keys = self._keys = SecureParts.load(settings) if settings.tls_dir is not None else None
         broker_tls = keys is not None and broker is None
+        own_id = f"edgeloop-cloud-{DirectorKey.load_or_generate(state_dir / KEY_FILE).key_id}"
         session = self._session = MqttSession(
             self.broker_host,
             self.broker_port,
-            keys.client_id if keys is not None and broker_tls else f"edgeloop-cloud-{director.key_id}",
+            keys.client_id if keys is not None and broker_tls else own_id,
             backoff=Backoff(0.1, 10.0),
             tls=keys.broker_context() if keys is not None and broker_tls else None,
         )
         publisher = Publisher(bus=session, blobs=registry, state_path=state_dir / "published.json")
+        director = self._director = DirectorKeys(state_dir, on_chain=publisher.set_director_keys)
         runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=registry.exists)
         controller = Controller(
             store,
-            director=director,
+            director=director.current,
             ship=publisher.set_desired,
             settings=settings.policy,
+            deployment_lifetime_s=settings.deployment_lifetime_s,
             computes_here=settings.compute == "ray" and not settings.ray_address,
         )
         presence = PresenceBook(store, forget_on_connect=broker is not None)
@@ -265,7 +267,7 @@ class ControlPlane:
             fleet_port=fleet_port,
             broker_host=broker_host,
             broker_port=broker_port,
-            director_public_key=self._director.public_bytes,
+            director_public_key=self._director.key.public_bytes,
         )
 
     async def _serve(
@@ -304,7 +306,7 @@ class ControlPlane:
             broker_port=self.broker_port,
             broker_embedded=self.settings.broker is None,
             broker_connected=self._session is not None and self._session.connected,
-            director_public_key=self._director.public_bytes,
+            director_public_key=self._director.key.public_bytes,
             state_dir=str(self.settings.state_dir.resolve()),
             compute=self._compute.describe(),
             start_time=timestamp(self._start_time_s),
@@ -316,7 +318,7 @@ class ControlPlane:
             return {}
         return {"enrol": _address(host, self.enrol_port), "ca": str(self._keys.folder.control_ca.resolve())}
 
-    def _announce(self, state_dir: Path, director: DirectorKey) -> None:
+    def _announce(self, state_dir: Path, director: DirectorKeys) -> None:
         path = state_dir / "server.json"
         host = _reachable(self.settings.host)
         write_json(
@@ -326,7 +328,7 @@ class ControlPlane:
                 "fleet": _address(host, self.fleet_port),
                 **self._secure_entries(host),
                 "broker": {"host": self.broker_host, "port": self.broker_port},
-                "director_public_key": director.public_bytes.hex(),
+                "director_public_key": director.key.public_bytes.hex(),
                 "pid": os.getpid(),
             },
         )

@@ -30,7 +30,9 @@ class ServeSettings:
 
     ``broker`` is ``HOST:PORT`` of one that runs already; None starts the embedded one on ``broker_port``.
     ``registry_url`` and ``database_url`` default to the state folder. ``report_interval_s`` is what agents
-    are told. ``compute`` is "ray", or "none" for a control plane that serves but builds nothing.
+    are told. ``deployment_lifetime_s`` is how long a signed deployment may be accepted; what is still wanted
+    is signed again at half of it. ``compute`` is "ray", or "none" for a control plane that serves but builds
+    nothing.
 
     ``tls_dir`` is what ``edgeloop keys init`` made; without it there is neither TLS nor token, and ``host``
     must be loopback unless ``insecure``. ``advertise_*`` is where enrolled agents find the rest, if not
@@ -52,6 +54,7 @@ class ServeSettings:
     num_cpus: int | None = None
     step_interval_s: float = 2.0
     report_interval_s: int = 30
+    deployment_lifetime_s: float = 30 * 86_400.0
     log_level: str = "INFO"
     tls_dir: Path | None = None
     enrol_port: int = DEFAULT_ENROL_PORT
@@ -99,6 +102,8 @@ class ServeSettings:
             raise _bad("step_interval_s", self.step_interval_s, "0.05 to 3600 seconds")
         if not 1 <= self.report_interval_s <= 3600:
             raise _bad("report_interval_s", self.report_interval_s, "1 to 3600 whole seconds")
+        if not 60 <= self.deployment_lifetime_s <= 10 * 365 * 86_400:
+            raise _bad("deployment_lifetime_s", self.deployment_lifetime_s, "60 seconds to ten years")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise _bad("log_level", self.log_level, "DEBUG, INFO, WARNING or ERROR")
 
@@ -166,6 +171,7 @@ _KINDS: Mapping[str, type] = {
     "num_cpus": int,
     "report_interval_s": int,
     "step_interval_s": float,
+    "deployment_lifetime_s": float,
     "state_dir": Path,
 }
 

@@ -221,6 +221,11 @@ class BlockAssembler:
         return len(self._digests)
 
     @property
+    def size_bytes(self) -> int:
+        """Of the whole artifact."""
+        return self._size_bytes
+
+    @property
     def num_verified(self) -> int:
         return len(self._digests) - len(self._missing)
 

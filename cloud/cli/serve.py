@@ -55,6 +55,10 @@ def serve(
     report_interval_s: Annotated[
         int | None, typer.Option(help="seconds of a report window, told to agents", show_default="30")
     ] = None,
+    deployment_lifetime_s: Annotated[
+        float | None,
+        typer.Option(help="seconds for which devices may accept a deployment", show_default="30 days"),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR", show_default="INFO")
     ] = None,
@@ -109,6 +113,7 @@ def serve(
         "num_cpus": num_cpus,
         "step_interval_s": step_interval_s,
         "report_interval_s": report_interval_s,
+        "deployment_lifetime_s": deployment_lifetime_s,
         "log_level": log_level,
         "tls_dir": tls_dir,
         "enrol_port": enrol_port,

@@ -49,7 +49,7 @@ class CompressionSpec:
     ``alpha`` is the share of the soft-label loss; the rest is the loss with the labels.
     ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
     steps of equal ratio, with training between them (None: at once). ``hint_weight`` adds the difference of
-    inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name alone; left
+    inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name; left
     out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
 
     Raises ``ValueError``, naming the field, when a value is out of range.

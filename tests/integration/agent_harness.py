@@ -38,11 +38,11 @@ BLOCK_SIZE_BYTES = 4096
 NUM_INPUTS, NUM_HIDDEN, NUM_OUTPUTS = 16, 2048, 4
 
 
-def make_model(seed: int, *, divide_by_zero: bool = False) -> bytes:
-    """A small network; some 40 blocks of 4 KiB."""
+def make_model(seed: int, *, divide_by_zero: bool = False, num_hidden: int = NUM_HIDDEN) -> bytes:
+    """A small network; as it stands some 40 blocks of 4 KiB."""
     rng = np.random.default_rng(seed)
-    first = rng.normal(size=(NUM_INPUTS, NUM_HIDDEN)).astype(np.float32)
-    second = (rng.normal(size=(NUM_HIDDEN, NUM_OUTPUTS)) / NUM_HIDDEN).astype(np.float32)
+    first = rng.normal(size=(NUM_INPUTS, num_hidden)).astype(np.float32)
+    second = (rng.normal(size=(num_hidden, NUM_OUTPUTS)) / num_hidden).astype(np.float32)
     zero = np.zeros((1,), np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["hidden"]),

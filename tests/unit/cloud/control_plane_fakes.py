@@ -192,7 +192,9 @@ class World:
             has_blob=lambda digest: digest not in self.deleted_blobs,
         )
         self.runner.attach(self.compute)
-        self.controller = Controller(self.store, director=self.director, ship=self.ship, settings=SETTINGS)
+        self.controller = Controller(
+            self.store, director=lambda: self.director, ship=self.ship, settings=SETTINGS
+        )
 
     def restart(self, *, lose_cluster: bool = False) -> None:
         """Everything but the database is gone."""

@@ -24,7 +24,7 @@ from edge_agent.runtime import load_onnx
 from edge_agent.selftest import SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
-from edge_agent.update_events import DeploymentSeen
+from edge_agent.update_events import DeploymentSeen, Ignored
 from edge_agent.update_state import Slot, State, StatusNote
 from edge_agent.updater import RETRY_S, Updater
 from edgeloop import artifact, topics
@@ -54,6 +54,7 @@ class Device:
         self.subscribed: set[str] = set()
         self.requests: list[fetch.Request] = []
         self.delivered: list[StatusNote] = []
+        self.ignored: list[Ignored] = []
         self.spool_fails = False
         self.tests: list[SelfTestProcess] = []
         monkeypatch.setattr(SelfTestProcess, "start", lambda process: self.tests.append(process))
@@ -71,6 +72,7 @@ class Device:
             wire=self,
             post_self_test=lambda process, result: None,
             deliver=self.deliver,
+            on_ignored=self.ignored.append,
             update_settings=UpdateSettings(trial_requests=3, trial_s=30.0),
             fetch_settings=FetchSettings(),
             self_test_timeout_s=5.0,
