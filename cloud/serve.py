@@ -4,6 +4,7 @@ Rules that this module keeps:
 
 * Wiring alone: what things do is said in their own modules; here is who owns which thread.
 * One control plane a state folder: a lock that dies with the process, whatever ends it.
+* Any number on one database: all of them serve agents and people, and one acts (cloud.elector, cloud.acting).
 * ``server.json`` appears, whole, once everything listens, and goes away at a clean end. Ports that were asked
   for as 0 stay what they were at the first start, so that agents find a restarted control plane again.
 * Ready within about a second: the cluster comes up beside the rest.
@@ -29,15 +30,13 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cloud.acting import Acting, ActingParts
 from cloud.audit import AuditLog
 from cloud.broker import EmbeddedBroker
 from cloud.compute_host import ComputeHost, NoCompute
-from cloud.controller import PAUSED_KEY, Controller
-from cloud.director_keys import KEY_FILE, DirectorKeys
-from cloud.jobrunner import JobRunner
-from cloud.loop import ControlLoop
-from cloud.presence import PresenceBook
-from cloud.publisher import Publisher
+from cloud.controller import PAUSED_KEY
+from cloud.director_keys import DirectorKeys
+from cloud.elector import CONTROLLER, PATIENT, Elector, LeaseTimes, holder_name
 from cloud.registry import Registry
 from cloud.secure_parts import SecureParts
 from cloud.services import control, fleet
@@ -46,10 +45,10 @@ from cloud.services.enrolment import Directions
 from cloud.services.operator_guard import OperatorGuard
 from cloud.settings import ServeSettings, is_loopback
 from cloud.state_folder import RememberedPorts, locked, write_json
-from cloud.store import Store
-from edgeloop import __version__, topics
+from cloud.store import Lease, Store
+from edgeloop import __version__
 from edgeloop.backoff import Backoff
-from edgeloop.errors import ConfigError
+from edgeloop.errors import ConfigError, TransientError
 from edgeloop.mqtt import MqttSession
 from edgeloop.trust import DirectorKey
 from edgeloop.v1 import control_service_pb2, fleet_service_pb2
@@ -57,6 +56,8 @@ from edgeloop.v1 import control_service_pb2, fleet_service_pb2
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 1.0
+_DATABASE_WAIT_S = 60.0
+_RETRY_S = 5.0
 
 
 class ControlPlane:
@@ -71,8 +72,7 @@ class ControlPlane:
         self._start_time_s = time.time()
         self._stack = contextlib.AsyncExitStack()
         self._store: Store | None = None
-        self._session: MqttSession | None = None
-        self._compute: ComputeHost | NoCompute = NoCompute()
+        self._acting: Acting | None = None
         self._director: DirectorKeys | None = None
         self._keys: SecureParts | None = None
         self.enrol_port = 0
@@ -101,53 +101,24 @@ class ControlPlane:
 
         store = self._store = Store(settings.database)
         stack.callback(store.close)
-        await asyncio.to_thread(store.migrate)
+        await self._await_database(store)
         registry = Registry(settings.registry)
-        compute = self._compute = self._new_compute(registry, state_dir)
-        stack.push_async_callback(asyncio.to_thread, compute.stop)
-        compute.start()
+        director = self._director = DirectorKeys(settings.director)
 
         keys = self._keys = SecureParts.load(settings) if settings.tls_dir is not None else None
-        broker_tls = keys is not None and broker is None
-        own_id = f"edgeloop-cloud-{DirectorKey.load_or_generate(state_dir / KEY_FILE).key_id}"
-        session = self._session = MqttSession(
-            self.broker_host,
-            self.broker_port,
-            keys.client_id if keys is not None and broker_tls else own_id,
-            backoff=Backoff(0.1, 10.0),
-            tls=keys.broker_context() if keys is not None and broker_tls else None,
+        acting = self._acting = Acting(
+            ActingParts(
+                settings=settings,
+                state_dir=state_dir,
+                store=store,
+                registry=registry,
+                broker_forgets=broker is not None,
+                new_compute=lambda: self._new_compute(registry, state_dir),
+                new_session=lambda: self._new_session(director.key, keys if broker is None else None),
+            )
         )
-        publisher = Publisher(bus=session, blobs=registry, state_path=state_dir / "published.json")
-        director = self._director = DirectorKeys(state_dir, on_chain=publisher.set_director_keys)
-        runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=registry.exists)
-        controller = Controller(
-            store,
-            director=director.current,
-            ship=publisher.set_desired,
-            settings=settings.policy,
-            deployment_lifetime_s=settings.deployment_lifetime_s,
-            computes_here=settings.compute == "ray" and not settings.ray_address,
-        )
-        presence = PresenceBook(store, forget_on_connect=broker is not None)
-        loop = ControlLoop(
-            controller=controller,
-            runner=runner,
-            compute=compute,
-            presence=presence,
-            step_interval_s=settings.step_interval_s,
-        )
-        session.on_state(publisher.on_connected)
-        session.on_state(presence.on_connected)
-        session.subscribe(topics.ALL_PRESENCE, presence.heard)
-        session.subscribe(topics.ALL_REQUESTS, publisher.on_request)
-        publisher.start()
-        stack.push_async_callback(asyncio.to_thread, publisher.stop)
-        session.start()
-        stack.push_async_callback(asyncio.to_thread, session.close)
-        loop.start()
-        stack.push_async_callback(asyncio.to_thread, loop.stop)
-
-        await self._start_servers(store, loop.poke, ports)
+        await self._start_servers(store, acting.poke, ports)
+        await self._start_acting(store, acting, holder_name(state_dir))
         ports.save(
             fleet=self.fleet_port,
             control=self.control_port,
@@ -155,6 +126,63 @@ class ControlPlane:
             **({"enrol": self.enrol_port} if keys is not None else {}),
         )
         self._announce(state_dir, director)
+
+    async def _start_acting(self, store: Store, acting: Acting, holder: str) -> None:
+        """Act at once where nobody else does; stand by otherwise, and act when it is our turn."""
+        elector = Elector(store, holder=holder, times=PATIENT if store.is_single_machine else LeaseTimes())
+        lease = await elector.try_once()
+        if lease is None:
+            current = await asyncio.to_thread(store.lease, CONTROLLER)
+            logger.info("standing by: control plane %s acts", current.holder if current else "unknown")
+        else:
+            await self._begin(elector, acting, lease)
+        task = asyncio.create_task(self._take_turns(elector, acting, lease), name="elector")
+
+        async def end() -> None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        self._stack.push_async_callback(end)
+
+    async def _begin(self, elector: Elector, acting: Acting, lease: Lease) -> None:
+        logger.info("acting, as number %d of those that did", lease.epoch)
+        try:
+            await acting.start(lease.epoch)
+        except BaseException:
+            await acting.stop()
+            await elector.give_back(lease)
+            raise
+
+    async def _take_turns(self, elector: Elector, acting: Acting, lease: Lease | None) -> None:
+        while True:
+            try:
+                if lease is None:
+                    lease = await elector.win()
+                    await self._begin(elector, acting, lease)
+                held, lease = lease, None
+                try:
+                    logger.warning("this control plane stands by again: %s", await elector.hold(held))
+                finally:
+                    await acting.stop()
+                    await elector.give_back(held)
+            except Exception:
+                lease = None
+                logger.exception("acting failed: this control plane stands by, and tries again")
+                await asyncio.sleep(_RETRY_S)
+
+    async def _await_database(self, store: Store) -> None:
+        """A server may come up after us, as after a power cut."""
+        until_s = time.monotonic() + _DATABASE_WAIT_S
+        while True:
+            try:
+                await asyncio.to_thread(store.migrate)
+                return
+            except TransientError as error:
+                if time.monotonic() > until_s:
+                    raise
+                logger.warning("waiting for the database: %s", error)
+            await asyncio.sleep(1.0)
 
     # -- parts -------------------------------------------------------------------------------------------
 
@@ -187,6 +215,15 @@ class ControlPlane:
             return broker
         assert last is not None
         raise last
+
+    def _new_session(self, director: DirectorKey, keys: SecureParts | None) -> MqttSession:
+        return MqttSession(
+            self.broker_host,
+            self.broker_port,
+            f"edgeloop-cloud-{director.key_id}" if keys is None else keys.client_id,
+            backoff=Backoff(0.1, 10.0),
+            tls=None if keys is None else keys.broker_context(),
+        )
 
     def _new_compute(self, registry: Registry, state_dir: Path) -> ComputeHost | NoCompute:
         if self.settings.compute == "none":
@@ -267,7 +304,7 @@ class ControlPlane:
             fleet_port=fleet_port,
             broker_host=broker_host,
             broker_port=broker_port,
-            director_public_key=self._director.key.public_bytes,
+            director_public_key=self._director.current().public_bytes,
         )
 
     async def _serve(
@@ -305,10 +342,10 @@ class ControlPlane:
             broker_host=self.broker_host,
             broker_port=self.broker_port,
             broker_embedded=self.settings.broker is None,
-            broker_connected=self._session is not None and self._session.connected,
-            director_public_key=self._director.key.public_bytes,
+            broker_connected=self._acting is not None and self._acting.connected,
+            director_public_key=self._director.current().public_bytes,
             state_dir=str(self.settings.state_dir.resolve()),
-            compute=self._compute.describe(),
+            compute="" if self._acting is None else self._acting.describe_compute(),
             start_time=timestamp(self._start_time_s),
             controller_paused=self._store.get_meta(PAUSED_KEY) == "1",
         )

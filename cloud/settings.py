@@ -29,10 +29,11 @@ class ServeSettings:
     """One control plane. Ports of 0 take a free one, and the same one again after a restart.
 
     ``broker`` is ``HOST:PORT`` of one that runs already; None starts the embedded one on ``broker_port``.
-    ``registry_url`` and ``database_url`` default to the state folder. ``report_interval_s`` is what agents
-    are told. ``deployment_lifetime_s`` is how long a signed deployment may be accepted; what is still wanted
-    is signed again at half of it. ``compute`` is "ray", or "none" for a control plane that serves but builds
-    nothing.
+    ``registry_url``, ``database_url`` and ``director_dir`` (the folder of the director's keys, made when
+    there are none) default to the state folder; control planes that share a database must share all three.
+    ``report_interval_s`` is what agents are told. ``deployment_lifetime_s`` is how long a signed deployment
+    may be accepted; what is still wanted is signed again at half of it. ``compute`` is "ray", or "none" for
+    a control plane that serves but builds nothing.
 
     ``tls_dir`` is what ``edgeloop keys init`` made; without it there is neither TLS nor token, and ``host``
     must be loopback unless ``insecure``. ``advertise_*`` is where enrolled agents find the rest, if not
@@ -49,6 +50,7 @@ class ServeSettings:
     broker_port: int = DEFAULT_BROKER_PORT
     database_url: str = ""
     registry_url: str = ""
+    director_dir: Path | None = None
     compute: str = "ray"
     ray_address: str = ""
     num_cpus: int | None = None
@@ -142,6 +144,11 @@ class ServeSettings:
         return self.database_url or f"sqlite:///{self.state_dir.resolve() / 'edgeloop.db'}"
 
     @property
+    def director(self) -> Path:
+        """The folder of the keys that sign deployments."""
+        return self.director_dir or self.state_dir.resolve()
+
+    @property
     def registry(self) -> str:
         """URL of the artifact registry."""
         return self.registry_url or str(self.state_dir.resolve() / "registry")
@@ -173,6 +180,7 @@ _KINDS: Mapping[str, type] = {
     "step_interval_s": float,
     "deployment_lifetime_s": float,
     "state_dir": Path,
+    "director_dir": Path,
 }
 
 

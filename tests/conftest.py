@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import PostgresServer, find_programs
 
 REQUIRE_ALL = os.environ.get("EDGELOOP_REQUIRE_ALL") == "1"
 
@@ -116,3 +117,24 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
 def module_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
     """The same, shared by the tests of one module."""
     yield from _running_mosquitto(tmp_path_factory.mktemp("mosquitto"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server for all tests that want a database of PostgreSQL."""
+    programs = find_programs()
+    if programs is None:
+        missing("postgresql (the server's programs)")
+    assert programs is not None
+    server = PostgresServer(programs)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """An empty database of its own."""
+    return postgres_server.new_database()

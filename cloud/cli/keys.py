@@ -67,7 +67,7 @@ def renew(
 
 StateDirOption = Annotated[
     Path | None,
-    typer.Option(help="the control plane's state folder", show_default=".edgeloop"),
+    typer.Option(help="the control plane's state folder, or its --director-dir", show_default=".edgeloop"),
 ]
 
 

@@ -42,6 +42,10 @@ def serve(
     registry_url: Annotated[
         str | None, typer.Option(help="fsspec URL for artifacts", show_default="a folder in the state folder")
     ] = None,
+    director_dir: Annotated[
+        Path | None,
+        typer.Option(help="folder of the keys that sign deployments", show_default="the state folder"),
+    ] = None,
     compute: Annotated[
         str | None, typer.Option(help="ray, or none to serve without building", show_default="ray")
     ] = None,
@@ -108,6 +112,7 @@ def serve(
         "broker_port": broker_port,
         "database_url": database_url,
         "registry_url": registry_url,
+        "director_dir": director_dir,
         "compute": compute,
         "ray_address": ray_address,
         "num_cpus": num_cpus,

@@ -6,6 +6,8 @@ Rules that this module keeps:
   that exists only in the memory of this process and its children.
 - A runtime of our own dies with this process, even by SIGKILL. The kernel ties Ray's processes to the
   *thread* that started them, so a thread that lives as long as the runtime does it.
+- Ray lets a driver join only on a node of the cluster: where this machine is none, it becomes one that lends
+  no processors, for as long as we are joined.
 - Nothing of it stays behind: a reaper process outlives this one, ends Ray's last processes and removes the
   private folder that holds its files. The next start removes what a killed reaper could not.
 """
@@ -22,11 +24,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cloud.jobs.node import has_node, node_command
 from edgeloop.errors import ConfigError, TransientError
 
 logger = logging.getLogger(__name__)
@@ -132,8 +136,10 @@ class Cluster:
 
     def _live(self) -> None:
         reaper: subprocess.Popen[bytes] | None = None
+        node: subprocess.Popen[bytes] | None = None
         try:
             if self._address:
+                node = self._become_node()
                 self._join()
             else:
                 folder = _private_folder()
@@ -148,6 +154,8 @@ class Cluster:
             import ray
 
             ray.shutdown()
+        if node is not None:
+            _end(node)
         if reaper is not None and reaper.stdin is not None:
             reaper.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -180,6 +188,19 @@ class Cluster:
         ]
         self.log_dir = str(Path(str(context.address_info["session_dir"]), "logs"))
 
+    def _become_node(self) -> subprocess.Popen[bytes] | None:
+        if has_node(self._address):
+            return None
+        node = subprocess.Popen(node_command(self._address), stdout=subprocess.DEVNULL, stderr=None)
+        until_s = time.monotonic() + START_TIMEOUT_S / 2
+        while not has_node(self._address):
+            if node.poll() is not None or time.monotonic() > until_s:
+                _end(node)
+                raise TransientError("this machine cannot become a node of the cluster", code="ray-node")
+            time.sleep(0.2)
+        self._servers = [psutil.Process(node.pid)]
+        return node
+
     def _join(self) -> None:
         import ray
 
@@ -203,6 +224,15 @@ def _job_config() -> Any:
     from ray.job_config import JobConfig
 
     return JobConfig(_client_job=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _quiet() -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud.domain.tasks import StudentTask, Task, TaskEvent, TaskFailed, TaskProgress, TaskSucceeded
 from cloud.jobs.cluster import Cluster
+from cloud.jobs.node import DRIVER_ROLE, ROLE_LABEL
 from cloud.jobs.progress import Mailbox
 from cloud.jobs.results import ResultShelf, decode_result, run_key
 from cloud.registry import Registry
@@ -237,6 +238,8 @@ def _launch(task: Task, context: Context) -> Any:
         # A training's CPU is taken by its worker, not by the supervisor that stands over it.
         num_cpus=0 if is_training else 1,
         max_retries=tasks.MAX_RETRIES,
+        # What lends the cluster no processors (a control plane, a head) is not there to train on.
+        label_selector={ROLE_LABEL: f"!{DRIVER_ROLE}"},
         retry_exceptions=[TransientError],
     )
     return options.remote(task, context)

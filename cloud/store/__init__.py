@@ -5,8 +5,9 @@ is safe to call again. ``Store.transaction()`` joins several into one: all of th
 """
 
 from cloud.store.base import Change
+from cloud.store.leases import Lease, lease_fence
 from cloud.store.ledger import LedgerEntry
 from cloud.store.reports import ReportRow
 from cloud.store.store import Store
 
-__all__ = ["Change", "LedgerEntry", "ReportRow", "Store"]
+__all__ = ["Change", "Lease", "LedgerEntry", "ReportRow", "Store", "lease_fence"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from cloud.store.fleet import FleetTables
 from cloud.store.identities import IdentityTables
+from cloud.store.leases import LeaseTables
 from cloud.store.ledger import LedgerTables
 from cloud.store.reports import ReportTables
 
 
-class Store(FleetTables, LedgerTables, ReportTables, IdentityTables):
-    """``Store(url)`` with an SQLAlchemy URL (``sqlite:////path/edgeloop.db``, ``postgresql+psycopg://...``).
+class Store(FleetTables, LedgerTables, ReportTables, IdentityTables, LeaseTables):
+    """``Store(url)`` with an SQLAlchemy URL (``sqlite:////path/edgeloop.db``, ``postgresql://user@host/database``).
 
     Call ``migrate()`` once before anything else, and ``close()`` at the end.
     """

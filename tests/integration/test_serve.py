@@ -127,7 +127,7 @@ def registration(device_id: str, boot_id: str = "b1") -> device_pb2.Registration
     )
 
 
-def add_candidate(state_dir: Path, *, now_s: float) -> str:
+def add_candidate(state_dir: Path, *, now_s: float, database_url: str = "") -> str:
     """As if a student had been built: its files in the registry, its row in the database."""
     from cloud.domain.candidates import Candidate, CandidateMetrics
     from cloud.domain.specs import CompressionSpec, Precision
@@ -167,7 +167,7 @@ def add_candidate(state_dir: Path, *, now_s: float) -> str:
         precision=Precision.INT8,
         metrics=metrics,
     )
-    store = Store(f"sqlite:///{state_dir / 'edgeloop.db'}")
+    store = Store(database_url or f"sqlite:///{state_dir / 'edgeloop.db'}")
     store.save_candidate(candidate, now_s)
     store.close()
     return candidate.digest

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from cloud_store_values import D1, D2, DEVICE, INTENT, M2, PROFILE, STATUS, report
@@ -18,14 +16,6 @@ from cloud.domain.devices import DeploymentState, Device
 from cloud.store import Store
 from cloud.store.fleet import MAX_HISTORY_PER_DEVICE
 from edgeloop.errors import RejectedError
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/edgeloop.db")
-    store.migrate()
-    yield store
-    store.close()
 
 
 def register(store: Store, device: Device = DEVICE, now_s: float = 1.0) -> Device:
@@ -197,8 +187,8 @@ def test_what_a_device_serves_is_its_newest_word_within_a_boot(store: Store) -> 
     assert found(store).serving_digest == D2
 
 
-def test_two_control_planes_issue_one_generation_for_one_wish(tmp_path: Path) -> None:
-    stores = [Store(f"sqlite:///{tmp_path}/edgeloop.db") for _ in range(2)]
+def test_two_control_planes_issue_one_generation_for_one_wish(store_url: str) -> None:
+    stores = [Store(store_url) for _ in range(2)]
     for store in stores:
         store.migrate()
     register(stores[0])

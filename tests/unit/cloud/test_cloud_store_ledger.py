@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from cloud_store_values import D2, DECISION, JOB, PROFILE, QUIET, ROLLOUT, STATE
@@ -13,14 +11,6 @@ from cloud.domain.decisions import Action, Verdict
 from cloud.domain.rollout import RolloutState
 from cloud.domain.state import PolicyState
 from cloud.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/edgeloop.db")
-    store.migrate()
-    yield store
-    store.close()
 
 
 def test_a_decision_is_committed_with_what_it_starts(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +32,12 @@ from cloud_store_values import (
     WORKLOAD,
     fill,
 )
+from postgres_server import PostgresServer
 
 from cloud.domain.devices import DeploymentState
 from cloud.store import Store, schema
 from cloud.store.migrate import script_directory
-from edgeloop.errors import ConfigError
+from edgeloop.errors import ConfigError, TransientError
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -50,7 +52,7 @@ def open_store(path: Path) -> Store:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
+def sqlite_store(path: Path) -> Iterator[Store]:
     store = open_store(path)
     store.migrate()
     yield store
@@ -96,22 +98,22 @@ def check_filled(store: Store) -> None:
     assert (windows[0].num_errors, windows[0].rss_bytes, windows[0].emulated_slowdown) == (2, 80 << 20, 3)
 
 
-def test_a_fresh_database_has_the_schema_that_the_code_declares(store: Store, path: Path) -> None:
-    with sa.create_engine(f"sqlite:///{path}").connect() as connection:
+def test_a_fresh_database_has_the_schema_that_the_code_declares(store: Store, store_url: str) -> None:
+    with sa.create_engine(store_url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
 
 
-def test_everything_written_survives_a_restart_and_a_second_migration(store: Store, path: Path) -> None:
+def test_everything_written_survives_a_restart_and_a_second_migration(store: Store, store_url: str) -> None:
     fill(store)
     store.close()
-    again = open_store(path)
+    again = Store(store_url)
     again.migrate()
     check_filled(again)
     again.close()
 
 
-def test_what_is_acknowledged_is_flushed(store: Store) -> None:
-    with store._read() as connection:
+def test_what_is_acknowledged_is_flushed(sqlite_store: Store) -> None:
+    with sqlite_store._read() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
@@ -133,8 +135,8 @@ def test_each_schema_version_has_a_golden_file() -> None:
     assert {golden.stem.removeprefix("store_") for golden in GOLDEN.glob("store_*.sql")} == versions
 
 
-def test_a_newer_database_is_refused_and_left_alone(store: Store, path: Path) -> None:
-    store.close()
+def test_a_newer_database_is_refused_and_left_alone(sqlite_store: Store, path: Path) -> None:
+    sqlite_store.close()
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
@@ -166,6 +168,50 @@ def test_a_migration_that_breaks_off_leaves_nothing(path: Path) -> None:
     store.close()
 
 
+def test_control_planes_that_start_at_once_migrate_once(store_url: str) -> None:
+    stores = [Store(store_url) for _ in range(4)]
+    with ThreadPoolExecutor(len(stores)) as pool:
+        list(pool.map(Store.migrate, stores))
+    fill(stores[0])
+    check_filled(stores[-1])
+    for store in stores:
+        store.close()
+
+
+def test_a_newer_database_of_postgresql_is_refused(postgres_url: str) -> None:
+    store = Store(postgres_url)
+    store.migrate()
+    with store._write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigError) as caught:
+        store.migrate()
+    store.close()
+    assert caught.value.code == "store-newer"
+
+
+def test_a_database_that_is_not_there_is_told_from_a_server_that_is_away(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Store(postgres_server.url("nonesuch")).migrate()
+    assert caught.value.code == "store-unusable"
+    with pytest.raises(TransientError) as away:
+        Store(f"postgresql://edgeloop@/edgeloop?host={tmp_path}").migrate()
+    assert away.value.code == "store-busy"
+
+
+def test_a_server_that_restarted_is_found_again(postgres_server: PostgresServer) -> None:
+    store = Store(postgres_server.new_database())
+    store.migrate()
+    store.set_meta("before", "1")
+    postgres_server.stop()
+    with pytest.raises(TransientError):
+        store.get_meta("before")
+    postgres_server.start()
+    assert store.get_meta("before") == "1"
+    store.close()
+
+
 def test_a_file_that_is_no_database_is_a_config_error(path: Path) -> None:
     path.write_bytes(b"my notes, not a database" * 100)
     store = open_store(path)
@@ -175,7 +221,9 @@ def test_a_file_that_is_no_database_is_a_config_error(path: Path) -> None:
     assert path.read_bytes().startswith(b"my notes")
 
 
-@pytest.mark.parametrize("url", ["nonsense", "unknown://x", "sqlite:////no/such/folder/edgeloop.db"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "unknown://x", "postgresql+nodriver://x/y", "sqlite:////no/such/folder/edgeloop.db"]
+)
 def test_a_useless_url_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError):
         Store(url).migrate()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from cloud_store_values import DEVICE, PROFILE, REFERENCE, SKETCH, report
@@ -17,12 +15,9 @@ from edgeloop.errors import TransientError
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/edgeloop.db")
-    store.migrate()
+def store(store: Store) -> Store:
     store.register_device(DEVICE, PROFILE.name, "", 1.0)
-    yield store
-    store.close()
+    return store
 
 
 def test_a_report_is_counted_once(store: Store) -> None:
@@ -87,9 +82,9 @@ def test_pruning_drops_what_ended_before(store: Store) -> None:
     assert store.prune_reports(133.0) == 0
 
 
-def test_two_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_two_writers_lose_and_double_nothing(store_url: str) -> None:
     """As two processes would: each store has an engine and a lock of its own."""
-    stores = [Store(f"sqlite:///{tmp_path}/edgeloop.db") for _ in range(2)]
+    stores = [Store(store_url) for _ in range(2)]
     stores[0].migrate()
     stores[0].register_device(DEVICE, PROFILE.name, "", 1.0)
 
@@ -114,12 +109,14 @@ def test_readers_do_not_wait_for_a_writer(store: Store) -> None:
 
 
 def test_a_database_that_stays_locked_is_a_transient_error(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cloud.store.base._BUSY_TIMEOUT_MS", 50)
-    other = Store(f"sqlite:///{tmp_path}/edgeloop.db")
-    with store.transaction(), pytest.raises(TransientError) as caught:
-        other.insert_reports([report(0)], 1.0)
+    other = Store(store_url)
+    with store.transaction():
+        store.touch(DEVICE.device_id, 2.0)
+        with pytest.raises(TransientError) as caught:
+            other.insert_reports([report(0)], 1.0)
     assert caught.value.code == "store-busy"
     assert other.insert_reports([report(0)], 1.0) == (1, 0)
     other.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from cloud_store_values import (
@@ -23,14 +21,6 @@ from cloud.domain.jobs import JobState
 from cloud.domain.profiles import Constraints
 from cloud.domain.workloads import SearchBudget
 from cloud.store import Change, Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/edgeloop.db")
-    store.migrate()
-    yield store
-    store.close()
 
 
 def test_applying_a_workload_says_what_it_changed(store: Store) -> None:

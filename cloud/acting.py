@@ -1,0 +1,121 @@
+"""What only the control plane that holds the lease runs: cluster, jobs, controller, publisher, MQTT session.
+
+Rules that this module keeps:
+
+* All of it writes through a store with a fence: once another has taken the lease over, nothing is written.
+* Every part is made anew each time: what one holding knew in memory says nothing to the next.
+* Stopping is in the reverse order of starting, and ends all of it even when one part fails to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloud.compute_host import ComputeHost, NoCompute
+from cloud.controller import Controller
+from cloud.director_keys import DirectorKeys
+from cloud.elector import CONTROLLER
+from cloud.jobrunner import JobRunner
+from cloud.loop import ControlLoop
+from cloud.presence import PresenceBook
+from cloud.publisher import Publisher
+from cloud.registry import Registry
+from cloud.settings import ServeSettings
+from cloud.store import Store, lease_fence
+from edgeloop import topics
+from edgeloop.mqtt import MqttSession
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActingParts:
+    """What acting is made of. The last two are called once for each holding."""
+
+    settings: ServeSettings
+    state_dir: Path
+    store: Store
+    registry: Registry
+    #: The broker forgets who is there with each of its restarts.
+    broker_forgets: bool
+    new_compute: Callable[[], ComputeHost | NoCompute]
+    new_session: Callable[[], MqttSession]
+
+
+class Acting:
+    """``start`` and ``stop`` in turns, from one event loop; the rest from any thread."""
+
+    def __init__(self, parts: ActingParts) -> None:
+        self._parts = parts
+        self._stack = contextlib.AsyncExitStack()
+        self._loop: ControlLoop | None = None
+        self._session: MqttSession | None = None
+        self._compute: ComputeHost | NoCompute | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers."""
+        return self._session is not None and self._session.connected
+
+    def describe_compute(self) -> str:
+        """For people."""
+        return "none: this one stands by" if self._compute is None else self._compute.describe()
+
+    def poke(self) -> None:
+        """Something happened that a controller may wait for. Nothing happens while another acts."""
+        loop = self._loop
+        if loop is not None:
+            loop.poke()
+
+    async def start(self, epoch: int) -> None:
+        """Begin to act under this epoch of the lease."""
+        parts, stack = self._parts, self._stack
+        store = parts.store.fenced(lease_fence(CONTROLLER, epoch))
+        compute = self._compute = parts.new_compute()
+        stack.push_async_callback(asyncio.to_thread, compute.stop)
+        compute.start()
+        session = self._session = parts.new_session()
+        publisher = Publisher(
+            bus=session, blobs=parts.registry, state_path=parts.state_dir / "published.json"
+        )
+        director = DirectorKeys(parts.settings.director, on_chain=publisher.set_director_keys)
+        runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=parts.registry.exists)
+        controller = Controller(
+            store,
+            director=director.current,
+            ship=publisher.set_desired,
+            settings=parts.settings.policy,
+            deployment_lifetime_s=parts.settings.deployment_lifetime_s,
+            computes_here=parts.settings.compute == "ray" and not parts.settings.ray_address,
+        )
+        presence = PresenceBook(store, forget_on_connect=parts.broker_forgets)
+        loop = ControlLoop(
+            controller=controller,
+            runner=runner,
+            compute=compute,
+            presence=presence,
+            step_interval_s=parts.settings.step_interval_s,
+        )
+        session.on_state(publisher.on_connected)
+        session.on_state(presence.on_connected)
+        session.subscribe(topics.ALL_PRESENCE, presence.heard)
+        session.subscribe(topics.ALL_REQUESTS, publisher.on_request)
+        publisher.start()
+        stack.push_async_callback(asyncio.to_thread, publisher.stop)
+        session.start()
+        stack.push_async_callback(asyncio.to_thread, session.close)
+        loop.start()
+        stack.push_async_callback(asyncio.to_thread, loop.stop)
+        self._loop = loop
+
+    async def stop(self) -> None:
+        """Stop all of it, last first. Safe to call twice."""
+        self._loop = None
+        try:
+            await self._stack.aclose()
+        finally:
+            self._session = None
+            self._compute = None

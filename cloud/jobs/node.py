@@ -1,0 +1,65 @@
+"""Makes this machine a node of a Ray cluster that lends it no processors, so that a driver here may join.
+
+This file, run with HOST:PORT, becomes ``ray start --block``, and ends with the thread that started
+it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+
+#: The least that Ray takes: what a driver of ours gets from tasks are names and figures.
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024
+_PR_SET_PDEATHSIG = 1
+
+#: Nodes with this label get no tasks, not even those that ask for no processor.
+ROLE_LABEL = "edgeloop-role"
+DRIVER_ROLE = "driver"
+
+
+def has_node(address: str) -> bool:
+    """Whether a node of this cluster runs on this machine already."""
+    wanted = _resolved(address)
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] != "raylet":
+            continue
+        for word in process.info["cmdline"] or ():
+            name, _, value = word.partition("=")
+            if name.lstrip("-").replace("_", "-") == "gcs-address" and _resolved(value) == wanted:
+                return True
+    return False
+
+
+def node_command(address: str) -> list[str]:
+    """What to start for one. Its exit means that the node is gone."""
+    return [sys.executable, str(Path(__file__)), address]
+
+
+def _resolved(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    try:
+        return socket.gethostbyname(host.strip("[]")), port
+    except OSError:
+        return host, port
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *("--address", sys.argv[1], "--num-cpus", "0", "--num-gpus", "0"),
+        *("--object-store-memory", str(_OBJECT_STORE_BYTES), "--log-style", "record"),
+        *("--labels", f"{ROLE_LABEL}={DRIVER_ROLE}"),
+    ]
+    os.execv(command[0], command)  # noqa: S606  # a fixed program, and no shell
+
+
+if __name__ == "__main__":
+    main()

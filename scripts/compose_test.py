@@ -1,0 +1,291 @@
+"""``make compose-test``: the compose file, built and run for real, until the loop has closed; then services die.
+
+What it shows, each with a figure:
+
+- ``up`` on built images starts everything, and a second ``up`` changes nothing;
+- a gateway that misses its objective, since it has little processor time, meets it with a new student;
+- after ``kill`` and ``up`` of each service the system is as it was: same generations, nothing lost, devices
+  connected, reports counted, the cluster ready to build.
+
+It needs an engine and docker-compose (or ``docker compose``), and takes 10 to 20 minutes on two cores. It uses a
+project name and ports of its own, and removes what it made; with --keep all of it stays for a look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = "edgeloop-test"
+EXAMPLE = "examples/gateways"
+SMALL = "gateway-small"
+PROFILES = (SMALL, "gateway-medium", "gateway-large")
+#: What is served first: the small gateway gets the teacher's own width, which is too much for it.
+FIRST_WIDTHS = {SMALL: 1.0, "gateway-medium": 0.25, "gateway-large": 0.5}
+#: The objective of the small gateway, as a share of what it measured with its first student.
+OBJECTIVE_RATIO = 0.5
+MIN_SAMPLES = 300
+SERVICES = ("control", "mosquitto", "postgres", "ray-worker", "ray-head", "agent-small")
+LOOP_TIMEOUT_S = 600.0
+CONVERGE_TIMEOUT_S = 180.0
+
+
+class Compose:
+    """docker-compose with this project's name, profiles and ports."""
+
+    def __init__(self) -> None:
+        self._command = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
+        self._environment = {
+            **os.environ,
+            "EDGELOOP_REPORT_INTERVAL_S": "5",
+            "EDGELOOP_POLICY_COOL_DOWN_S": "15",
+            "EDGELOOP_POLICY_MAX_AGE_S": "180",
+            **{
+                name: str(_free_port())
+                for name in ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT")
+            },
+        }
+
+    def __call__(self, *arguments: str, check: bool = True) -> str:
+        command = [*self._command, "-p", PROJECT, "--profile", "agents", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False
+        )
+        if check and done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return done.stdout
+
+    def edgeloop(self, *arguments: str) -> str:
+        """The control script, as the first operator."""
+        return self("run", "--rm", "-T", "edgeloop", *arguments)
+
+    def listed(self, *arguments: str) -> Any:
+        """What a list command prints as JSON; None while the control plane does not answer."""
+        text = self("run", "--rm", "-T", "edgeloop", *arguments, "-o", "json", check=False)
+        try:
+            return json.loads(text)
+        except ValueError:
+            return None
+
+    def exit_codes(self) -> dict[str, int]:
+        """Of the containers that ended."""
+        ids = self("ps", "-q", "-a").split()
+        found = {}
+        for item in _docker_json("inspect", *ids) if ids else []:
+            if item["State"]["Status"] == "exited":
+                found[item["Config"]["Labels"]["com.docker.compose.service"]] = item["State"]["ExitCode"]
+        return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _docker_json(*arguments: str) -> Any:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def wait(what: str, done: Callable[[], bool], timeout_s: float) -> float:
+    """Seconds until it held. Ends the test when it does not."""
+    began_s = time.monotonic()
+    while not done():
+        if time.monotonic() - began_s > timeout_s:
+            raise SystemExit(f"FAILED: {what}: not within {timeout_s:.0f} s")
+        time.sleep(1.0)
+    return time.monotonic() - began_s
+
+
+class Loop:
+    """The example's fleet, and what is asked of it."""
+
+    def __init__(self, compose: Compose) -> None:
+        self._compose = compose
+        self.began_s = time.monotonic()
+
+    def profiles(self) -> dict[str, Any]:
+        return {item["name"]: item for item in self._compose.listed("get", "profiles") or []}
+
+    def devices(self) -> dict[str, Any]:
+        found = self._compose.listed("get", "devices") or []
+        return {_id_of(item): item for item in found}
+
+    def serve_first_students(self) -> None:
+        compose = self._compose
+        compose.edgeloop("pause")
+        compose.edgeloop("apply", "-f", f"{EXAMPLE}/workload.yaml", "-f", f"{EXAMPLE}/fleet.yaml")
+        compose.edgeloop("train", "digits")
+        say(f"teacher trained, {self._elapsed()} after up")
+        for profile, width in FIRST_WIDTHS.items():
+            compose.edgeloop("compress", "-p", profile, "--spec", f"road=pruned,width_ratio={width}")
+        say(f"first students built, {self._elapsed()} after up")
+        wait("three devices connected", lambda: self._num_connected() == len(PROFILES), CONVERGE_TIMEOUT_S)
+        for profile in PROFILES:
+            compose.edgeloop("rollout", "start", "-p", profile)
+        wait(
+            "first students measured",
+            lambda: all(self._is_measured(name) for name in PROFILES),
+            LOOP_TIMEOUT_S,
+        )
+
+    def close(self) -> tuple[float, str]:
+        """Set objectives and let the controller act; p95 and digest of the new student, once it fits."""
+        before = self.profiles()
+        first_digest = before[SMALL]["current_digest"]
+        measured = {name: float(before[name]["measured_p95_ms"]) for name in PROFILES}
+        objective = round(measured[SMALL] * OBJECTIVE_RATIO, 2)
+        say(f"measured with the first students: {measured}; {SMALL} shall do {objective} ms")
+        self._apply_objective(objective)
+        self._compose.edgeloop("resume")
+
+        def fits() -> bool:
+            now = self.profiles().get(SMALL)
+            return (
+                now is not None
+                and now["current_digest"] not in ("", first_digest)
+                and self._is_measured(SMALL)
+                and float(now["measured_p95_ms"]) <= objective
+            )
+
+        wait(f"{SMALL} meets its objective with a new student", fits, LOOP_TIMEOUT_S)
+        after = self.profiles()[SMALL]
+        say(
+            f"loop closed {self._elapsed()} after up: {SMALL} went from {first_digest[:12]} at "
+            f"{measured[SMALL]:.2f} ms to {after['current_digest'][:12]} at {float(after['measured_p95_ms']):.2f} ms"
+        )
+        return float(after["measured_p95_ms"]), str(after["current_digest"])
+
+    def state(self) -> dict[str, Any]:
+        """What a kill may not change."""
+        compose = self._compose
+        return {
+            "generations": {name: _generation(item) for name, item in self.devices().items()},
+            "current": {name: item["current_digest"] for name, item in self.profiles().items()},
+            "candidates": sorted(
+                item["digest"] + item["profile"] for item in compose.listed("get", "candidates")
+            ),
+            "rollouts": sorted(item["rollout_id"] for item in compose.listed("get", "rollouts")),
+        }
+
+    def is_whole(self) -> bool:
+        """Devices connected, reports coming in, the cluster there."""
+        info = self._compose.listed("info")
+        if not info or not info.get("broker_connected") or " 2 CPU" not in str(info.get("compute")):
+            return False
+        return self._num_connected() == len(PROFILES) and all(self._is_measured(name) for name in PROFILES)
+
+    def _num_connected(self) -> int:
+        return sum(bool(item.get("connected")) for item in self.devices().values())
+
+    def _is_measured(self, name: str) -> bool:
+        item = self.profiles().get(name)
+        return item is not None and int(item.get("num_samples") or 0) >= MIN_SAMPLES
+
+    def _apply_objective(self, objective_ms: float) -> None:
+        text = (ROOT / EXAMPLE / "fleet.yaml").read_text()
+        head, _, tail = text.partition("{min_accuracy: 0.9}")
+        document = f"{head}{{min_accuracy: 0.9, latency_p95_ms: {objective_ms}}}{tail}"
+        target = ROOT / "out" / "compose-test-fleet.yaml"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(document)
+        self._compose.edgeloop("apply", "-f", "out/compose-test-fleet.yaml")
+
+    def _elapsed(self) -> str:
+        return f"{time.monotonic() - self.began_s:.0f} s"
+
+
+def _id_of(item: dict[str, Any]) -> str:
+    return str(item.get("device_id") or item["registration"]["device_id"])
+
+
+def _generation(item: dict[str, Any]) -> Any:
+    return item.get("generation") or item.get("deployment", {}).get("generation")
+
+
+def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
+    compose.edgeloop("pause")  # so that whatever changes was changed by the kill
+    before = loop.state()
+    for service in services:
+        compose("kill", service)
+        compose("up", "-d", "--no-build")
+        taken_s = wait(f"whole again after kill of {service}", loop.is_whole, CONVERGE_TIMEOUT_S)
+        after = loop.state()
+        if after != before:
+            raise SystemExit(f"FAILED: kill of {service} changed the state:\n{before}\n{after}")
+        say(f"killed {service}: whole again in {taken_s:.0f} s, same generations, nothing lost")
+
+
+def figures() -> None:
+    ids = subprocess.run(
+        ["docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    done = subprocess.run(
+        ["docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", *ids],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for line in sorted(done.stdout.splitlines()):
+        say(f"  memory: {line}")
+    for image in ("edgeloop-agent", "edgeloop-cloud"):
+        size = _docker_json("image", "inspect", image)[0]["Size"]
+        say(f"  image:  {image} {size / 1e6:.0f} MB with its base")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build and run the compose file until the loop has closed.")
+    parser.add_argument("--keep", action="store_true", help="leave everything running")
+    parser.add_argument("--no-build", action="store_true", help="use the images that are there")
+    parser.add_argument("--kill", default=",".join(SERVICES), help="services to kill, separated by commas")
+    options = parser.parse_args()
+    compose = Compose()
+    compose("down", "-v", "--remove-orphans", check=False)
+    try:
+        if not options.no_build:
+            began_s = time.monotonic()
+            compose("build", "-q", "init", "agent-small")
+            say(f"images built in {time.monotonic() - began_s:.0f} s")
+        loop = Loop(compose)
+        compose("up", "-d", "--no-build")
+        say(f"up in {time.monotonic() - loop.began_s:.0f} s")
+        failed = {name: code for name, code in compose.exit_codes().items() if code}
+        if failed:
+            raise SystemExit(f"FAILED: ended with an error: {failed}")
+        wait(
+            "the cluster is there",
+            lambda: " 2 CPU" in str((compose.listed("info") or {}).get("compute")),
+            120,
+        )
+        loop.serve_first_students()
+        loop.close()
+        figures()
+        before = loop.state()
+        compose("up", "-d", "--no-build")
+        if loop.state() != before:
+            raise SystemExit("FAILED: a second up changed something")
+        say("a second up changed nothing")
+        kill_each(compose, loop, tuple(name for name in options.kill.split(",") if name))
+        say("PASSED")
+    finally:
+        if not options.keep:
+            compose("down", "-v", "--remove-orphans", check=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
