@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import Controller
+from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER
 from cloud.jobrunner import JobRunner
 from cloud.loop import ControlLoop
@@ -28,7 +29,6 @@ from cloud.settings import ServeSettings
 from cloud.store import Store, lease_fence
 from edgeloop import topics
 from edgeloop.mqtt import MqttSession
-from edgeloop.trust import DirectorKey
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,6 @@ class ActingParts:
     state_dir: Path
     store: Store
     registry: Registry
-    director: DirectorKey
     #: The broker forgets who is there with each of its restarts.
     broker_forgets: bool
     new_compute: Callable[[], ComputeHost | NoCompute]
@@ -82,12 +81,14 @@ class Acting:
         publisher = Publisher(
             bus=session, blobs=parts.registry, state_path=parts.state_dir / "published.json"
         )
+        director = DirectorKeys(parts.settings.director, on_chain=publisher.set_director_keys)
         runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=parts.registry.exists)
         controller = Controller(
             store,
-            director=parts.director,
+            director=director.current,
             ship=publisher.set_desired,
             settings=parts.settings.policy,
+            deployment_lifetime_s=parts.settings.deployment_lifetime_s,
             computes_here=parts.settings.compute == "ray" and not parts.settings.ray_address,
         )
         presence = PresenceBook(store, forget_on_connect=parts.broker_forgets)

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from cloud.deployer import Deployer
+from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
 from cloud.domain.decisions import Action, Decision
 from cloud.domain.evidence import Window
 from cloud.domain.jobs import Job, JobKind
@@ -77,15 +77,16 @@ class Controller:
         self,
         store: Store,
         *,
-        director: DirectorKey,
+        director: Callable[[], DirectorKey],
         ship: Callable[[Mapping[str, Shipment]], None],
         settings: PolicySettings,
         computes_here: bool = False,
+        deployment_lifetime_s: float = DEFAULT_LIFETIME_S,
     ) -> None:
         self._computes_here = computes_here
         self._store = store
         self._settings = settings
-        self._deployer = Deployer(store, director, ship)
+        self._deployer = Deployer(store, director, ship, deployment_lifetime_s)
         self._last_errors: dict[str, str] = {}
         self._housekeeping_s = float("-inf")
 
@@ -106,7 +107,7 @@ class Controller:
             )
         self._guarded("the fleet", partial(self._reconcile, now_s), None)
         self._guarded("generations", partial(self._deployer.reissue_ignored, now_s), None)
-        self._guarded("deployments", self._deployer.ship, None)
+        self._guarded("deployments", partial(self._deployer.ship, now_s), None)
         self._guarded("the database", partial(self._tidy, now_s), None)
 
     def _paused(self) -> bool:

@@ -4,7 +4,8 @@ Rules that this module keeps:
 
 * A generation is issued by the database and nowhere else; the same wish is never issued twice.
 * A deployment is signed once and its bytes are kept, so that publishing again gives the same message. It is
-  signed again only when the director key is another one than it was signed with.
+  signed again only when the director key is another one than it was signed with, or half of its life is over:
+  what somebody holds back expires, what is still wanted never does.
 * Persist, then act: what is handed to the publisher has been committed.
 """
 
@@ -20,21 +21,29 @@ from cloud.domain.rollout import DeploymentIntent
 from cloud.publisher import Shipment
 from cloud.store import Store
 from edgeloop.errors import EdgeloopError, RejectedError
-from edgeloop.trust import DirectorKey, sign_deployment, timestamp
+from edgeloop.trust import DirectorKey, sign_deployment, timestamp, timestamp_s
 from edgeloop.v1 import deployment_pb2
 
 logger = logging.getLogger(__name__)
+
+#: How long a device that first sees a deployment may accept it.
+DEFAULT_LIFETIME_S = 30 * 86_400.0
 
 
 class Deployer:
     """Owned by the controller's thread."""
 
     def __init__(
-        self, store: Store, director: DirectorKey, ship: Callable[[Mapping[str, Shipment]], None]
+        self,
+        store: Store,
+        director: Callable[[], DirectorKey],
+        ship: Callable[[Mapping[str, Shipment]], None],
+        lifetime_s: float = DEFAULT_LIFETIME_S,
     ) -> None:
         self._store = store
         self._director = director
         self._ship = ship
+        self._lifetime_s = lifetime_s
         self._shipped: dict[str, Shipment] | None = None
 
     def issue(self, intents: Iterable[DeploymentIntent], now_s: float) -> None:
@@ -68,12 +77,13 @@ class Deployer:
             ]
             self.issue([_intent(deployment) for deployment in ignored], now_s)
 
-    def ship(self) -> None:
+    def ship(self, now_s: float) -> None:
         """Sign what is not signed yet and state the whole desired state to the publisher."""
+        director = self._director()
         shipments: dict[str, Shipment] = {}
         for deployment in self._store.deployments():
             try:
-                payload = self._signed(deployment)
+                payload = self._signed(deployment, director, now_s)
             except EdgeloopError as error:
                 logger.error("deployment of %s cannot be signed: %s", deployment.device_id, error)
                 continue
@@ -87,11 +97,11 @@ class Deployer:
             self._ship(shipments)
             self._shipped = shipments
 
-    def _signed(self, deployment: Deployment) -> bytes:
-        if deployment.signed and _key_id(deployment.signed) == self._director.key_id:
+    def _signed(self, deployment: Deployment, director: DirectorKey, now_s: float) -> bytes:
+        if _is_fresh(deployment.signed, director.key_id, now_s + self._lifetime_s / 2):
             return deployment.signed
         payload = sign_deployment(
-            self._director,
+            director,
             deployment_pb2.Deployment(
                 device_id=deployment.device_id,
                 workload=deployment.workload,
@@ -99,7 +109,8 @@ class Deployer:
                 generation=deployment.generation,
                 digest=deployment.digest,
                 manifest_digest=deployment.manifest_digest,
-                issue_time=timestamp(deployment.issue_time_s),
+                issue_time=timestamp(now_s),
+                expire_time=timestamp(now_s + self._lifetime_s),
                 decision_id=deployment.decision_id,
                 rollout_id=deployment.rollout_id,
             ),
@@ -108,11 +119,16 @@ class Deployer:
         return payload
 
 
-def _key_id(signed: bytes) -> str:
+def _is_fresh(signed: bytes, key_id: str, until_s: float) -> bool:
+    """Whether it was signed with this key and holds until then."""
+    if not signed:
+        return False
     try:
-        return deployment_pb2.SignedDeployment.FromString(signed).key_id
+        outer = deployment_pb2.SignedDeployment.FromString(signed)
+        inner = deployment_pb2.Deployment.FromString(outer.deployment)
     except DecodeError:
-        return ""
+        return False
+    return outer.key_id == key_id and timestamp_s(inner.expire_time) >= until_s
 
 
 def _intent(deployment: Deployment) -> DeploymentIntent:

@@ -1,4 +1,4 @@
-"""What a job consists of, and the names of its tasks.
+"""What a job consists of, the names of its tasks, and how it tells of itself.
 
 A task's id names its content (teacher, profile, spec): the same content gives the same id, whoever asks for
 it and whenever, so that what was built once is found again.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 
-from cloud.domain.jobs import Job, JobKind, Trial
+from cloud.domain.jobs import Job, JobKind, JobState, Trial
 from cloud.domain.profiles import DeviceProfile
-from cloud.domain.specs import CompressionSpec
+from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import TeacherResult
 from cloud.domain.workloads import Workload
+from cloud.family_plans import family_key_of
 
 
 def teacher_task_id(workload: Workload, *, again_for: str = "") -> str:
@@ -35,6 +38,8 @@ def student_task_id(
         "num_calibration_samples": workload.search.num_calibration_samples,
         "spec": spec.to_json(),
     }
+    if spec.road is Road.ELASTIC:
+        identity["family"] = family_key_of(workload, teacher)
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return "student-" + hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -58,8 +63,12 @@ def compress_job(
     now_s: float,
     *,
     decision_id: str = "",
+    max_trials: int = 0,
 ) -> Job:
-    """A job that builds these students. Their task ids are filled in once the teacher is known."""
+    """A job that builds these students. Their task ids are filled in once the teacher is known.
+
+    A search gives ``max_trials``: further rungs may follow from what the first ones measured.
+    """
     trials = tuple(Trial(task_id=f"{job_id}-{number}", spec=spec) for number, spec in enumerate(specs))
     return Job(
         job_id=job_id,
@@ -69,4 +78,40 @@ def compress_job(
         trials=trials,
         decision_id=decision_id,
         create_time_s=now_s,
+        max_trials=max_trials,
     )
+
+
+def with_trial(job: Job, trial: Trial) -> Job:
+    """The job with this trial in place of the one of the same task."""
+    trials = [trial if trial.task_id == other.task_id else other for other in job.trials]
+    return replace(job, trials=tuple(trials), progress=_mean(trials))
+
+
+def described(job: Job, progress: Mapping[str, tuple[float, str]]) -> Job:
+    """A running job with the newest words of its tasks: (fraction, message) by task id."""
+    trials = []
+    messages = []
+    waits_for_family = False
+    for trial in job.trials:
+        fraction, message = progress.get(trial.task_id, (trial.progress, ""))
+        if not trial.state.finished:
+            trial = replace(trial, state=JobState.RUNNING, progress=max(fraction, trial.progress))
+            if message:
+                messages.append(message)
+            elif trial.spec is not None and trial.spec.road is Road.ELASTIC:
+                waits_for_family = True
+        trials.append(trial)
+    if job.kind is JobKind.COMPRESS:
+        num_finished = sum(trial.state.finished for trial in trials)
+        text = f"{num_finished} of {len(trials)} students done"
+        if waits_for_family:
+            messages.append("the elastic family is trained first")
+        text += f": {messages[0]}" if messages else ""
+    else:
+        text = messages[0] if messages else "training"
+    return replace(job, state=JobState.RUNNING, trials=tuple(trials), progress=_mean(trials), message=text)
+
+
+def _mean(trials: list[Trial]) -> float:
+    return round(sum(1.0 if trial.state.finished else trial.progress for trial in trials) / len(trials), 3)

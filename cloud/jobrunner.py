@@ -8,7 +8,8 @@ Rules that this module keeps:
   again: not by a second job, not after a kill.
 * A result is stored in the same transaction as the job that it belongs to.
 * A job of which at least one trial gave a student has succeeded; trials that failed are recorded beside it.
-* Compression without a trained teacher has it trained first, by a job of its own that everyone can see.
+* Compression without a trained teacher, or without the elastic family that a spec is cut from, has it trained
+  first, by a job of its own that everyone can see and that all who need it share.
 * Only ``step`` talks to the cluster, and one thread calls it.
 """
 
@@ -21,20 +22,26 @@ from dataclasses import replace
 from typing import Protocol
 
 from cloud.domain.candidates import Candidate
+from cloud.domain.families import FamilyResult
 from cloud.domain.jobs import Job, JobKind, JobState, Trial
 from cloud.domain.profiles import DeviceProfile
-from cloud.domain.specs import CompressionSpec
+from cloud.domain.rungs import next_rung
+from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import (
+    FamilyTask,
     StudentTask,
+    Task,
     TaskEvent,
     TaskFailed,
     TaskProgress,
+    TaskResult,
     TaskSucceeded,
     TeacherResult,
     TeacherTask,
 )
 from cloud.domain.workloads import Workload
-from cloud.job_plans import student_task_id, teacher_task_id, train_job
+from cloud.family_plans import family_job, family_settings, family_task_id, known_family, save_family
+from cloud.job_plans import described, student_task_id, teacher_task_id, train_job, with_trial
 from cloud.store import LedgerEntry
 from edgeloop.errors import EdgeloopError, TransientError
 
@@ -43,12 +50,14 @@ logger = logging.getLogger(__name__)
 #: Progress alone is written at most this often for each job.
 _PROGRESS_INTERVAL_S = 0.5
 _CANCELLED = "cancelled"
+#: A student that is better than its teacher by more than this was not taught by it.
+_OUTDONE = 0.01
 
 
 class Compute(Protocol):
     """The cluster (cloud.jobs.RayCompute). ``submit`` is idempotent by task id; ``poll`` never blocks."""
 
-    def submit(self, task: TeacherTask | StudentTask) -> None: ...
+    def submit(self, task: Task) -> None: ...
 
     def poll(self) -> list[TaskEvent]: ...
 
@@ -65,6 +74,8 @@ class JobStore(Protocol):
     def save_teacher(self, teacher: TeacherResult, now_s: float) -> None: ...
     def save_candidate(self, candidate: Candidate, now_s: float) -> bool: ...
     def candidate(self, digest: str, profile: str) -> Candidate | None: ...
+    def candidates(self, profile: str | None = None, workload: str | None = None) -> list[Candidate]: ...
+    def failed_specs(self, profile: str) -> list[CompressionSpec]: ...
     def record_failed_trial(
         self, profile: str, spec: CompressionSpec, code: str, message: str, now_s: float
     ) -> None: ...
@@ -72,6 +83,8 @@ class JobStore(Protocol):
     def update_job(self, job: Job) -> None: ...
     def jobs(self, *, unfinished_only: bool = False, limit: int = 1000) -> list[Job]: ...
     def job(self, job_id: str) -> Job | None: ...
+    def get_meta(self, key: str, default: str = "") -> str: ...
+    def set_meta(self, key: str, value: str) -> None: ...
     def decision(self, decision_id: str) -> LedgerEntry | None: ...
 
 
@@ -163,7 +176,7 @@ class JobRunner:
                 if trial.task_id == event.task_id and not trial.state.finished
             ]
             # A student that nobody wants any more may belong to a teacher that is gone.
-            if isinstance(event, TaskSucceeded) and (wanting or isinstance(event.result, TeacherResult)):
+            if isinstance(event, TaskSucceeded) and (wanting or not isinstance(event.result, Candidate)):
                 digest = self._save(event.result, now_s)
             for job, trial in wanting:
                 if isinstance(event, TaskSucceeded):
@@ -179,15 +192,18 @@ class JobRunner:
                         self._store.record_failed_trial(
                             job.profile, trial.spec, event.code, event.message, now_s
                         )
-                self._store.update_job(_with_trial(job, done))
+                self._store.update_job(with_trial(job, done))
         self._submitted.discard(event.task_id)
         if isinstance(event, TaskFailed) and event.code != _CANCELLED:
             logger.warning("task %s failed (%s): %s", event.task_id, event.code, event.message)
         return bool(wanting)
 
-    def _save(self, result: TeacherResult | Candidate, now_s: float) -> str:
+    def _save(self, result: TaskResult, now_s: float) -> str:
         if isinstance(result, TeacherResult):
             self._store.save_teacher(result, now_s)
+            return ""
+        if isinstance(result, FamilyResult):
+            save_family(self._store, result)
             return ""
         self._store.save_candidate(result, now_s)
         return result.digest
@@ -200,6 +216,8 @@ class JobRunner:
             return self._finish(job, JobState.FAILED, f"workload {job.workload} was removed")
         if job.kind is JobKind.TRAIN:
             return self._advance_training(job, workload)
+        if job.kind is JobKind.FAMILY:
+            return self._advance_family(job, workload)
         return self._advance_compression(job, workload)
 
     def _advance_training(self, job: Job, workload: Workload) -> bool:
@@ -213,15 +231,41 @@ class JobRunner:
             teacher = self._store.teacher(workload.teacher_key)
             if teacher is not None:
                 trial = replace(trial, state=JobState.SUCCEEDED, progress=1.0)
-                job = _with_trial(job, trial)
+                job = with_trial(job, trial)
         if trial.state is JobState.SUCCEEDED:
             teacher = self._store.teacher(workload.teacher_key)
-            accuracy = f": accuracy {teacher.accuracy:.4f} on the validation split" if teacher else ""
+            accuracy = f": {teacher.metric} {teacher.accuracy:.4f} on the validation split" if teacher else ""
             return self._finish(job, JobState.SUCCEEDED, f"teacher trained{accuracy}")
         if trial.state is JobState.FAILED:
             return self._finish(job, JobState.FAILED, trial.message)
         attempt = job.job_id if trial.task_id == known[1] else ""
         task = TeacherTask(task_id=trial.task_id, workload=workload, attempt=attempt)
+        return self._work_on(job, {trial.task_id: task})
+
+    def _advance_family(self, job: Job, workload: Workload) -> bool:
+        trial = job.trials[0]
+        teacher = self._store.teacher(workload.teacher_key)
+        if teacher is None:
+            return self._await_teacher(job, workload)
+        if trial.task_id != family_task_id(workload, teacher):
+            return self._finish(
+                job, JobState.FAILED, f"workload {workload.name} changed meanwhile: compress again"
+            )
+        if trial.state is JobState.FAILED:
+            return self._finish(job, JobState.FAILED, trial.message)
+        family = known_family(self._store, workload, teacher, self._has_blob)
+        if family is not None:
+            job = with_trial(job, replace(trial, state=JobState.SUCCEEDED, progress=1.0))
+            narrow, wide = family.widths[0], family.widths[-1]
+            return self._finish(
+                job,
+                JobState.SUCCEEDED,
+                f"elastic family trained: accuracy {narrow.accuracy:.4f} at its narrowest, "
+                f"{wide.accuracy:.4f} at its widest",
+            )
+        task = FamilyTask(
+            task_id=trial.task_id, workload=workload, teacher=teacher, settings=family_settings(workload)
+        )
         return self._work_on(job, {trial.task_id: task})
 
     def _advance_compression(self, job: Job, workload: Workload) -> bool:
@@ -239,9 +283,23 @@ class JobRunner:
             job = self._name_tasks(job, workload, teacher, profile)
         open_trials = [trial for trial in job.trials if not trial.state.finished]
         if not open_trials:
-            return self._finish_compression(job)
+            more = self._next_rung(job, workload, profile)
+            if not more:
+                return self._finish_compression(job, teacher)
+            trials = (
+                Trial(task_id=student_task_id(workload, teacher, profile, spec), spec=spec) for spec in more
+            )
+            job = replace(job, trials=(*job.trials, *trials))
+            self._store.update_job(job)
+            open_trials = [trial for trial in job.trials if not trial.state.finished]
+        family = known_family(self._store, workload, teacher, self._has_blob)
+        cut = [trial for trial in open_trials if trial.spec and trial.spec.road is Road.ELASTIC]
+        if cut and family is None:
+            if problem := self._await_family(job, workload, teacher):
+                return self._give_up(job, cut, problem)
+            open_trials = [trial for trial in open_trials if trial not in cut]
         parent_digest = self._parent_of(job)
-        tasks: dict[str, TeacherTask | StudentTask] = {}
+        tasks: dict[str, Task] = {}
         for trial in open_trials:
             assert trial.spec is not None
             tasks[trial.task_id] = StudentTask(
@@ -251,6 +309,7 @@ class JobRunner:
                 profile=profile,
                 spec=trial.spec,
                 parent_digest=parent_digest,
+                family=family if trial.spec.road is Road.ELASTIC else None,
             )
         return self._work_on(job, tasks)
 
@@ -276,6 +335,45 @@ class JobRunner:
             self._store.create_job(first)
             training = [first]
         self._note(job, replace(job, message=f"waits for the teacher ({training[0].job_id})"))
+        return False
+
+    def _next_rung(self, job: Job, workload: Workload, profile: DeviceProfile) -> tuple[CompressionSpec, ...]:
+        """What a search goes on with, now that all of its trials have ended."""
+        if not job.max_trials:
+            return ()
+        built = self._store.candidates(profile.name, workload.name)
+        failed = self._store.failed_specs(profile.name)
+        return next_rung(
+            [trial.spec for trial in job.trials if trial.spec is not None],
+            built,
+            constraints=profile.constraints,
+            budget=workload.search,
+            max_trials=job.max_trials,
+            exclude=[*(c.spec.digest for c in built), *(spec.digest for spec in failed)],
+        )
+
+    def _await_family(self, job: Job, workload: Workload, teacher: TeacherResult) -> str:
+        """See to it that the family is trained. Returns why it cannot be, or ""."""
+        task_id = family_task_id(workload, teacher)
+        own_id = f"{job.job_id}-family"
+        own = self._store.job(own_id)
+        if own is not None and own.state.finished:
+            if own.state is JobState.SUCCEEDED:
+                return "the elastic family was deleted from the registry meanwhile: compress again"
+            return f"the elastic family could not be trained ({own.message or own.state.value})"
+        unfinished = self._store.jobs(unfinished_only=True)
+        if not any(trial.task_id == task_id for other in unfinished if other.kind is JobKind.FAMILY
+                   for trial in other.trials):  # fmt: skip
+            self._store.create_job(family_job(own_id, workload, teacher, self._now_s()))
+        return ""
+
+    def _give_up(self, job: Job, trials: list[Trial], why: str) -> bool:
+        """These trials fail; the others go on."""
+        for trial in trials:
+            job = with_trial(
+                job, replace(trial, state=JobState.FAILED, progress=1.0, code="failed", message=why)
+            )
+        self._store.update_job(job)
         return False
 
     def _name_tasks(
@@ -318,7 +416,7 @@ class JobRunner:
         decision = entry.decision
         return decision.current_digest if 0 < decision.objective_p95_ms < decision.measured_p95_ms else ""
 
-    def _work_on(self, job: Job, tasks: dict[str, TeacherTask | StudentTask]) -> bool:
+    def _work_on(self, job: Job, tasks: dict[str, Task]) -> bool:
         if self._compute is None:
             self._note(job, replace(job, message=f"waits: {self._waiting_for}"))
             return False
@@ -333,28 +431,8 @@ class JobRunner:
                 self._take(TaskFailed(task_id=task_id, code="config", message=error.message))
                 return True
             self._submitted.add(task_id)
-        self._note(job, self._described(job))
+        self._note(job, described(job, self._progress))
         return False
-
-    def _described(self, job: Job) -> Job:
-        trials = []
-        messages = []
-        for trial in job.trials:
-            progress, message = self._progress.get(trial.task_id, (trial.progress, ""))
-            if not trial.state.finished:
-                trial = replace(trial, state=JobState.RUNNING, progress=max(progress, trial.progress))
-                if message:
-                    messages.append(message)
-            trials.append(trial)
-        if job.kind is JobKind.COMPRESS:
-            num_finished = sum(trial.state.finished for trial in trials)
-            text = f"{num_finished} of {len(trials)} students done"
-            text += f": {messages[0]}" if messages else ""
-        else:
-            text = messages[0] if messages else "training"
-        return replace(
-            job, state=JobState.RUNNING, trials=tuple(trials), progress=_mean(trials), message=text
-        )
 
     def _note(self, before: Job, after: Job) -> None:
         """Write a job that goes on, unless only its progress moved a moment ago."""
@@ -369,14 +447,25 @@ class JobRunner:
         self._written_s[after.job_id] = now_s
         self._store.update_job(after)
 
-    def _finish_compression(self, job: Job) -> bool:
+    def _finish_compression(self, job: Job, teacher: TeacherResult) -> bool:
         good = [trial for trial in job.trials if trial.state is JobState.SUCCEEDED]
         bad = [trial for trial in job.trials if trial.state is not JobState.SUCCEEDED]
         first = bad[0].message if bad else ""
         if not good:
             return self._finish(job, JobState.FAILED, first or "no student was built")
         text = f"{len(good)} students built" + (f", {len(bad)} failed: {first}" if bad else "")
-        return self._finish(job, JobState.SUCCEEDED, text)
+        return self._finish(job, JobState.SUCCEEDED, text + self._outdone(job, good, teacher))
+
+    def _outdone(self, job: Job, good: list[Trial], teacher: TeacherResult) -> str:
+        """What to do about a teacher that has less to teach than its student knows, or an empty text."""
+        built = [self._store.candidate(trial.digest, job.profile) for trial in good]
+        best = max((c.metrics.accuracy for c in built if c is not None), default=0.0)
+        if best <= teacher.accuracy + _OUTDONE:
+            return ""
+        return (
+            f"; a student reaches {teacher.metric} {best:.4f}, its teacher {teacher.accuracy:.4f}: give "
+            f"training.num_epochs more, or the workload a larger teacher"
+        )
 
     def _finish(self, job: Job, state: JobState, message: str) -> bool:
         progress = 1.0 if state is JobState.SUCCEEDED else job.progress
@@ -399,12 +488,3 @@ class JobRunner:
                 self._submitted.discard(task_id)
         except Exception:
             logger.exception("tasks could not be cancelled")
-
-
-def _mean(trials: list[Trial]) -> float:
-    return round(sum(1.0 if trial.state.finished else trial.progress for trial in trials) / len(trials), 3)
-
-
-def _with_trial(job: Job, trial: Trial) -> Job:
-    trials = [trial if trial.task_id == other.task_id else other for other in job.trials]
-    return replace(job, trials=tuple(trials), progress=_mean(trials))

@@ -128,6 +128,8 @@ class Publisher:
         self._blocks_there: dict[str, int] = {}
         self._manifests_there: set[str] = set()
         self._deployments_there: dict[str, bytes] = {}
+        self._director_keys = b""
+        self._director_keys_there = b""
         self._retry_at_s = 0.0
         self._unreadable: dict[tuple[str, str], float] = {}
         self._tokens: dict[str, tuple[float, float]] = {}
@@ -147,6 +149,10 @@ class Publisher:
         """The whole desired state by device id, replacing what was said before."""
         copy = dict(shipments)
         self._post(lambda: self._take_desired(copy))
+
+    def set_director_keys(self, chain: bytes) -> None:
+        """Every change of the director's keys, for devices to follow; empty when there was none."""
+        self._post(lambda: self._take_director_keys(chain))
 
     def on_connected(self, connected: bool) -> None:
         """Tell it that the session came up or went down."""
@@ -202,6 +208,10 @@ class Publisher:
         self._unreadable.clear()
         self._retry_at_s = 0.0
 
+    def _take_director_keys(self, chain: bytes) -> None:
+        self._director_keys = chain
+        self._retry_at_s = 0.0
+
     def _take_connected(self, connected: bool) -> None:
         self._connected = connected
         self._confirmed = False
@@ -251,12 +261,18 @@ class Publisher:
             self._blocks_there.clear()
             self._manifests_there.clear()
             self._deployments_there.clear()
+            self._director_keys_there = b""
         else:
             self._sentinel = seen[0]
         self._confirmed = True
 
     def _publish_missing(self) -> bool:
         changed = False
+        if self._director_keys != self._director_keys_there:
+            # Before any deployment that only the newest key vouches for.
+            self._deliver([(topics.DIRECTOR_KEYS, self._director_keys)])
+            self._director_keys_there = self._director_keys
+            changed = True
         ready: set[tuple[str, str]] = set()
         now_s = self._monotonic_s()
         for pair in sorted(

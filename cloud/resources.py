@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from cloud.domain.losses import Loss
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule, RolloutPlan
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from edgeloop.errors import ConfigError
@@ -94,6 +95,9 @@ class SearchSection(Section):
         Field(min_length=1, max_length=64, description="shares of the teacher's channels to start from"),
     ] = [0.75, 0.5, 0.25]
     num_calibration_samples: Annotated[int, Field(ge=8, le=100_000)] = 256
+    family_epochs: Annotated[
+        int, Field(ge=0, le=1000, description="of the elastic family that all profiles share; 0: none")
+    ] = 0
 
 
 class WorkloadDocument(Section):
@@ -108,6 +112,10 @@ class WorkloadDocument(Section):
     student: Annotated[
         Literal["teacher"], Field(description="students are narrower networks cut from the teacher's own")
     ] = "teacher"
+    loss: Annotated[
+        Literal["cross-entropy", "binary", "regression"],
+        Field(description="one class of several, yes or no by one output, or numbers"),
+    ] = "cross-entropy"
     training: TrainingSection = TrainingSection()
     search: SearchSection = SearchSection()
     source_dir: Annotated[
@@ -131,6 +139,7 @@ class WorkloadDocument(Section):
                 **{**self.search.model_dump(), "width_ratios": tuple(self.search.width_ratios)},
             ),
             source_dir=self.source_dir,
+            loss=Loss(self.loss),
         )
 
 

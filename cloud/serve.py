@@ -35,6 +35,7 @@ from cloud.audit import AuditLog
 from cloud.broker import EmbeddedBroker
 from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY
+from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER, PATIENT, Elector, LeaseTimes, holder_name
 from cloud.registry import Registry
 from cloud.secure_parts import SecureParts
@@ -72,7 +73,7 @@ class ControlPlane:
         self._stack = contextlib.AsyncExitStack()
         self._store: Store | None = None
         self._acting: Acting | None = None
-        self._director: DirectorKey | None = None
+        self._director: DirectorKeys | None = None
         self._keys: SecureParts | None = None
         self.enrol_port = 0
 
@@ -102,19 +103,18 @@ class ControlPlane:
         stack.callback(store.close)
         await self._await_database(store)
         registry = Registry(settings.registry)
-        director = self._director = DirectorKey.load_or_generate(settings.director)
+        director = self._director = DirectorKeys(settings.director)
 
-        keys = self._keys = SecureParts.load(settings) if settings.tls_dir is not None else None
+        keys = self._keys = SecureParts.load(settings, stack) if settings.tls_dir is not None else None
         acting = self._acting = Acting(
             ActingParts(
                 settings=settings,
                 state_dir=state_dir,
                 store=store,
                 registry=registry,
-                director=director,
                 broker_forgets=broker is not None,
                 new_compute=lambda: self._new_compute(registry, state_dir),
-                new_session=lambda: self._new_session(director, keys if broker is None else None),
+                new_session=lambda: self._new_session(director.key, keys if broker is None else None),
             )
         )
         await self._start_servers(store, acting.poke, ports)
@@ -304,7 +304,7 @@ class ControlPlane:
             fleet_port=fleet_port,
             broker_host=broker_host,
             broker_port=broker_port,
-            director_public_key=self._director.public_bytes,
+            director_public_key=self._director.current().public_bytes,
         )
 
     async def _serve(
@@ -343,7 +343,7 @@ class ControlPlane:
             broker_port=self.broker_port,
             broker_embedded=self.settings.broker is None,
             broker_connected=self._acting is not None and self._acting.connected,
-            director_public_key=self._director.public_bytes,
+            director_public_key=self._director.current().public_bytes,
             state_dir=str(self.settings.state_dir.resolve()),
             compute="" if self._acting is None else self._acting.describe_compute(),
             start_time=timestamp(self._start_time_s),
@@ -355,7 +355,7 @@ class ControlPlane:
             return {}
         return {"enrol": _address(host, self.enrol_port), "ca": str(self._keys.folder.control_ca.resolve())}
 
-    def _announce(self, state_dir: Path, director: DirectorKey) -> None:
+    def _announce(self, state_dir: Path, director: DirectorKeys) -> None:
         path = state_dir / "server.json"
         host = _reachable(self.settings.host)
         write_json(
@@ -365,7 +365,7 @@ class ControlPlane:
                 "fleet": _address(host, self.fleet_port),
                 **self._secure_entries(host),
                 "broker": {"host": self.broker_host, "port": self.broker_port},
-                "director_public_key": director.public_bytes.hex(),
+                "director_public_key": director.key.public_bytes.hex(),
                 "pid": os.getpid(),
             },
         )
@@ -382,6 +382,8 @@ class ControlPlane:
 async def serve(settings: ServeSettings) -> None:
     """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
     set_up_logging(settings)
+    if settings.tls_dir is None:  # else secure_parts asks for more, and reads it
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     ended = asyncio.Event()

@@ -29,9 +29,11 @@ class ServeSettings:
     """One control plane. Ports of 0 take a free one, and the same one again after a restart.
 
     ``broker`` is ``HOST:PORT`` of one that runs already; None starts the embedded one on ``broker_port``.
-    ``registry_url``, ``database_url`` and ``director_key`` (a file, made when it is missing) default to the
-    state folder; control planes that share a database must share all three. ``report_interval_s`` is what
-    agents are told. ``compute`` is "ray", or "none" for a control plane that serves but builds nothing.
+    ``registry_url``, ``database_url`` and ``director_dir`` (the folder of the director's keys, made when
+    there are none) default to the state folder; control planes that share a database must share all three.
+    ``report_interval_s`` is what agents are told. ``deployment_lifetime_s`` is how long a signed deployment
+    may be accepted; what is still wanted is signed again at half of it. ``compute`` is "ray", or "none" for
+    a control plane that serves but builds nothing.
 
     ``tls_dir`` is what ``edgeloop keys init`` made; without it there is neither TLS nor token, and ``host``
     must be loopback unless ``insecure``. ``advertise_*`` is where enrolled agents find the rest, if not
@@ -48,12 +50,13 @@ class ServeSettings:
     broker_port: int = DEFAULT_BROKER_PORT
     database_url: str = ""
     registry_url: str = ""
-    director_key: Path | None = None
+    director_dir: Path | None = None
     compute: str = "ray"
     ray_address: str = ""
     num_cpus: int | None = None
     step_interval_s: float = 2.0
     report_interval_s: int = 30
+    deployment_lifetime_s: float = 30 * 86_400.0
     log_level: str = "INFO"
     tls_dir: Path | None = None
     enrol_port: int = DEFAULT_ENROL_PORT
@@ -101,6 +104,8 @@ class ServeSettings:
             raise _bad("step_interval_s", self.step_interval_s, "0.05 to 3600 seconds")
         if not 1 <= self.report_interval_s <= 3600:
             raise _bad("report_interval_s", self.report_interval_s, "1 to 3600 whole seconds")
+        if not 60 <= self.deployment_lifetime_s <= 10 * 365 * 86_400:
+            raise _bad("deployment_lifetime_s", self.deployment_lifetime_s, "60 seconds to ten years")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise _bad("log_level", self.log_level, "DEBUG, INFO, WARNING or ERROR")
 
@@ -140,8 +145,8 @@ class ServeSettings:
 
     @property
     def director(self) -> Path:
-        """The file of the key that signs deployments."""
-        return self.director_key or self.state_dir.resolve() / "director.key"
+        """The folder of the keys that sign deployments."""
+        return self.director_dir or self.state_dir.resolve()
 
     @property
     def registry(self) -> str:
@@ -173,8 +178,9 @@ _KINDS: Mapping[str, type] = {
     "num_cpus": int,
     "report_interval_s": int,
     "step_interval_s": float,
+    "deployment_lifetime_s": float,
     "state_dir": Path,
-    "director_key": Path,
+    "director_dir": Path,
 }
 
 

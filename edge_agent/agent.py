@@ -31,6 +31,7 @@ from edge_agent.inbox import (
     StopAsked,
 )
 from edge_agent.inference import InferenceEngine
+from edge_agent.known_time import KnownTime
 from edge_agent.runtime import ReferenceKernel, rss_bytes
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
@@ -38,15 +39,16 @@ from edge_agent.spool import ReportSpool
 from edge_agent.status_file import AgentStatus, write_status
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
-from edge_agent.update_events import DeploymentSeen, Stopping
-from edge_agent.update_state import Slot, State, StatusNote
+from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
+from edge_agent.update_state import State, StatusNote
 from edge_agent.updater import Updater
 from edgeloop import topics
 from edgeloop.backoff import Backoff
-from edgeloop.errors import RejectedError, TransientError
+from edgeloop.errors import TransientError
 from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
 
 if TYPE_CHECKING:
+    from edge_agent.deployment_gate import DeploymentGate, Refusal
     from edge_agent.identity import Identity
     from edge_agent.renewal import Renewer
     from edge_agent.reporter import FleetReporter
@@ -104,6 +106,7 @@ class Agent:
                 SelfTestEnded(process=process, result=result)
             ),
             deliver=self._deliver,
+            on_ignored=self._on_ignored,
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
             fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
             self_test_timeout_s=config.self_test_timeout_s,
@@ -111,6 +114,8 @@ class Agent:
             rng=self._rng,
         )
         self._api = LocalApi(config, self._engine, status=lambda: self._last_status)
+        self._time = KnownTime(config.state_dir)
+        self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
         self._reporter: FleetReporter | None = None
         self._session: MqttSession | None = None
@@ -180,6 +185,7 @@ class Agent:
         session.on_state(lambda connected: self._inbox.put(BrokerChanged(connected=connected)))
         self._session = session
         self._wire.attach(session)
+        self._wire.subscribe(topics.DIRECTOR_KEYS)
         self._wire.subscribe(topics.deployment(config.device_id))
         session.start()
         self._reporter = FleetReporter(
@@ -236,10 +242,14 @@ class Agent:
             case MessageReceived(topic=topic, payload=payload):
                 if topic == topics.deployment(self._config.device_id):
                     self._on_deployment(payload)
+                elif topic == topics.DIRECTOR_KEYS:
+                    if payload and (waiting := self._gate.on_chain(payload)):
+                        self._on_deployment(waiting)
                 else:
                     self._updater.on_message(topic, payload)
             case BrokerChanged(connected=connected):
                 self._broker_connected = connected
+                self._updater.on_broker(connected)
                 if connected:
                     self._wire.publish(topics.presence(self._config.device_id), topics.ONLINE, retain=True)
             case SelfTestEnded(process=process, result=result):
@@ -252,30 +262,35 @@ class Agent:
         if not payload or (target is not None and payload == target.signed):
             # Cleared; or accepted when it was fresh and retained since, however long ago it expired.
             return
-        # Imported when there is something to verify: a device that only serves does without its memory.
-        from edgeloop import trust
+        slot = self._gate.open(payload)
+        if slot is not None:
+            self._updater.handle(DeploymentSeen(slot=slot))
 
-        try:
-            deployment = trust.open_deployment(
-                payload,
-                trust.key_ring(*self._config.director_keys),
+    @property
+    def _gate(self) -> "DeploymentGate":
+        if self._gate_made is None:
+            # Imported when there is something to verify: a device that only serves does without its memory.
+            from edge_agent.deployment_gate import DeploymentGate
+
+            self._gate_made = DeploymentGate(
+                self._config.state_dir,
                 device_id=self._config.device_id,
-                now_s=time.time(),
+                configured_keys=self._config.director_keys,
+                known_time=self._time,
+                on_refused=self._on_refused,
+                monotonic=time.monotonic,
             )
-        except RejectedError as error:
-            # Nobody trustworthy said this, so there is no generation to report on.
-            logger.error("deployment refused code=%s reason=%s", error.code, error)
-            return
-        self._updater.handle(
-            DeploymentSeen(
-                slot=Slot(
-                    generation=deployment.generation,
-                    digest=deployment.digest,
-                    manifest_digest=deployment.manifest_digest,
-                    workload=deployment.workload,
-                    profile=deployment.profile,
-                    signed=payload,
-                )
+        return self._gate_made
+
+    def _on_ignored(self, ignored: Ignored) -> None:
+        from edge_agent.deployment_gate import Refusal
+
+        self._gate.refuse(
+            Refusal(
+                generation=ignored.generation,
+                digest=ignored.digest,
+                code=ignored.code,
+                message=ignored.message,
             )
         )
 
@@ -294,6 +309,7 @@ class Agent:
 
     def _tick(self) -> None:
         self._updater.on_tick()
+        self._time.on_tick()
         self._api.retry(time.monotonic())
         self._spool_windows(flush=False)
         state, serving = self._updater.state, self._engine.serving
@@ -361,6 +377,24 @@ class Agent:
         )
         status.event_time.FromNanoseconds(int(note.event_s * 1e9))
         self._spool.enqueue_status(status)
+        if self._reporter is not None:
+            self._reporter.wake()
+
+    def _on_refused(self, refusal: "Refusal") -> None:
+        status = deployment_pb2.DeploymentStatus(
+            device_id=self._config.device_id,
+            generation=refusal.generation,
+            digest=refusal.digest,
+            state=deployment_pb2.DEPLOYMENT_STATE_REFUSED,
+            code=refusal.code,
+            message=refusal.message[:1000],
+        )
+        status.event_time.FromNanoseconds(time.time_ns())
+        try:
+            self._spool.enqueue_status(status)
+        except TransientError as error:
+            logger.warning("a refusal is not kept for the cloud reason=%s", error)
+            return
         if self._reporter is not None:
             self._reporter.wake()
 

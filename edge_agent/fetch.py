@@ -6,6 +6,10 @@ Rules:
 - The manifest comes first, checked against the signed deployment in every field that the two share.
 - The broker is a cache. What does not come in time is asked for on the device's request topic, again and
   again with backoff: a broker that lost its store, or a cloud that is away, ends nothing.
+- A sender that never ends, and one that trickles, are cut off: once more has come for a fetch than twice the
+  artifact and a window of blocks ("fetch-too-much"), and once the blocks that came since the first one fall
+  behind a minimum rate ("fetch-too-slow"). Only time with a broker counts, and silence before the first block
+  is no sender at all.
 - Bytes that do not match their digest are asked for again a bounded number of times, then the deployment is
   refused: "block-altered" or "manifest-altered". A manifest that matches but may not run here is refused at
   once. Empty payloads are the broker's way to say that nothing is retained, and mean nothing.
@@ -32,6 +36,9 @@ class FetchSettings:
     block_timeout_s: float = 5.0
     # Times that altered bytes are asked for again.
     max_altered: int = 3
+    # From the first block on: what may pass before the rate counts, and the rate.
+    slow_grace_s: float = 3600.0
+    min_rate_bytes_s: float = 64.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +103,12 @@ class Fetcher:
         self._num_altered: dict[int | None, int] = {}
         self._deadline_s = 0.0
         self._ended = False
+        self._received_bytes = 0
+        self._fed_bytes = 0
+        # Since the first block came, while there was a broker.
+        self._fed_s: float | None = None
+        self._fed_at_s = 0.0
+        self._connected = True
 
     @property
     def deadline_s(self) -> float | None:
@@ -132,7 +145,19 @@ class Fetcher:
         return effects
 
     def on_message(self, topic: str, payload: bytes, now_s: float) -> list[FetchEffect]:
-        """Anything that is not waited for was late or doubled, and does nothing."""
+        """Anything that is not waited for was late or doubled, and does nothing but count."""
+        if self._ended:
+            return []
+        self._received_bytes += len(payload)
+        if self._received_bytes > self._max_received_bytes:
+            return self._refuse(
+                RejectedError(
+                    f"{self._received_bytes} bytes have come for a fetch of at most "
+                    f"{self._max_received_bytes}: find who else publishes under this artifact's topics, and "
+                    "deploy again",
+                    code="fetch-too-much",
+                )
+            )
         if not payload or topic not in self.topics:
             return []
         if self._assembler is None:
@@ -141,12 +166,47 @@ class Fetcher:
         return self._on_block(self._assembler, n, payload, now_s)
 
     def on_tick(self, now_s: float) -> list[FetchEffect]:
-        if self._ended or now_s < self._deadline_s:
+        if self._ended:
+            return []
+        if self._is_too_slow(now_s):
+            return self._refuse(
+                RejectedError(
+                    f"the artifact comes at less than {self._settings.min_rate_bytes_s:g} bytes a second: "
+                    "mend the link or the sender, and deploy again",
+                    code="fetch-too-slow",
+                )
+            )
+        if now_s < self._deadline_s:
             return []
         self._deadline_s = now_s + self._settings.block_timeout_s + self._backoff.next()
         return [self._request()]
 
+    def on_connected(self, connected: bool, now_s: float) -> None:
+        """The broker came or went: time without one is nobody's slowness."""
+        self._count_fed(now_s)
+        self._connected = connected
+
     # --- inside -------------------------------------------------------------------------------------
+
+    @property
+    def _max_received_bytes(self) -> int:
+        manifest_bytes = (self._settings.max_altered + 2) * artifact.MAX_MANIFEST_BYTES
+        if self._assembler is None:
+            return manifest_bytes
+        window_bytes = self._settings.window * (self._settings.max_altered + 2) * self._assembler.size_of(0)
+        return manifest_bytes + 2 * self._assembler.size_bytes + window_bytes
+
+    def _count_fed(self, now_s: float) -> None:
+        if self._fed_s is not None and self._connected:
+            self._fed_s += max(0.0, now_s - self._fed_at_s)
+        self._fed_at_s = now_s
+
+    def _is_too_slow(self, now_s: float) -> bool:
+        self._count_fed(now_s)
+        settings, assembler = self._settings, self._assembler
+        if self._fed_s is None or assembler is None or self._fed_s <= settings.slow_grace_s:
+            return False
+        return self._fed_bytes < (self._fed_s - settings.slow_grace_s) * settings.min_rate_bytes_s
 
     def _wait(self, now_s: float) -> None:
         self._deadline_s = now_s + self._settings.block_timeout_s
@@ -186,6 +246,9 @@ class Fetcher:
         except RejectedError as error:
             return self._altered(n, error, now_s)
         self._waiting = tuple(waiting for waiting in self._waiting if waiting != n)
+        self._count_fed(now_s)
+        self._fed_s = self._fed_s or 0.0
+        self._fed_bytes += len(payload)
         self._backoff.reset()
         return [
             KeepBlock(n=n, data=payload),

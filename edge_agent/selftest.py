@@ -206,16 +206,16 @@ def _test(job: SelfTestJob) -> SelfTestResult:
         return SelfTestResult(code="artifact-missing", message=str(error))
     except RejectedError as error:
         return SelfTestResult(code="artifact-altered", message=error.message)
-    _limit_process(job.timeout_s, len(data))
+    _limit_process(job.timeout_s, len(data) + manifest.executable_size_bytes)
 
     # Imported under the limits, as it is part of what the model makes happen here.
     import numpy as np
 
-    from edge_agent.runtime import load_onnx, measure_latency
+    from edge_agent.runtime import load_artifact, measure_latency
 
     inputs, wanted = artifact.golden_arrays(manifest)
     try:
-        runtime = load_onnx(data, num_threads=job.num_threads)
+        runtime = load_artifact(data, manifest, num_threads=job.num_threads)
     except RejectedError as error:
         return SelfTestResult(code="self-test-load", message=f"{error.code}: {error.message}")
     if runtime.sample_shape != inputs.shape[1:]:

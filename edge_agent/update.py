@@ -148,6 +148,8 @@ def _deployment(state: UpdateState, event: Event, now_s: float, settings: Update
             return state, ()
         return state, (
             Ignored(
+                generation=new.generation,
+                digest=new.digest,
                 code="generation-old",
                 message=f"generation {new.generation} was ignored: this device is at {old.generation}",
             ),

@@ -175,8 +175,10 @@ class CollectGarbage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ignored:
-    """Nothing was done, and why: for the log."""
+    """Nothing was done, and why: for the log and the cloud."""
 
+    generation: int
+    digest: str
     code: str
     message: str
 

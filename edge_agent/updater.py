@@ -20,7 +20,7 @@ from edge_agent.blobs import BlobStore
 from edge_agent.fetch import Fetcher, FetchSettings
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.journal import Journal
-from edge_agent.runtime import Runtime, load_onnx
+from edge_agent.runtime import Runtime, load_artifact
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
@@ -77,6 +77,8 @@ class Updater:
         post_self_test: Callable[[SelfTestProcess, SelfTestResult], None],
         # Makes a status durable on its way to the cloud; TransientError when that cannot be done now.
         deliver: Callable[[StatusNote, float], None],
+        # A deployment that the update rules would not follow.
+        on_ignored: Callable[[Ignored], None],
         update_settings: UpdateSettings,
         fetch_settings: FetchSettings,
         self_test_timeout_s: float,
@@ -92,6 +94,7 @@ class Updater:
         self._wire = wire
         self._post_self_test = post_self_test
         self._deliver = deliver
+        self._on_ignored = on_ignored
         self._update_settings = update_settings
         self._fetch_settings = fetch_settings
         self._self_test_timeout_s = self_test_timeout_s
@@ -104,6 +107,7 @@ class Updater:
         self._retry_at_s: float | None = None
         self._deliver_at_s: float | None = None
         self._fetcher: Fetcher | None = None
+        self._connected = False
         self._self_test: SelfTestProcess | None = None
         self.state = self._journal.load()
 
@@ -125,6 +129,11 @@ class Updater:
         if self._fetcher is not None:
             self._pending.extend(self._fetch_on(self._fetcher.on_message(topic, payload, self._monotonic())))
             self._work()
+
+    def on_broker(self, connected: bool) -> None:
+        self._connected = connected
+        if self._fetcher is not None:
+            self._fetcher.on_connected(connected, self._monotonic())
 
     def on_self_test(self, process: SelfTestProcess, result: SelfTestResult) -> None:
         if process is not self._self_test:
@@ -245,8 +254,8 @@ class Updater:
                 self._engine.withdraw()
             case CollectGarbage():
                 self._collect()
-            case Ignored(code=code, message=message):
-                logger.warning("deployment ignored code=%s reason=%s", code, message)
+            case Ignored():
+                self._on_ignored(effect)
         return []
 
     # --- fetching -----------------------------------------------------------------------------------
@@ -254,6 +263,7 @@ class Updater:
     def _begin_fetch(self, slot: Slot) -> list[Event]:
         self._stop_fetch()
         self._fetcher = fetcher = Fetcher(slot, self._fetch_settings, self._rng)
+        fetcher.on_connected(self._connected, self._monotonic())
         manifest = self._blobs.find_manifest(slot.manifest_digest)
         if manifest is None:
             return self._fetch_on(fetcher.begin_manifest(self._monotonic()))
@@ -366,7 +376,7 @@ class Updater:
                 manifest = self._blobs.read_manifest(slot.manifest_digest)
                 fetch.check_fits(slot, manifest)
                 data = self._blobs.read_artifact(manifest)
-                model = self._served(load_onnx(data, num_threads=self._num_threads), slot)
+                model = self._served(load_artifact(data, manifest, num_threads=self._num_threads), slot)
                 self._engine.swap(model)
         except RejectedError as error:
             logger.error(

@@ -5,15 +5,17 @@ Rules:
 - Every failed check says what to do.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent import fetch
+from edge_agent.deployment_gate import load_keys
 from edge_agent.journal import Journal
 from edge_agent.update_state import Slot, State
 from edgeloop import artifact, trust
 from edgeloop.errors import ConfigError, RejectedError
-from edgeloop.v1 import deployment_pb2
+from edgeloop.v1 import artifact_pb2, deployment_pb2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +25,7 @@ class Check:
     message: str
 
 
-def _check_signature(name: str, slot: Slot, keys: tuple[bytes, ...]) -> Check:
+def _check_signature(name: str, slot: Slot, keys: Mapping[str, bytes]) -> Check:
     what = f"{name} deployment, generation {slot.generation}"
     if not keys:
         return Check(
@@ -34,9 +36,7 @@ def _check_signature(name: str, slot: Slot, keys: tuple[bytes, ...]) -> Check:
         inner = deployment_pb2.Deployment.FromString(
             deployment_pb2.SignedDeployment.FromString(slot.signed).deployment
         )
-        found = trust.open_deployment(
-            slot.signed, trust.key_ring(*keys), device_id=inner.device_id, now_s=0.0
-        )
+        found = trust.open_deployment(slot.signed, keys, device_id=inner.device_id, now_s=0.0)
     except (RejectedError, ValueError) as error:
         return Check(
             what=what,
@@ -74,10 +74,17 @@ def _check_content(name: str, slot: Slot, blobs: Path) -> list[Check]:
         artifact.check_artifact(manifest, (blobs / "artifacts" / slot.digest).read_bytes())
     except (OSError, RejectedError) as error:
         return [*checks, Check(what=what, good=False, message=f"{error}; {advice}")]
-    return [*checks, Check(what=what, good=True, message=f"{manifest.size_bytes} bytes")]
+    return [*checks, Check(what=what, good=True, message=_sizes(manifest))]
 
 
-def check_state(state_dir: Path, keys: tuple[bytes, ...]) -> list[Check]:
+def _sizes(manifest: artifact_pb2.Manifest) -> str:
+    text = f"{manifest.size_bytes} bytes"
+    if manifest.executable_size_bytes:
+        text += f", {manifest.executable_size_bytes} when unpacked"
+    return text
+
+
+def check_state(state_dir: Path, configured: tuple[bytes, ...]) -> list[Check]:
     """Raises ConfigError where there is no state folder, or one of a newer agent."""
     if not state_dir.is_dir():
         raise ConfigError(
@@ -92,6 +99,8 @@ def check_state(state_dir: Path, keys: tuple[bytes, ...]) -> list[Check]:
     state = journal.load(move_aside=False)
     if state.target is None:
         return [*checks, Check(what="deployment", good=True, message="none was accepted yet")]
+    # What was accepted under a key that has been retired since stays good.
+    keys = load_keys(state_dir, configured).past if configured else {}
     slots = {"committed": state.committed, "previous": state.previous}
     if state.target != state.committed:
         checks.append(_check_signature(f"{state.state.value}", state.target, keys))

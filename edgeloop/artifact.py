@@ -25,14 +25,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeloop import topics
 from edgeloop.errors import RejectedError
+from edgeloop.formats import FORMATS, ONNX_FORMAT, PACKED_FORMATS
 from edgeloop.v1 import artifact_pb2, deployment_pb2
 
 FORMAT_VERSION: Final = 1
-FORMATS: Final = frozenset({"onnx"})
 BLOCK_SIZE_BYTES: Final = 256 * 1024
 MIN_BLOCK_SIZE_BYTES: Final = 4 * 1024
 MAX_BLOCK_SIZE_BYTES: Final = 1024 * 1024
 MAX_ARTIFACT_BYTES: Final = 512 * 1024 * 1024
+#: A packed artifact is refused before more than this would be allocated for it.
+MAX_EXECUTABLE_BYTES: Final = MAX_ARTIFACT_BYTES
 MAX_BLOCKS: Final = 16_384
 MAX_MANIFEST_BYTES: Final = 2 * 1024 * 1024
 #: For the inputs, and again for the outputs.
@@ -41,6 +43,7 @@ MAX_GOLDEN_SAMPLES: Final = 1024
 MAX_DIMENSIONS: Final = 8
 MAX_DIMENSION: Final = 65_536
 MAX_SPEC_CHARS: Final = 16 * 1024
+MAX_METRIC_CHARS = 32
 MAX_BLOCKS_PER_REQUEST: Final = 64
 MAX_REQUEST_BYTES: Final = 1024
 
@@ -94,12 +97,17 @@ def build_manifest(
     outputs: Sequence[artifact_pb2.TensorSpec],
     golden: artifact_pb2.GoldenSet,
     accuracy: float,
-    artifact_format: str = "onnx",
+    metric: str = "",
+    artifact_format: str = ONNX_FORMAT,
+    executable: bytes = b"",
     parent_digest: str = "",
     spec_json: str = "",
     block_size_bytes: int = BLOCK_SIZE_BYTES,
 ) -> artifact_pb2.Manifest:
-    """Describe an artifact. Raises ``RejectedError`` when a device would refuse the result."""
+    """Describe an artifact. Raises ``RejectedError`` when a device would refuse the result.
+
+    ``executable`` is what a packed artifact unpacks to, and is left out for other formats.
+    """
     manifest = artifact_pb2.Manifest(
         format_version=FORMAT_VERSION,
         digest=sha256_hex(data),
@@ -116,6 +124,9 @@ def build_manifest(
         parent_digest=parent_digest,
         spec_json=spec_json,
         accuracy=accuracy,
+        executable_digest=sha256_hex(executable) if executable else "",
+        executable_size_bytes=len(executable),
+        metric=metric,
     )
     check_manifest(manifest)
     return manifest
@@ -157,6 +168,7 @@ def check_manifest(manifest: artifact_pb2.Manifest) -> None:
     if manifest.format not in FORMATS:
         raise _field("format", repr(manifest.format[:40]), f"one of {', '.join(sorted(FORMATS))}")
     _check_bytes(manifest)
+    _check_executable(manifest)
     for field, value in (("workload", manifest.workload), ("profile", manifest.profile)):
         if not _NAME.fullmatch(value):
             raise _field(field, repr(value[:80]), "1 to 64 letters, digits, '.', '_' or '-'")
@@ -168,6 +180,8 @@ def check_manifest(manifest: artifact_pb2.Manifest) -> None:
         raise _field("spec_json", f"{len(manifest.spec_json)} characters", f"at most {MAX_SPEC_CHARS}")
     if not 0 <= manifest.accuracy <= 1:
         raise _field("accuracy", str(manifest.accuracy), "0 to 1")
+    if len(manifest.metric) > MAX_METRIC_CHARS:
+        raise _field("metric", f"{len(manifest.metric)} characters", f"at most {MAX_METRIC_CHARS}")
     for field, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len(specs) != 1:
             raise _field(field, f"{len(specs)} tensors", "exactly one")
@@ -205,6 +219,11 @@ class BlockAssembler:
     @property
     def num_blocks(self) -> int:
         return len(self._digests)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole artifact."""
+        return self._size_bytes
 
     @property
     def num_verified(self) -> int:
@@ -297,6 +316,17 @@ def _check_bytes(manifest: artifact_pb2.Manifest) -> None:
         raise _field("block_digests", f"{len(manifest.block_digests)} of them", f"{num_blocks}, one a block")
     if any(len(digest) != hashlib.sha256().digest_size for digest in manifest.block_digests):
         raise _field("block_digests", "one of another length", "32 bytes each")
+
+
+def _check_executable(manifest: artifact_pb2.Manifest) -> None:
+    if manifest.format in PACKED_FORMATS:
+        _check_digest("executable_digest", manifest.executable_digest)
+        if not 1 <= manifest.executable_size_bytes <= MAX_EXECUTABLE_BYTES:
+            raise _field(
+                "executable_size_bytes", str(manifest.executable_size_bytes), f"1 to {MAX_EXECUTABLE_BYTES}"
+            )
+    elif manifest.executable_digest or manifest.executable_size_bytes:
+        raise _field("executable_digest", "given", f"left out: {manifest.format!r} runs as it is")
 
 
 def _check_tensor(field: str, spec: artifact_pb2.TensorSpec) -> None:

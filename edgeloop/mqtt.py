@@ -34,7 +34,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edgeloop.backoff import Backoff
 from edgeloop.errors import TransientError
-from edgeloop.network_loop import CONNECT_TIMEOUT_S, Wakeup, serve
+from edgeloop.network_loop import CONNECT_TIMEOUT_S, BoundedClient, Wakeup, serve
 from edgeloop.publication import Acknowledgements, Publication
 
 logger = logging.getLogger(__name__)
@@ -274,7 +274,7 @@ class MqttSession:
         return reasons[0] if reasons else "the connection was lost"
 
     def _new_client(self, reasons: list[str], acknowledgements: Acknowledgements) -> paho.Client:
-        client = paho.Client(
+        client = BoundedClient(
             CallbackAPIVersion.VERSION2,
             client_id=self.client_id,
             clean_session=self._clean,

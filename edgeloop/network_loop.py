@@ -20,6 +20,21 @@ from paho.mqtt import client as paho
 CONNECT_TIMEOUT_S: Final = 5.0
 _TICK_S: Final = 0.5  # how often keepalive is looked at
 _GOODBYE_S: Final = 1.0
+#: The largest message of ours is a manifest (2 MiB); a topic comes on top.
+MAX_PACKET_BYTES: Final = (2 << 20) + (64 << 10)
+
+
+class BoundedClient(paho.Client):
+    """Ends the connection rather than take in a packet that is larger than any of ours.
+
+    MQTT 3.1.1 has no way to tell the broker a limit, and paho collects up to 256 MiB before it says a word.
+    """
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > MAX_PACKET_BYTES:
+            # No OSError, which paho would turn into a lost connection without a reason.
+            raise ValueError(f"it sends a message of {bufsize} bytes: more than any of ours")
+        return bytes(super()._sock_recv(bufsize))
 
 
 class Wakeup:

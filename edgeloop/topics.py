@@ -19,6 +19,8 @@ from edgeloop.errors import RejectedError
 ROOT: Final = "edgeloop/v1"
 #: Retained; when it is missing, the broker has forgotten what it held and the publisher starts over.
 SENTINEL: Final = f"{ROOT}/sentinel"
+#: Retained, one for the fleet: every change of the director's keys.
+DIRECTOR_KEYS: Final = f"{ROOT}/director-keys"
 ALL_REQUESTS: Final = f"{ROOT}/devices/+/requests"
 ALL_PRESENCE: Final = f"{ROOT}/devices/+/presence"
 

@@ -11,6 +11,7 @@ import typer
 
 from cloud.cli import (
     backup,
+    check,
     contexts,
     demo,
     describe,
@@ -20,6 +21,7 @@ from cloud.cli import (
     jobs,
     keys,
     operator,
+    pareto,
     rollout,
     serve,
 )
@@ -53,8 +55,10 @@ app.add_typer(keys.app, name="keys")
 app.command("serve")(serve.serve)
 app.command("train")(jobs.train)
 app.command("compress")(jobs.compress)
+app.command("pareto")(pareto.pareto)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
+app.command("check")(check.check)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)

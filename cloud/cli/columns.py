@@ -20,7 +20,16 @@ def spec_text(spec_json: str) -> str:
     if not spec_json:
         return "-"
     spec = json.loads(spec_json)
+    if spec["road"] == "rules":
+        return f"rules {spec['rules']['kind']} {spec['rules']['max_depth']}"
     return f"{spec['road']} x{spec['width_ratio']:g}"
+
+
+def measured(item: pb.TeacherInfo | pb.CandidateInfo) -> str:
+    """Its accuracy, or by its name the metric that stands for it."""
+    if item.metric in ("", "accuracy"):
+        return percent(item.accuracy)
+    return f"{item.metric} {item.accuracy:.4f}" if item.accuracy else "-"
 
 
 def objective(profile: pb.ProfileInfo) -> str:
@@ -40,7 +49,7 @@ def _groups(rollout: pb.RolloutInfo) -> str:
 WORKLOADS = [
     Column("NAME", lambda w: w.name),
     Column("TEACHER", lambda w: short(w.teacher.digest)),
-    Column("ACCURACY", lambda w: percent(w.teacher.accuracy)),
+    Column("ACCURACY", lambda w: measured(w.teacher)),
     Column("MMAC", lambda w: _millions(w.teacher.macs), rank=1),
     Column("SIZE", lambda w: size(w.teacher.artifact_bytes)),
 ]
@@ -74,7 +83,7 @@ CANDIDATES = [
     Column("PROFILE", lambda c: c.profile),
     Column("SPEC", lambda c: spec_text(c.spec_json)),
     Column("PRECISION", lambda c: c.precision, rank=1),
-    Column("ACCURACY", lambda c: percent(c.accuracy)),
+    Column("ACCURACY", lambda c: measured(c)),
     Column("P50 HERE", lambda c: milliseconds(c.latency_p50_ms), rank=2),
     Column("P95 FLEET", lambda c: milliseconds(c.predicted_p95_ms)),
     Column("SIZE", lambda c: size(c.artifact_bytes)),

@@ -14,9 +14,10 @@ from cloud.cli import columns
 from cloud.cli.client import ControlClient
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, job_progress, show_list, show_values, stderr, stdout
+from cloud.cli.pareto import front_text
 from cloud.cli.plain import plain
 from cloud.domain.specs import CompressionSpec
-from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.errors import ConfigError, EdgeloopError, RejectedError
 from edgeloop.v1 import control_service_pb2 as pb
 
 output_option = Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml")]
@@ -91,30 +92,52 @@ def cancel(
 
 
 def parse_spec(text: str) -> CompressionSpec:
-    """``road=pruned,width_ratio=0.5`` as a CompressionSpec. Raises ``ConfigError`` naming the key."""
+    """``road=rules,rules.kind=boosted`` as a CompressionSpec. Raises ``ConfigError`` naming the key."""
     values: dict[str, Any] = {}
     for part in text.split(","):
         key, separator, value = part.partition("=")
         if not separator:
             raise ConfigError(f"--spec {text}: {part!r} is not key=value", code="spec-syntax")
         try:
-            values[key.strip()] = json.loads(value)
+            given = json.loads(value)
         except ValueError:
-            values[key.strip()] = value.strip()
+            given = value.strip()
+        outer, dot, inner = key.strip().partition(".")
+        if not dot:
+            values[outer] = given
+        elif isinstance(inside := values.setdefault(outer, {}), dict):
+            inside[inner] = given
+        else:
+            raise ConfigError(
+                f"--spec {text}: {outer} is given twice, whole and in parts", code="spec-syntax"
+            )
     try:
         return CompressionSpec.from_mapping(values)
     except ValueError as error:
         raise ConfigError(f"--spec {text}: {error}", code="spec-value") from None
 
 
+def _front(client: ControlClient, profile: str) -> str:
+    """What of the profile's students is worth having so far; watching goes on without it."""
+    try:
+        answer = client.call("GetTradeOff", pb.GetTradeOffRequest(profile=profile), pb.GetTradeOffResponse)
+    except EdgeloopError as error:
+        return f"front: not known ({error})"
+    return f"front: {front_text(answer.points)}"
+
+
 def watch(client: ControlClient, job: pb.JobInfo) -> pb.JobInfo:
     """Show a job's progress until it ends, and return it. Raises ``RejectedError`` if it failed."""
     bar = job_progress(stderr)
+    num_built = 0
     try:
         with bar:
             task = bar.add_task(job.message, total=1.0, name=f"{job.kind} {job.profile or job.workload}")
             for job in client.watch_job(job.job_id):  # noqa: B020 - the newest is what counts
                 bar.update(task, completed=job.progress, description=job.message)
+                if len(job.candidate_digests) > num_built:
+                    num_built = len(job.candidate_digests)
+                    bar.console.print(_front(client, job.profile), soft_wrap=True, markup=False)
     except KeyboardInterrupt:
         stderr.print(
             f"job {job.job_id} goes on: 'edgeloop get jobs' shows it, 'edgeloop cancel {job.job_id}' ends it"

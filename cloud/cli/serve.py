@@ -42,9 +42,9 @@ def serve(
     registry_url: Annotated[
         str | None, typer.Option(help="fsspec URL for artifacts", show_default="a folder in the state folder")
     ] = None,
-    director_key: Annotated[
+    director_dir: Annotated[
         Path | None,
-        typer.Option(help="file of the key that signs deployments", show_default="in the state folder"),
+        typer.Option(help="folder of the keys that sign deployments", show_default="the state folder"),
     ] = None,
     compute: Annotated[
         str | None, typer.Option(help="ray, or none to serve without building", show_default="ray")
@@ -58,6 +58,10 @@ def serve(
     ] = None,
     report_interval_s: Annotated[
         int | None, typer.Option(help="seconds of a report window, told to agents", show_default="30")
+    ] = None,
+    deployment_lifetime_s: Annotated[
+        float | None,
+        typer.Option(help="seconds for which devices may accept a deployment", show_default="30 days"),
     ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR", show_default="INFO")
@@ -108,12 +112,13 @@ def serve(
         "broker_port": broker_port,
         "database_url": database_url,
         "registry_url": registry_url,
-        "director_key": director_key,
+        "director_dir": director_dir,
         "compute": compute,
         "ray_address": ray_address,
         "num_cpus": num_cpus,
         "step_interval_s": step_interval_s,
         "report_interval_s": report_interval_s,
+        "deployment_lifetime_s": deployment_lifetime_s,
         "log_level": log_level,
         "tls_dir": tls_dir,
         "enrol_port": enrol_port,

@@ -10,24 +10,31 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from cloud.compression import evaluate
+from cloud.compression.attention import open_attention
+from cloud.compression.budget import check_artifact_bytes, check_calibration, check_epochs, narrowest
 from cloud.compression.choose import choose_precision, reject_against_parent
-from cloud.compression.cost import measure_cost
+from cloud.compression.cost import count_parameters, measure_cost
 from cloud.compression.dependency import trace_channels
-from cloud.compression.distil import distil, recalibrate
+from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
-from cloud.compression.importance import taylor
-from cloud.compression.prune import choose_removed, reinitialise, remove_units
+from cloud.compression.family import cut_student
+from cloud.compression.narrow import narrow, split_epochs
+from cloud.compression.pack import Shipped, executable_of, ship
+from cloud.compression.prune import reinitialise
 from cloud.compression.quantise import count_weights, quantise
+from cloud.compression.rule_candidate import build_rules, count_numbers
+from cloud.compression.shelf import WeightsShelf, shelved
+from cloud.compression.sparsify import Sparsifier
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -45,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[float, str], None]
 
-NUM_IMPORTANCE_SAMPLES = 512
-NUM_RECALIBRATION_SAMPLES = 2048
 NUM_VERIFIED_SAMPLES = 16
 #: Where the distilling part of a student's progress begins and ends.
 DISTIL_FROM, DISTIL_TO = 0.1, 0.8
@@ -84,21 +89,24 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
         checkpoint_digest=registry.put(checkpoints.to_bytes({"version": 1, "model": model.state_dict()})),
         artifact_digest=registry.put(data),
         artifact_bytes=len(data),
-        accuracy=evaluate.accuracy(runtime, dataset.validation.inputs, dataset.validation.labels),
-        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels),
+        accuracy=evaluate.accuracy(
+            runtime, dataset.validation.inputs, dataset.validation.labels, dataset.loss
+        ),
+        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels, dataset.loss),
         macs=cost.macs,
         num_parameters=cost.num_parameters,
         latency_p50_ms=timing.p50_ms(0),
         reference_p50_ms=timing.reference_p50_ms,
         num_epochs=trainer.epoch,
         train_s=trainer.train_s,
+        metric=dataset.loss.metric,
     )
 
 
 def load_teacher(
     workload: Workload, dataset: Dataset, result: TeacherResult, *, registry: Blobs
 ) -> nn.Module:
-    """The trained teacher, on the CPU, in evaluation mode."""
+    """The trained teacher, on the CPU, in evaluation mode, its attention written out (``open_attention``)."""
     state = checkpoints.from_bytes(registry.get(result.checkpoint_digest))
     model = build_teacher(workload, dataset)
     try:
@@ -109,7 +117,7 @@ def load_teacher(
             f"since it was trained; train it again ({error})",
             code="teacher-changed",
         ) from error
-    return model.eval()
+    return open_attention(model.eval())
 
 
 def build_student(
@@ -119,21 +127,33 @@ def build_student(
     report: Report,
     dataset: Dataset | None = None,
     device: str = "auto",
+    shelf: WeightsShelf | None = None,
 ) -> Candidate:
     """Build, measure and register the student that ``task`` describes.
 
     ``report(fraction, message)`` is called often; what it raises stops the build and comes out. Pass
-    ``dataset`` when it is loaded already.
+    ``dataset`` when it is loaded already. A student that ``shelf`` holds is not trained again.
     """
     report(0.0, "loading data and teacher")
     dataset = load_dataset(task.workload) if dataset is None else dataset
     teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
-    student = make_student(task, teacher, dataset, device=choose_device(device), report=report)
+    chosen_device = choose_device(device)
+    if task.spec.road is Road.RULES:
+        return build_rules(task, teacher, dataset, registry=registry, device=chosen_device, report=report)
+
+    def make() -> nn.Module:
+        if task.spec.road is Road.ELASTIC:
+            return make_elastic(
+                task, teacher, dataset, device=chosen_device, registry=registry, report=report
+            )
+        return make_student(task, teacher, dataset, device=chosen_device, report=report)
+
+    student = shelved(task, teacher, dataset.input_shape, make, shelf=shelf, report=report)
     report(DISTIL_TO, "exporting")
     fp32 = export_verified(student, dataset)
     forms = _forms(task, fp32, dataset, report)
     report(0.88, "measuring")
-    parent = registry.get(task.parent_digest) if task.parent_digest else None
+    parent = executable_of(registry.get(task.parent_digest)) if task.parent_digest else None
     runtimes = [form.runtime for form in forms]
     if parent is not None:
         runtimes.append(evaluate.load(parent, num_threads=task.profile.num_threads))
@@ -145,24 +165,27 @@ def build_student(
         rejected_reason = reject_against_parent(
             slowdown_ratio=timing.slowdown_ratio(chosen, len(forms)),
             num_weights=count_weights(form.data),
-            parent_num_weights=count_weights(parent),
+            parent_num_weights=count_numbers(parent),
         )
     cost = measure_cost(student, dataset.input_shape)
+    shipped = ship(form.data)
     report(0.94, "measuring memory")
     metrics = CandidateMetrics(
         accuracy=form.accuracy,
-        test_accuracy=evaluate.accuracy(form.runtime, dataset.test.inputs, dataset.test.labels),
+        test_accuracy=evaluate.accuracy(form.runtime, dataset.test.inputs, dataset.test.labels, dataset.loss),
         latency_p50_ms=timing.p50_ms(chosen),
         latency_p95_ms=timing.p95_ms(chosen),
         reference_p50_ms=timing.reference_p50_ms,
-        artifact_bytes=len(form.data),
-        peak_rss_bytes=evaluate.measure_peak_rss(form.data),
+        artifact_bytes=len(shipped.data),
+        executable_bytes=len(shipped.executable),
+        peak_rss_bytes=evaluate.measure_peak_rss(shipped.data),
         macs=cost.macs,
         num_parameters=cost.num_parameters,
+        metric=dataset.loss.metric,
     )
     candidate = Candidate(
-        digest=registry.put(form.data),
-        manifest_digest=registry.put(encode_manifest(_manifest(task, form, dataset))),
+        digest=registry.put(shipped.data),
+        manifest_digest=registry.put(encode_manifest(_manifest(task, form, shipped, dataset))),
         workload=task.workload.name,
         profile=task.profile.name,
         parent_digest=task.parent_digest,
@@ -172,7 +195,9 @@ def build_student(
         rejected_reason=rejected_reason,
         create_time_s=time.time(),
     )
-    report(1.0, f"{form.precision}, accuracy {metrics.accuracy:.4f}, p50 {metrics.latency_p50_ms:.4f} ms")
+    report(
+        1.0, f"{form.precision}, {metrics.metric} {metrics.accuracy:.4f}, p50 {metrics.latency_p50_ms:.4f} ms"
+    )
     return candidate
 
 
@@ -181,29 +206,89 @@ def make_student(
 ) -> nn.Module:
     """The student's network, trained along the spec's road."""
     spec, training = task.spec, task.workload.training
+    check_epochs(spec)
+    check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
-    graph = trace_channels(teacher, dataset.input_shape)
-    scores = taylor(_importance_batches(dataset, training.batch_size))(teacher.to(device), graph)
-    removed = choose_removed(graph, scores, spec.width_ratio)
-    student = remove_units(teacher.cpu(), graph, removed, dataset.input_shape)
-    if spec.road is Road.PRUNED and not removed:
-        report(DISTIL_TO, "nothing to remove: the student is the teacher")
-        return student.eval()
-    if spec.road is Road.PRUNED:
-        rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
-        recalibrate(student, rows, batch_size=training.batch_size, device=device)
-    else:
-        reinitialise(student, spec.seed)
+    opened = open_attention(teacher)
+    graph = trace_channels(opened, dataset.input_shape)
+    least = narrowest(opened.cpu(), graph, dataset.input_shape)
+    check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
 
     def distilling(fraction: float, message: str) -> None:
         report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
 
-    lesson = replace(spec, alpha=0.0) if spec.road is Road.SCRATCH else spec
-    result = distil(
-        student, teacher, dataset, spec=lesson, training=training, device=device, report=distilling
+    def train(student: nn.Module, num_epochs: int, rule: Sparsifier | None = None) -> DistilResult:
+        lesson = replace(spec, num_epochs=num_epochs)
+        if spec.road is Road.SCRATCH:
+            lesson = replace(lesson, alpha=0.0, hint_weight=None)
+        return distil(
+            student,
+            teacher,
+            dataset,
+            spec=lesson,
+            training=training,
+            device=device,
+            report=distilling,
+            rule=rule,
+        )
+
+    between, last = split_epochs(spec)
+    student = narrow(
+        opened,
+        dataset,
+        spec=spec,
+        batch_size=training.batch_size,
+        device=device,
+        tune=lambda network: train(network, between),
     )
+    same = count_parameters(student) == count_parameters(teacher)
+    if spec.road is Road.PRUNED and same and spec.sparsity is None:
+        report(DISTIL_TO, "nothing to remove: the student is the teacher")
+        return student.cpu().eval()
+    if spec.road is not Road.PRUNED:
+        reinitialise(student, spec.seed)
+    result = train(student, last, _sparsifier(task, dataset))
     logger.debug("%s: best epoch %d, %.4f", task.task_id, result.best_epoch, result.validation_accuracy)
     return student.cpu().eval()
+
+
+def make_elastic(
+    task: StudentTask,
+    teacher: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    registry: Blobs,
+    report: Report,
+) -> nn.Module:
+    """Cut from the teacher's elastic family, then distilled when the spec has epochs for it."""
+    if task.family is None:
+        raise RejectedError("the student's elastic family was not trained yet", code="family-missing")
+    report(0.05, "cutting")
+    width = task.spec.width_ratio
+    student = cut_student(
+        task.family, teacher, dataset, task.workload, width, registry=registry, device=device
+    )
+    rule = _sparsifier(task, dataset)
+    if task.spec.num_epochs or rule is not None:
+        distil(
+            student,
+            teacher,
+            dataset,
+            spec=task.spec,
+            training=task.workload.training,
+            device=device,
+            report=lambda fraction, text: report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, text),
+            rule=rule,
+        )
+    return student.cpu().eval()
+
+
+def _sparsifier(task: StudentTask, dataset: Dataset) -> Sparsifier | None:
+    """What makes single weights zero, if the spec asks for it."""
+    if task.spec.sparsity is None:
+        return None
+    return Sparsifier.of(task.spec.sparsity, dataset, task.workload.training.batch_size)
 
 
 def export_verified(model: nn.Module, dataset: Dataset) -> bytes:
@@ -242,16 +327,9 @@ def _forms(task: StudentTask, fp32: bytes, dataset: Dataset, report: Report) -> 
     forms = []
     for data, precision in built:
         runtime = evaluate.load(data, num_threads=task.profile.num_threads)
-        score = evaluate.accuracy(runtime, validation.inputs, validation.labels)
+        score = evaluate.accuracy(runtime, validation.inputs, validation.labels, dataset.loss)
         forms.append(_Form(data=data, precision=precision, runtime=runtime, accuracy=score))
     return forms
-
-
-def _importance_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    train, last = dataset.train, min(NUM_IMPORTANCE_SAMPLES, len(dataset.train))
-    for start in range(0, last, batch_size):
-        stop = min(start + batch_size, last)
-        yield torch.from_numpy(train.inputs[start:stop]), torch.from_numpy(train.labels[start:stop])
 
 
 def calibration_samples(dataset: Dataset, count: int, seed: int) -> NDArray[np.float32]:
@@ -272,20 +350,23 @@ def _choose(forms: list[_Form], timing: evaluate.Timing) -> int:
     return 0 if winner is Precision.FP32 else 1
 
 
-def _manifest(task: StudentTask, form: _Form, dataset: Dataset) -> artifact_pb2.Manifest:
+def _manifest(task: StudentTask, form: _Form, shipped: Shipped, dataset: Dataset) -> artifact_pb2.Manifest:
     golden = evaluate.golden_samples(form.runtime, dataset.validation.inputs, form.precision)
     batch = form.runtime.input_shape[0]
     return build_manifest(
-        form.data,
+        shipped.data,
+        artifact_format=shipped.artifact_format,
+        executable=shipped.executable,
         workload=task.workload.name,
         profile=task.profile.name,
         precision=(
             artifact_pb2.PRECISION_INT8 if form.precision is Precision.INT8 else artifact_pb2.PRECISION_FP32
         ),
         inputs=[_tensor(INPUT_NAME, (batch, *dataset.input_shape))],
-        outputs=[_tensor(OUTPUT_NAME, (batch, dataset.num_classes))],
+        outputs=[_tensor(OUTPUT_NAME, (batch, dataset.num_outputs))],
         golden=golden_set(golden.inputs, golden.outputs, absolute_tolerance=golden.absolute_tolerance),
         accuracy=form.accuracy,
+        metric=dataset.loss.metric,
         parent_digest=task.parent_digest,
         spec_json=task.spec.to_json(),
     )

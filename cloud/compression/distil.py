@@ -1,7 +1,8 @@
 """Teaches a small network what a large one knows.
 
 The loss is ``alpha * T^2 * KL(teacher || student)``, both softened by the temperature T (the square keeps its
-gradients as large as those of the other part), plus ``1 - alpha`` times cross-entropy with the labels.
+gradients as large as those of the other part), plus ``1 - alpha`` times cross-entropy with the labels. Of a
+regression, both parts are mean squared errors. ``hint_weight`` adds a cost on inner features (see ``hints``).
 
 Rules: the best epoch by validation accuracy stays, the state before the first included; the teacher is asked
 once for each augmented view, and each view is used twice; the same seed gives the same student on the same
@@ -14,15 +15,17 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from cloud.compression.hints import Hints
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
 from cloud.training.augment import Augmenter
 from cloud.training.datasets import Dataset
+from cloud.training.objectives import label_loss, soft_loss
 from cloud.training.schedule import one_cycle, seeded
 from cloud.training.teacher import (
     check_loss,
@@ -33,7 +36,27 @@ from cloud.training.teacher import (
 )
 
 Report = Callable[[float, str], None]
+
+
+class WeightRule(Protocol):
+    """What must hold for a student's weights while it learns, and may come into force step by step."""
+
+    @property
+    def in_force(self) -> bool:
+        """Whether it holds in full: only such states of the student are kept."""
+        ...
+
+    def begin(self, model: nn.Module, num_steps: int) -> None:
+        """Before the first of ``num_steps`` steps."""
+        ...
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """After step ``step``, counted from 1."""
+        ...
+
+
 USES_OF_A_VIEW = 2
+NUM_RECALIBRATION_SAMPLES = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,38 +76,45 @@ def distil(
     training: TrainingBudget,
     device: torch.device,
     report: Report,
+    rule: WeightRule | None = None,
 ) -> DistilResult:
-    """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it."""
+    """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it.
+
+    The teacher may be any module that gives the workload's outputs, ``MeanOfOutputs`` of several among them;
+    hints need one of the student's own architecture. ``rule`` acts on the weights after each step; what is
+    kept is the best state in which it is in force. Without epochs to recover in, BatchNorm statistics are
+    measured anew.
+    """
     lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device)
     student.to(device)
-    accuracy = measure_accuracy(student, dataset.validation, device)
+    if rule is not None:
+        rule.begin(student, spec.num_epochs * count_batches(len(dataset.train), training.batch_size))
+        if not spec.num_epochs:
+            rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
+            recalibrate(student, rows, batch_size=training.batch_size, device=device)
+    accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
     best, best_epoch, best_state = accuracy, 0, copy.deepcopy(student.state_dict())
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=spec.learning_rate, weight_decay=training.weight_decay
-    )
-    for epoch in range(spec.num_epochs):
-        loss = lesson.run_epoch(student, optimizer, epoch, report)
-        accuracy = measure_accuracy(student, dataset.validation, device)
-        if accuracy >= best:
-            best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(student.state_dict())
-        report(
-            (epoch + 1) / spec.num_epochs,
-            f"epoch {epoch + 1}/{spec.num_epochs}: loss {loss:.4f}, validation accuracy {accuracy:.4f}",
-        )
+    if rule is not None and not rule.in_force:
+        best = -math.inf
+    hints = lesson.attach_hints(student) if spec.hint_weight and spec.num_epochs else None
+    parameters = [*student.parameters(), *(hints.parameters() if hints is not None else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=training.weight_decay)
+    try:
+        for epoch in range(spec.num_epochs):
+            loss = lesson.run_epoch(student, optimizer, epoch, report, rule)
+            accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
+            if accuracy >= best and (rule is None or rule.in_force):
+                best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(student.state_dict())
+            report(
+                (epoch + 1) / spec.num_epochs,
+                f"epoch {epoch + 1}/{spec.num_epochs}: loss {loss:.4f}, "
+                f"validation {dataset.loss.metric} {accuracy:.4f}",
+            )
+    finally:
+        lesson.detach_hints()
     student.load_state_dict(best_state)
     student.eval()
     return DistilResult(validation_accuracy=best, best_epoch=best_epoch)
-
-
-def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 * KL(teacher || student)`` at temperature T, mean over the batch."""
-    divergence = functional.kl_div(
-        functional.log_softmax(student_logits / temperature, dim=1),
-        functional.log_softmax(teacher_logits / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return divergence * temperature**2
 
 
 @torch.no_grad()
@@ -125,6 +155,8 @@ class _Lesson:
         self._augmenter = Augmenter.of(training, dataset.input_shape)
         self._inputs = torch.from_numpy(dataset.train.inputs).to(device)
         self._labels = torch.from_numpy(dataset.train.labels).to(device)
+        self._loss = dataset.loss
+        self._hints: Hints | None = None
         self._num_views = math.ceil(spec.num_epochs / USES_OF_A_VIEW)
         self._draws: list[Tensor] = []
         self._answers: list[Tensor] = []
@@ -132,11 +164,28 @@ class _Lesson:
             with seeded(spec.seed, 1_000_000 + view) as generator:
                 self._draws.append(self._augmenter.draw(len(self._labels), generator))
             self._answers.append(
-                torch.full((len(self._labels), dataset.num_classes), math.nan, device=device)
+                torch.full((len(self._labels), dataset.num_outputs), math.nan, device=device)
             )
 
+    def attach_hints(self, student: nn.Module) -> Hints:
+        """From now on, until they are detached, inner features count too."""
+        self._hints = Hints(
+            student, self._teacher, self._inputs[:2], seed=self._spec.seed, device=self._device
+        )
+        return self._hints
+
+    def detach_hints(self) -> None:
+        if self._hints is not None:
+            self._hints.close()
+        self._hints = None
+
     def run_epoch(
-        self, student: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, report: Report
+        self,
+        student: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        report: Report,
+        rule: WeightRule | None,
     ) -> float:
         spec, batch_size = self._spec, self._training.batch_size
         num_batches = count_batches(len(self._labels), batch_size)
@@ -148,9 +197,14 @@ class _Lesson:
                 step = epoch * num_batches + batch
                 rate = one_cycle(step, num_batches * spec.num_epochs, spec.learning_rate)
                 set_learning_rate(optimizer, rate)
-                loss = self._loss(student, order[batch * batch_size :][:batch_size], epoch % self._num_views)
-                check_loss(loss, epoch=epoch + 1, batch=batch + 1, field="the spec's learning_rate")
+                rows = order[batch * batch_size :][:batch_size]
+                loss = self._cost(student, rows, epoch % self._num_views)
+                check_loss(
+                    loss, epoch=epoch + 1, batch=batch + 1, rows=rows, field="the spec's learning_rate"
+                )
                 step_optimizer(optimizer, student, loss)
+                if rule is not None:
+                    rule.after_step(student, step + 1)
                 total += loss.detach()
                 if batch % 50 == 49:
                     report(
@@ -159,16 +213,20 @@ class _Lesson:
                     )
         return float(total) / num_batches
 
-    def _loss(self, student: nn.Module, rows: Tensor, view: int) -> Tensor:
+    def _cost(self, student: nn.Module, rows: Tensor, view: int) -> Tensor:
         spec = self._spec
         inputs = self._augmenter.apply(self._inputs[rows.to(self._device)], self._draws[view][rows])
         rows = rows.to(self._device)
         logits = student(inputs)
-        loss = functional.cross_entropy(logits, self._labels[rows])
+        loss = label_loss(self._loss, logits, self._labels[rows])
+        if self._hints is not None and spec.hint_weight is not None:
+            hint = spec.hint_weight * self._hints.cost(inputs)
+        else:
+            hint = torch.zeros((), device=self._device)
         if spec.alpha == 0.0:
-            return loss
-        soft = soft_label_loss(logits, self._ask(inputs, rows, view), spec.temperature)
-        return spec.alpha * soft + (1.0 - spec.alpha) * loss
+            return loss + hint
+        soft = soft_loss(self._loss, logits, self._ask(inputs, rows, view), spec.temperature)
+        return spec.alpha * soft + (1.0 - spec.alpha) * loss + hint
 
     @torch.no_grad()
     def _ask(self, inputs: Tensor, rows: Tensor, view: int) -> Tensor:

@@ -14,19 +14,25 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.domain.losses import Loss
+from cloud.training.scores import score
 from edge_agent.runtime import (
     LatencyStats,
     ReferenceKernel,
     Runtime,
     load_onnx,
+    load_rules,
     measure_interleaved,
     peak_rss_bytes,
 )
+from edgeloop import packed
 from edgeloop.errors import RejectedError, TransientError
+from edgeloop.rules import is_rules
 
 __all__ = [
     "GoldenSamples",
@@ -80,7 +86,11 @@ class GoldenSamples:
 
 
 def load(data: bytes, *, num_threads: int = 1) -> Runtime:
-    """The artifact, as the agent would load it."""
+    """The artifact, as the agent would load it. A packed one vouches for its size: it was built here."""
+    if is_rules(data):
+        return load_rules(data)
+    if packed.is_packed(data):
+        data = packed.unpack(data, executable_bytes=packed.executable_bytes(data))
     return load_onnx(data, num_threads=num_threads)
 
 
@@ -90,14 +100,17 @@ def predict(runtime: Runtime, inputs: Array) -> Array:
     return np.concatenate([runtime.run(inputs[start : start + EVALUATION_BATCH]) for start in starts])
 
 
-def accuracy(runtime: Runtime, inputs: Array, labels: NDArray[np.int64]) -> float:
-    """Share that the runtime gets right. Raises ``RejectedError`` when an output is not finite."""
+def accuracy(runtime: Runtime, inputs: Array, labels: NDArray[Any], loss: Loss = Loss.CROSS_ENTROPY) -> float:
+    """How good the runtime is, 0 to 1, by the loss's metric.
+
+    Raises ``RejectedError`` when an output is not finite.
+    """
     outputs = predict(runtime, inputs)
     if not np.isfinite(outputs).all():
         raise RejectedError(
             "the artifact gives NaN or infinity on the validation data", code="output-not-finite"
         )
-    return float((outputs.argmax(axis=1) == labels).mean())
+    return score(loss, outputs, labels)
 
 
 def time_artifacts(runtimes: Sequence[Runtime], sample: Array) -> Timing:

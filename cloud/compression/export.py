@@ -56,6 +56,9 @@ def export_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose BatchNorms are part of the convolutions, where tracing allows it."""
     copied: nn.Module = fuse(model.cpu().eval())
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(0.0)  # a negative factor makes -0.0 of a zero weight; this makes +0.0 of it again
     return copied.eval()
 
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from cloud.compression.channel_rules import FIXED, BatchNorm
+from cloud.compression.channel_rules import BatchNorm
+from cloud.compression.channels import FIXED
 from cloud.compression.dependency import ChannelGraph
+from cloud.domain.losses import Loss
+from cloud.training.objectives import label_loss
 
 Importance = Callable[[nn.Module, ChannelGraph], dict[int, float]]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -43,7 +45,7 @@ def norm_scale() -> Importance:
     return score
 
 
-def taylor(batches: Batches) -> Importance:
+def taylor(batches: Batches, loss: Loss = Loss.CROSS_ENTROPY) -> Importance:
     """First-order estimate of what the loss does without a channel: squared sum of weight x gradient."""
 
     def score(model: nn.Module, graph: ChannelGraph) -> dict[int, float]:
@@ -54,8 +56,8 @@ def taylor(batches: Batches) -> Importance:
         was_training = model.training
         model.eval()
         for inputs, labels in batches:
-            loss = functional.cross_entropy(model(inputs.to(device)), labels.to(device))
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            cost = label_loss(loss, model(inputs.to(device)), labels.to(device))
+            gradients = torch.autograd.grad(cost, list(weights.values()))
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 total[name] += (weight.detach() * gradient).flatten(1).sum(1).square()
         model.train(was_training)

@@ -1,8 +1,10 @@
 """Makes a network narrower: which units stay, and the smaller network without the others.
 
-Rules: every group keeps the same share of its units, a multiple of 8 and at least 8 (fewer starve a layer,
-and odd counts cost more time than they save); a group of 8 or fewer is left whole. The smaller network
-computes what the full one computes with the removed channels set to zero. The input network is not changed.
+Rules: every group keeps the same share of its units, a multiple of 8 channels and at least 8 (fewer starve a
+layer, and odd counts cost more time than they save); a group of 8 or fewer is left whole. The smaller network
+computes what the full one computes with the removed channels set to zero. The input network is not changed;
+where its forward has sizes written out, the smaller one is its traced graph with smaller sizes, else it is an
+instance of the same class.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from cloud.compression.channel_rules import BatchNorm, Convolution
+from cloud.compression.channel_rules import BatchNorm, Convolution, GroupNorm
+from cloud.compression.channels import Resize
 from cloud.compression.dependency import ChannelGraph, LayerChannels
 from edgeloop.errors import ConfigError
 
@@ -22,10 +25,12 @@ ALIGNMENT = 8
 FLOOR = 8
 
 
-def count_kept(num_units: int, width_ratio: float) -> int:
-    """How many units of a group stay."""
-    aligned = math.floor(num_units * width_ratio / ALIGNMENT + 0.5) * ALIGNMENT
-    return min(num_units, max(FLOOR, aligned))
+def count_kept(num_units: int, width_ratio: float, unit_size: int = 1) -> int:
+    """How many units of a group stay, of ``unit_size`` channels each."""
+    step = ALIGNMENT // math.gcd(ALIGNMENT, unit_size)
+    floor = math.ceil(FLOOR / unit_size / step) * step
+    aligned = math.floor(num_units * width_ratio / step + 0.5) * step
+    return min(num_units, max(floor, aligned))
 
 
 def choose_removed(graph: ChannelGraph, scores: Mapping[int, float], width_ratio: float) -> frozenset[int]:
@@ -34,7 +39,7 @@ def choose_removed(graph: ChannelGraph, scores: Mapping[int, float], width_ratio
     for group in graph.groups:
         if width_ratio < 1.0:
             ranked = sorted(group.units, key=lambda unit: (-scores[unit], unit))
-            removed.update(ranked[count_kept(len(ranked), width_ratio) :])
+            removed.update(ranked[count_kept(len(ranked), width_ratio, group.unit_size) :])
     return frozenset(removed)
 
 
@@ -49,6 +54,7 @@ def remove_units(
     modules = dict(smaller.named_modules())
     for layer in graph.layers.values():
         _narrow(modules[layer.name], layer, removed)
+    smaller = _with_sizes(smaller, graph.resizes, removed)
     try:
         check_runs(smaller, input_shape)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -96,12 +102,36 @@ def _narrow(module: nn.Module, layer: LayerChannels, removed: frozenset[int]) ->
         assert inputs is not None
         module.out_features, module.in_features = len(outputs), len(inputs)
     elif isinstance(module, Convolution):
-        if inputs is None:  # depthwise: as many groups as channels come in
-            per_channel = module.out_channels // module.in_channels
-            module.in_channels = module.groups = len(outputs) // per_channel
+        if inputs is None:  # a convolution of groups, which are as large as they were
+            group_in = module.in_channels // module.groups
+            module.groups = len(outputs) * module.groups // module.out_channels
+            module.in_channels = group_in * module.groups
         else:
             module.in_channels = len(inputs)
         module.out_channels = len(outputs)
+    elif isinstance(module, GroupNorm):
+        module.num_groups = len(outputs) * module.num_groups // module.num_channels
+        module.num_channels = len(outputs)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(outputs)
+
+
+def _with_sizes(model: nn.Module, resizes: Sequence[Resize], removed: frozenset[int]) -> nn.Module:
+    """``model``, or its graph where a size that it has written out must be a smaller one."""
+    changed = [one for one in resizes if not removed.isdisjoint(one.labels.tolist())]
+    if not changed:
+        return model
+    was_training = model.training
+    traced = fx.symbolic_trace(model.eval())
+    nodes = {node.name: node for node in traced.graph.nodes}
+    for one in changed:
+        sizes = list(one.sizes)
+        sizes[one.axis] = len(_kept(one.labels.tolist(), removed))
+        node = nodes[one.node]
+        node.args, node.kwargs = (node.args[0], tuple(sizes)), {}
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced.train(was_training)
 
 
 def _kept(labels: Sequence[int], removed: frozenset[int]) -> Tensor:

@@ -66,10 +66,13 @@ class _Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime publ
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser advises, on the root logger, a preparation that folded graphs do not need."""
+    """The quantiser advises, on the root logger, a preparation that folded graphs do not need.
+
+    It also remarks on every vector that has no second axis to quantise along.
+    """
 
     def keep(record: logging.LogRecord) -> bool:
-        return "pre-processing" not in record.getMessage()
+        return not any(known in record.getMessage() for known in ("pre-processing", "is out-of-range for"))
 
     root = logging.getLogger()
     root.addFilter(keep)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from cloud.compression.attention import open_attention
 from cloud.compression.dependency import ChannelGraph, trace_channels
 from cloud.compression.export import export_onnx
 from edgeloop.errors import ConfigError
@@ -22,7 +23,8 @@ def check_compressible(
     Operations that keep their channels whole are logged by name; only when nothing is left to narrow is that
     an error.
     """
-    graph = trace_channels(model, input_shape)
+    opened = open_attention(model)
+    graph = trace_channels(opened, input_shape)
     kept_whole = "; ".join(f"{frozen.operation}: {frozen.reason}" for frozen in graph.frozen)
     if not graph.groups:
         raise ConfigError(
@@ -33,5 +35,5 @@ def check_compressible(
     if kept_whole:
         logger.warning("%s: some channels are kept whole (%s)", type(model).__name__, kept_whole)
     if try_export:
-        export_onnx(model, input_shape)
+        export_onnx(opened, input_shape)
     return graph

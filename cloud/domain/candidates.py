@@ -13,7 +13,11 @@ class CandidateMetrics:
     """Measured through the agent's own runtime, one thread, batch 1, where the candidate was built.
 
     ``accuracy`` is on the validation split and drives every choice; ``test_accuracy`` is for reports alone.
-    ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over, absolute times do not.
+    ``artifact_bytes`` is what goes over the wire; ``executable_bytes`` what it unpacks to on the device, or 0
+    where it runs as it is. ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over,
+    absolute times do not. ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``.
+    ``fidelity`` is the share of the validation split on which rules say what the teacher says; None for a
+    network.
     """
 
     accuracy: float
@@ -25,6 +29,9 @@ class CandidateMetrics:
     peak_rss_bytes: int
     macs: int
     num_parameters: int
+    executable_bytes: int = 0
+    metric: str = "accuracy"
+    fidelity: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

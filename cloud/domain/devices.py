@@ -53,6 +53,8 @@ class DeploymentState(StrEnum):
     REJECTED = "rejected"
     ROLLED_BACK = "rolled-back"
     SUPERSEDED = "superseded"
+    #: No step of a deployment: what the device was sent was not accepted, and nothing changed.
+    REFUSED = "refused"
 
     @property
     def terminal(self) -> bool:

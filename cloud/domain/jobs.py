@@ -1,4 +1,4 @@
-"""Work that was asked of the cluster: one job is a teacher's training or one round of compression."""
+"""Work that was asked of the cluster: training a teacher or its elastic family, or a round of compression."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cloud.domain.specs import CompressionSpec
 class JobKind(StrEnum):
     TRAIN = "train"
     COMPRESS = "compress"
+    FAMILY = "family"
 
 
 class JobState(StrEnum):
@@ -40,7 +41,10 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """``progress`` is 0 to 1. ``end_time_s`` is 0 until the job is finished."""
+    """``progress`` is 0 to 1. ``end_time_s`` is 0 until the job is finished.
+
+    ``max_trials`` is how many trials a search may grow to, rung by rung; 0 stands for those that it has.
+    """
 
     job_id: str
     kind: JobKind
@@ -53,6 +57,7 @@ class Job:
     decision_id: str = ""
     create_time_s: float = 0.0
     end_time_s: float = 0.0
+    max_trials: int = 0
 
     @property
     def candidate_digests(self) -> tuple[str, ...]:

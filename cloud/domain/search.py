@@ -6,6 +6,8 @@ Rules kept here:
 - No spec is proposed twice: neither one that a candidate has, rejected or not, nor one that is excluded.
 - The width for a target latency is read off what was built and measured, as a rising curve in logarithms;
   multiply-accumulates are never asked, they mislead.
+- Where the workload has an elastic family, students cut from it come first: they cost seconds, not a
+  training.
 - No road wins everywhere. Down to about a quarter of the width, the teacher's own channels or its soft labels
   help; under it a network trained on the labels alone does better, and the very smallest profit from both.
 """
@@ -18,6 +20,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from cloud.domain.candidates import Candidate
+from cloud.domain.families import FamilySettings
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.workloads import SearchBudget
@@ -57,12 +60,20 @@ def propose(
     taken = {candidate.spec.digest for candidate in mine} | set(exclude)
     if direction is Direction.INITIAL:
         return _initial(budget, taken)
-    widths = _widths(mine, target_latency_ms, direction, current)
+    # Rules have no width, and are too fast to say anything about networks.
+    networks = [candidate for candidate in mine if candidate.spec.road is not Road.RULES]
+    if current is not None and current.spec.road is Road.RULES:
+        current = None
+    widths = _widths(networks, target_latency_ms, direction, current)
+    limit = max(1, math.ceil(budget.max_trials / 2))
+    cuts = _unbuilt(_cuts(widths[:2], budget), taken, budget, limit=limit)
+    if cuts:
+        return cuts
     wanted = [(width, roads_for(width)[0]) for width in widths[:2]]
     wanted[1:1] = [(width, roads_for(width)[1]) for width in widths[:1]]
     wanted += [(width, road) for width in widths[2:] for road in roads_for(width)[:1]]
     wanted += [(width, road) for width in widths[1:] for road in roads_for(width)[1:]]
-    return _unbuilt(wanted, taken, budget, limit=max(1, math.ceil(budget.max_trials / 2)))
+    return _unbuilt(wanted, taken, budget, limit=limit)
 
 
 def roads_for(width_ratio: float) -> tuple[Road, ...]:
@@ -91,10 +102,24 @@ def width_for(candidates: Sequence[Candidate], target_latency_ms: float) -> floa
 
 
 def _initial(budget: SearchBudget, taken: set[str]) -> tuple[CompressionSpec, ...]:
-    """Each width by its best road, then the second roads, narrowest first: there the best is least sure."""
+    """Each width by its best road, then the second roads, narrowest first: there the best is least sure.
+
+    With a family, its cuts alone: what is worth training follows from how they measure (``rungs``).
+    """
+    cuts = _unbuilt(_cuts(budget.width_ratios, budget), taken, budget, limit=budget.max_trials)
+    if cuts:
+        return cuts
     wanted = [(width, roads_for(width)[0]) for width in budget.width_ratios]
     wanted += [(width, roads_for(width)[1]) for width in sorted(budget.width_ratios)]
     return _unbuilt(wanted, taken, budget, limit=budget.max_trials)
+
+
+def _cuts(widths: Iterable[float], budget: SearchBudget) -> list[tuple[float, Road]]:
+    """Those widths that the workload's family holds."""
+    if not budget.family_epochs:
+        return []
+    narrowest = FamilySettings(num_epochs=budget.family_epochs).narrowest
+    return [(width, Road.ELASTIC) for width in widths if width >= narrowest - 1e-9]
 
 
 def _unbuilt(
@@ -103,7 +128,8 @@ def _unbuilt(
     specs: list[CompressionSpec] = []
     seen = set(taken)
     for width, road in wanted:
-        spec = CompressionSpec(road=road, width_ratio=width, num_epochs=budget.num_epochs)
+        num_epochs = 0 if road is Road.ELASTIC else budget.num_epochs
+        spec = CompressionSpec(road=road, width_ratio=width, num_epochs=num_epochs)
         if len(specs) < limit and spec.digest not in seen:
             seen.add(spec.digest)
             specs.append(spec)

@@ -9,6 +9,13 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
 
+from cloud.domain.quantisation import QuantisationSpec
+from cloud.domain.rules import RuleSpec
+from cloud.domain.sparsity import SparsitySpec
+
+#: Fields that were not there in the first version: None asks for what was done then.
+_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight"})
+
 
 class Road(StrEnum):
     """How the student comes to be; none wins everywhere, so the search tries all."""
@@ -16,6 +23,8 @@ class Road(StrEnum):
     PRUNED = "pruned"  # the teacher's most important channels, then distilled
     DISTILLED = "distilled"  # the family's smaller network from random weights, taught by the teacher
     SCRATCH = "scratch"  # the same network on the labels alone
+    ELASTIC = "elastic"  # cut from the teacher's elastic family; then distilled, when there are epochs
+    RULES = "rules"  # decision rules instead of a network: a tree, boosted trees or a rule list
 
 
 class Precision(StrEnum):
@@ -24,12 +33,24 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class Importance(StrEnum):
+    """What decides which channels stay."""
+
+    TAYLOR = "taylor"  # what the loss would do without the channel, to first order
+    MAGNITUDE = "magnitude"  # L2 norm of the weights that make it
+    NORM_SCALE = "norm_scale"  # its BatchNorm factor, magnitude where it has none
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompressionSpec:
     """What is done to a teacher to get one student.
 
     ``width_ratio`` is the share of channels kept in each dependency group, before floors and alignment to 8.
-    ``alpha`` is the share of the soft-label loss; the rest is cross-entropy with the labels.
+    ``alpha`` is the share of the soft-label loss; the rest is the loss with the labels.
+    ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
+    steps of equal ratio, with training between them (None: at once). ``hint_weight`` adds the difference of
+    inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name; left
+    out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -43,6 +64,12 @@ class CompressionSpec:
     alpha: float = 0.7
     seed: int = 0
     version: int = 1
+    quantisation: QuantisationSpec | None = None
+    importance: Importance | None = None
+    pruning_steps: int | None = None
+    hint_weight: float | None = None
+    rules: RuleSpec | None = None
+    sparsity: SparsitySpec | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -53,10 +80,37 @@ class CompressionSpec:
             ("alpha", 0.0, 1.0),
             ("seed", 0, 2**31 - 1),
             ("version", 1, 1),
+            ("pruning_steps", 1, 16),
+            ("hint_weight", 0.0, 1000.0),
         ):
             value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+        if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
+            raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
+        if self.sparsity is not None and not isinstance(self.sparsity, SparsitySpec):
+            raise ValueError(f"sparsity is {self.sparsity!r}: it must be a mapping such as ratio: 0.75")
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        if self.road is not Road.RULES:
+            if self.rules is not None:
+                raise ValueError(
+                    f"rules is given, but road is {self.road}: set road to rules, or leave it out"
+                )
+            return
+        if self.rules is None:
+            object.__setattr__(self, "rules", RuleSpec())
+        elif not isinstance(self.rules, RuleSpec):
+            raise ValueError(f"rules is {self.rules!r}: it must be a mapping such as kind: tree")
+        if self.precision is Precision.INT8:
+            raise ValueError("precision is int8: rules hold float32 numbers; leave it at auto")
+        if self.quantisation is not None:
+            raise ValueError("quantisation is given, but road is rules: rules have no weights to quantise")
+        if self.sparsity is not None:
+            raise ValueError("sparsity is given, but road is rules: rules have no weights to leave out")
 
     def to_json(self) -> str:
         """Canonical JSON: the same spec gives the same bytes.
@@ -74,14 +128,26 @@ class CompressionSpec:
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}: known are {', '.join(sorted(known))}")
         checked = dict(values)
-        for key, kind in (("road", Road), ("precision", Precision)):
-            if key in checked:
+        for key, kind in (("road", Road), ("precision", Precision), ("importance", Importance)):
+            if checked.get(key) is not None:
                 try:
                     checked[key] = kind(checked[key])
                 except ValueError:
                     raise ValueError(
                         f"{key} is {checked[key]!r}: it must be one of {', '.join(kind)}"
                     ) from None
+        if isinstance(checked.get("quantisation"), Mapping):
+            try:
+                checked["quantisation"] = QuantisationSpec.from_mapping(checked["quantisation"])
+            except ValueError as error:
+                raise ValueError(f"quantisation.{error}") from None
+        if isinstance(checked.get("rules"), Mapping):
+            checked["rules"] = RuleSpec.from_mapping(checked["rules"])
+        if isinstance(checked.get("sparsity"), Mapping):
+            try:
+                checked["sparsity"] = SparsitySpec.from_mapping(checked["sparsity"])
+            except ValueError as error:
+                raise ValueError(f"sparsity.{error}") from None
         return cls(**checked)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cloud.domain.candidates import Candidate
+from cloud.domain.families import FamilyResult, FamilySettings
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import Workload
@@ -15,7 +16,10 @@ from cloud.domain.workloads import Workload
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherResult:
-    """A trained teacher. ``checkpoint_digest`` is its weights, ``artifact_digest`` its fp32 ONNX graph."""
+    """A trained teacher. ``checkpoint_digest`` is its weights, ``artifact_digest`` its fp32 ONNX graph.
+
+    ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``.
+    """
 
     workload: str
     teacher_key: str
@@ -30,6 +34,7 @@ class TeacherResult:
     reference_p50_ms: float
     num_epochs: int
     train_s: float
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +47,21 @@ class TeacherTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FamilyTask:
+    """Train the elastic family of a teacher."""
+
+    task_id: str
+    workload: Workload
+    teacher: TeacherResult
+    settings: FamilySettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudentTask:
-    """Build, measure and register one student. ``parent_digest`` is what it may not be slower than, or ""."""
+    """Build, measure and register one student. ``parent_digest`` is what it may not be slower than, or "".
+
+    ``family`` is there when the spec's road is elastic.
+    """
 
     task_id: str
     workload: Workload
@@ -51,6 +69,11 @@ class StudentTask:
     profile: DeviceProfile
     spec: CompressionSpec
     parent_digest: str = ""
+    family: FamilyResult | None = None
+
+
+Task = TeacherTask | FamilyTask | StudentTask
+TaskResult = TeacherResult | FamilyResult | Candidate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +88,7 @@ class TaskProgress:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSucceeded:
     task_id: str
-    result: TeacherResult | Candidate
+    result: TaskResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

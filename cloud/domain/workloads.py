@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cloud.domain.losses import Loss
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBudget:
@@ -25,12 +27,17 @@ class TrainingBudget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchBudget:
-    """What one compression may spend. ``width_ratios`` is where the search starts, widest first."""
+    """What one compression may spend. ``width_ratios`` is where the search starts, widest first.
+
+    ``family_epochs`` is how long the workload's elastic family is trained, once for all profiles; with 0 the
+    search cuts no students from one.
+    """
 
     max_trials: int = 6
     num_epochs: int = 4
     width_ratios: tuple[float, ...] = (0.75, 0.5, 0.25)
     num_calibration_samples: int = 256
+    family_epochs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +57,11 @@ class Workload:
     training: TrainingBudget = TrainingBudget()
     search: SearchBudget = SearchBudget()
     source_dir: str = ""
+    loss: Loss = Loss.CROSS_ENTROPY
 
     def to_json(self) -> str:
         """Canonical JSON: the same workload gives the same bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self._values(), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Workload:
@@ -62,12 +70,20 @@ class Workload:
         values["training"] = TrainingBudget(**values["training"])
         search = values["search"]
         values["search"] = SearchBudget(**{**search, "width_ratios": tuple(search["width_ratios"])})
+        values["loss"] = Loss(values.get("loss", Loss.CROSS_ENTROPY))
         return cls(**values)
+
+    def _values(self) -> dict[str, Any]:
+        """All fields; what came later is left out at its default, so that identities given before stay."""
+        values = asdict(self)
+        if self.loss is Loss.CROSS_ENTROPY:
+            del values["loss"]
+        return values
 
     @property
     def teacher_key(self) -> str:
         """Identity of the teacher that this workload trains: what the search may spend does not change it."""
-        values = asdict(self)
+        values = self._values()
         del values["search"], values["student"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,7 +3,8 @@
 Guarantees:
 
 - A task that runs is not started a second time; a task that finished, in this process or before it was
-  killed, is answered from its result without running. Tasks that want the same teacher share one training.
+  killed, is answered from its result without running. Tasks that want the same teacher, or the same elastic
+  family, share one training.
 - Each submitted task ends in exactly one ``TaskSucceeded`` or ``TaskFailed``; no progress comes after it.
   A task that failed or was cancelled may be submitted again, and then runs again.
 - ``submit``, ``poll`` and ``cancel`` return at once and may be called from any thread.
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloud.domain.tasks import StudentTask, TaskEvent, TaskFailed, TaskProgress, TaskSucceeded, TeacherTask
+from cloud.domain.tasks import StudentTask, Task, TaskEvent, TaskFailed, TaskProgress, TaskSucceeded
 from cloud.jobs.cluster import Cluster
 from cloud.jobs.node import DRIVER_ROLE, ROLE_LABEL
 from cloud.jobs.progress import Mailbox
@@ -41,7 +42,7 @@ _DRAIN_WAIT_S = 0.01
 class _Run:
     """One piece of work inside Ray. ``task_ids`` are those that wait for it."""
 
-    task: TeacherTask | StudentTask
+    task: Task
     reference: Any
     task_ids: list[str] = field(default_factory=list)
 
@@ -81,7 +82,7 @@ class RayCompute:
             self._enter()
             logger.info("compute: %s", self.describe())
 
-    def submit(self, task: TeacherTask | StudentTask) -> None:
+    def submit(self, task: Task) -> None:
         """Have the task done, once. What it gives comes out of ``poll``."""
         with self._lock:
             context = self._started()
@@ -225,17 +226,17 @@ class RayCompute:
         return TaskSucceeded(task_id=task_id, result=decode_result(run.task, outcome.result))
 
 
-def _launch(task: TeacherTask | StudentTask, context: Context) -> Any:
+def _launch(task: Task, context: Context) -> Any:
     import ray
 
     from cloud.jobs import tasks
 
-    is_teacher = isinstance(task, TeacherTask)
-    function: Any = ray.remote(tasks.run_teacher if is_teacher else tasks.run_student)
+    is_training = not isinstance(task, StudentTask)
+    function: Any = ray.remote(tasks.run_training if is_training else tasks.run_student)
     options = function.options(
         name=run_key(task),
-        # A teacher's CPU is taken by its training worker, not by the supervisor that stands over it.
-        num_cpus=0 if is_teacher else 1,
+        # A training's CPU is taken by its worker, not by the supervisor that stands over it.
+        num_cpus=0 if is_training else 1,
         max_retries=tasks.MAX_RETRIES,
         # What lends the cluster no processors (a control plane, a head) is not there to train on.
         label_selector={ROLE_LABEL: f"!{DRIVER_ROLE}"},

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from cloud.domain import codec
 from cloud.domain.candidates import Candidate
-from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
+from cloud.domain.families import FamilyResult, family_key
+from cloud.domain.tasks import FamilyTask, StudentTask, Task, TaskResult, TeacherResult, TeacherTask
 from cloud.domain.workloads import Workload
 from cloud.registry import Registry
 
@@ -28,31 +29,37 @@ logger = logging.getLogger(__name__)
 _MAX_SOURCE_BYTES = 4 * 1024 * 1024
 
 
-def decode_result(task: TeacherTask | StudentTask, text: str) -> TeacherResult | Candidate:
+def decode_result(task: Task, text: str) -> TaskResult:
     """What ``codec.to_json`` wrote for a result of this task. Raises ``ValueError`` when it is none."""
     if isinstance(task, TeacherTask):
         return codec.from_json(TeacherResult, text)
+    if isinstance(task, FamilyTask):
+        return codec.from_json(FamilyResult, text)
     return codec.from_json(Candidate, text)
 
 
-def run_key(task: TeacherTask | StudentTask) -> str:
+def run_key(task: Task) -> str:
     """Name of the run that answers this task, fit for a file name.
 
-    Tasks that want the same teacher share one run, unless they ask for another attempt at it. The workload's
-    own source is part of a teacher's name: after an edit, neither a checkpoint nor a result of the old code
-    is taken up.
+    Tasks that want the same teacher share one run, unless they ask for another attempt at it; so do those
+    that want the same elastic family. The workload's own source is part of both names: after an edit, neither
+    a checkpoint nor a result of the old code is taken up.
     """
     if isinstance(task, StudentTask):
         return "student-" + _safe(task.task_id)
-    parts = ["teacher", _safe(task.workload.name), task.workload.teacher_key]
     source = _source_digest(task.workload)
+    if isinstance(task, FamilyTask):
+        key = family_key(task.teacher.checkpoint_digest, task.settings)
+        return "-".join(part for part in ("family", _safe(task.workload.name), key, source) if part)
+    parts = ["teacher", _safe(task.workload.name), task.workload.teacher_key]
     attempt = _safe(task.attempt) if task.attempt else ""
     return "-".join(part for part in (*parts, source, attempt) if part)
 
 
-def fingerprint(task: TeacherTask | StudentTask) -> str:
+def fingerprint(task: Task) -> str:
     """Of everything that the result depends on."""
-    text = run_key(task) if isinstance(task, TeacherTask) else codec.to_json(replace(task, task_id=""))
+    is_shared = not isinstance(task, StudentTask)
+    text = run_key(task) if is_shared else codec.to_json(replace(task, task_id=""))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -62,7 +69,7 @@ class ResultShelf:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def put(self, task: TeacherTask | StudentTask, result: TeacherResult | Candidate) -> None:
+    def put(self, task: Task, result: TaskResult) -> None:
         """Keep the result; once this returns it survives a power cut."""
         self._folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"fingerprint": fingerprint(task), "result": codec.to_json(result)})
@@ -77,7 +84,7 @@ class ResultShelf:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def find(self, task: TeacherTask | StudentTask, registry: Registry) -> TeacherResult | Candidate | None:
+    def find(self, task: Task, registry: Registry) -> TaskResult | None:
         """The result of this very task, or ``None`` when it must run."""
         try:
             values = json.loads(self._path(task).read_text(encoding="utf-8"))
@@ -88,7 +95,7 @@ class ResultShelf:
             return None
         return result if all(registry.exists(digest) for digest in _digests(result)) else None
 
-    def _path(self, task: TeacherTask | StudentTask) -> Path:
+    def _path(self, task: Task) -> Path:
         return self._folder / f"{run_key(task)}.json"
 
 
@@ -104,9 +111,11 @@ def discard_torn_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _digests(result: TeacherResult | Candidate) -> list[str]:
+def _digests(result: TaskResult) -> list[str]:
     if isinstance(result, TeacherResult):
         return [result.checkpoint_digest, result.artifact_digest]
+    if isinstance(result, FamilyResult):
+        return [result.checkpoint_digest]
     return [digest for digest in (result.digest, result.manifest_digest) if digest]
 
 

@@ -1,11 +1,11 @@
-"""What runs inside the cluster: one student, or the training of one teacher.
+"""What runs inside the cluster: one student, or the training of one teacher or elastic family.
 
 Rules that this module keeps:
 
 - What is wrong with the input comes back as a value, not as an exception, so that nothing retries it:
   neither Ray nor Ray Train tells a user's mistake from a lost machine. What is transient is raised.
 - A finished result is on the shelf before the task returns. A task that runs again finds it there.
-- A teacher's state is checkpointed after each epoch and read back without running code from it. Training
+- A training's state is checkpointed after each epoch and read back without running code from it. Training
   goes on from there whoever died: a worker, its supervisor, the driver, or all of Ray.
 - Between our own processes Ray pickles arguments and answers; nothing from outside is ever unpickled.
 """
@@ -25,14 +25,19 @@ import ray
 
 from cloud.domain import codec
 from cloud.domain.candidates import Candidate
-from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
+from cloud.domain.families import FamilyResult, family_key
+from cloud.domain.tasks import FamilyTask, StudentTask, Task, TaskResult, TeacherResult, TeacherTask
 from cloud.jobs.progress import Heartbeat, Reporter
 from cloud.jobs.results import ResultShelf, discard_torn_run, run_key
+from cloud.jobs.weights import RegistryWeights
 from cloud.registry import Registry
 from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError
 
 if TYPE_CHECKING:  # torch is for the processes that train, not for whoever hands out the work
+    from cloud.compression.family import FamilyTrainer
     from cloud.training.teacher import TeacherTrainer
+
+    Trainer = TeacherTrainer | FamilyTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ MAX_RETRIES = 3
 #: Epoch checkpoints kept of one run: the newest, and the one before it in case the newest was torn.
 NUM_CHECKPOINTS = 2
 STATE_FILE = "trainer.pt"
-#: Epochs are the first 95 % of a teacher; its export and measurement are the rest.
+#: Epochs are the first 95 % of a training; the export and measurement are the rest.
 EPOCHS_SHARE = 0.95
 
 #: Read by Ray Train in the process that calls fit().
@@ -85,12 +90,14 @@ def run_student(task: StudentTask, context: Context) -> Outcome:
         one_thread()
         with Heartbeat(Reporter(context.mailbox, run_key(task))) as report:
             report(0.0, "starting")
-            return build_student(task, registry=Registry(context.registry_url), report=report)
+            registry = Registry(context.registry_url)
+            shelf = RegistryWeights(Path(context.work_dir, "weights"), registry)
+            return build_student(task, registry=registry, report=report, shelf=shelf)
 
     return finish(task, context, build)
 
 
-def run_teacher(task: TeacherTask, context: Context) -> Outcome:
+def run_training(task: TeacherTask | FamilyTask, context: Context) -> Outcome:
     """Stand over one Ray Train run; it needs no CPU of its own. Killing this ends the whole run."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -128,17 +135,16 @@ def run_teacher(task: TeacherTask, context: Context) -> Outcome:
 
 
 def train_loop(config: dict[str, Any]) -> Outcome:
-    """The body of the Ray Train worker: epochs from the last checkpoint on, then the finished teacher."""
-    task: TeacherTask = config["task"]
+    """The body of the Ray Train worker: epochs from the last checkpoint on, then what is finished."""
+    task: TeacherTask | FamilyTask = config["task"]
     context: Context = config["context"]
 
-    def train() -> TeacherResult:
-        from cloud.compression.build import finish_teacher
-
+    def train() -> TeacherResult | FamilyResult:
         one_thread()
+        registry = Registry(context.registry_url)
         with Heartbeat(Reporter(context.mailbox, run_key(task))) as report:
             report(0.0, "loading the data")
-            trainer = _restored(task)
+            trainer = _restored(task, registry)
             if trainer.epoch:
                 report(
                     EPOCHS_SHARE * trainer.epoch / trainer.num_epochs, f"resumed after epoch {trainer.epoch}"
@@ -147,14 +153,12 @@ def train_loop(config: dict[str, Any]) -> Outcome:
                 metrics = trainer.run_epoch(lambda fraction, text: report(EPOCHS_SHARE * fraction, text))
                 _checkpoint(trainer, metrics.validation_accuracy)
             report(EPOCHS_SHARE, "exporting and measuring")
-            return finish_teacher(task.workload, trainer, registry=Registry(context.registry_url))
+            return _finished(task, trainer, registry)
 
     return finish(task, context, train)
 
 
-def finish(
-    task: TeacherTask | StudentTask, context: Context, work: Callable[[], TeacherResult | Candidate]
-) -> Outcome:
+def finish(task: Task, context: Context, work: Callable[[], TaskResult]) -> Outcome:
     """Run ``work`` unless its result is there already. Only ``TransientError`` escapes."""
     try:
         registry = Registry(context.registry_url)
@@ -181,14 +185,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _restored(task: TeacherTask) -> TeacherTrainer:
+def _restored(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
     """A trainer that goes on from the newest checkpoint of this run, or starts afresh."""
     from ray.train import get_checkpoint
 
     from cloud.training import checkpoints
-    from cloud.training.teacher import TeacherTrainer
 
-    trainer = TeacherTrainer(task.workload)
+    trainer = _afresh(task, registry)
     checkpoint = get_checkpoint()
     if checkpoint is None:
         return trainer
@@ -199,11 +202,38 @@ def _restored(task: TeacherTask) -> TeacherTrainer:
         logger.warning(
             "the checkpoint of %s cannot be used, training starts afresh: %s", run_key(task), error
         )
-        return TeacherTrainer(task.workload, trainer.dataset)
+        return _afresh(task, registry)
     return trainer
 
 
-def _checkpoint(trainer: TeacherTrainer, validation_accuracy: float) -> None:
+def _afresh(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
+    from cloud.compression.build import load_teacher
+    from cloud.compression.family import FamilyTrainer
+    from cloud.training.datasets import load_dataset
+    from cloud.training.teacher import TeacherTrainer
+
+    if isinstance(task, TeacherTask):
+        return TeacherTrainer(task.workload)
+    dataset = load_dataset(task.workload)
+    teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
+    key = family_key(task.teacher.checkpoint_digest, task.settings)
+    return FamilyTrainer(task.workload, teacher, dataset, task.settings, key=key)
+
+
+def _finished(
+    task: TeacherTask | FamilyTask, trainer: Trainer, registry: Registry
+) -> TeacherResult | FamilyResult:
+    from cloud.compression.build import finish_teacher
+    from cloud.compression.family import finish_family
+    from cloud.training.teacher import TeacherTrainer
+
+    if isinstance(trainer, TeacherTrainer):
+        return finish_teacher(task.workload, trainer, registry=registry)
+    assert isinstance(task, FamilyTask)
+    return finish_family(trainer, task.teacher, registry=registry)
+
+
+def _checkpoint(trainer: Trainer, validation_accuracy: float) -> None:
     """Hand the state after an epoch to Ray Train; once this returns it is in the run's folder."""
     from ray.train import Checkpoint, report
 

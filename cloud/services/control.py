@@ -23,6 +23,7 @@ from cloud.services.explaining import explain_device
 from cloud.services.identities import Identities
 from cloud.services.operations import Operations
 from cloud.services.queries import Queries
+from cloud.services.trade_off import trade_off
 from cloud.store import Store
 from edgeloop.errors import EdgeloopError, abort_args
 from edgeloop.v1 import control_service_pb2 as pb
@@ -70,6 +71,7 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         self._operations = Operations(store, self._queries, settings=settings, now_s=now_s, poke=poke)
         self._identities = Identities(store, enrols=enrols, now_s=now_s, poke=poke)
         self._store = store
+        self._settings = settings
         self._now_s = now_s
 
     # The names below are those of the protocol.
@@ -86,6 +88,9 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         self, request: pb.ListWorkloadsRequest, context: Context
     ) -> pb.ListWorkloadsResponse:
         return await _call(context, self._queries.workloads, request)
+
+    async def GetTradeOff(self, request: pb.GetTradeOffRequest, context: Context) -> pb.GetTradeOffResponse:
+        return await _call(context, self._trade_off, request)
 
     async def ListProfiles(
         self, request: pb.ListProfilesRequest, context: Context
@@ -213,6 +218,9 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
             if job.state not in (pb.JOB_STATE_PENDING, pb.JOB_STATE_RUNNING):
                 return
             await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    def _trade_off(self, request: pb.GetTradeOffRequest) -> pb.GetTradeOffResponse:
+        return trade_off(self._store, self._queries, self._settings, request.profile)
 
     def _explain(self, request: pb.ExplainDeviceRequest) -> pb.ExplainDeviceResponse:
         return explain_device(self._store, self._queries, request.device_id)

@@ -52,6 +52,7 @@ _STATES: Final = {
     deployment_pb2.DEPLOYMENT_STATE_REJECTED: DeploymentState.REJECTED,
     deployment_pb2.DEPLOYMENT_STATE_ROLLED_BACK: DeploymentState.ROLLED_BACK,
     deployment_pb2.DEPLOYMENT_STATE_SUPERSEDED: DeploymentState.SUPERSEDED,
+    deployment_pb2.DEPLOYMENT_STATE_REFUSED: DeploymentState.REFUSED,
 }
 _STATES_TO_PROTO: Final = {value: key for key, value in _STATES.items()}
 
@@ -134,7 +135,9 @@ def status_from_proto(message: deployment_pb2.DeploymentStatus) -> DeploymentSta
         raise refusal("progress", str(message.progress), "a number from 0 to 1")
     return DeploymentStatus(
         device_id=topics.check_device_id(message.device_id),
-        generation=within("generation", message.generation, 1, MAX_GENERATION),
+        generation=within(
+            "generation", message.generation, 0 if state is DeploymentState.REFUSED else 1, MAX_GENERATION
+        ),
         digest=topics.check_digest(message.digest),
         state=state,
         code=matching("code", message.code, _CODE),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from cloud.domain.candidates import Candidate
+from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.devices import Deployment, DeploymentState, Device
 from cloud.domain.jobs import Job
 from cloud.domain.profiles import DeviceProfile
@@ -115,14 +115,24 @@ def _candidate(situation: Situation) -> list[str]:
     if candidate is None:
         return []
     metrics, spec = candidate.metrics, candidate.spec
+    kind = (
+        f"{spec.road} student of width {spec.width_ratio:g}" if spec.rules is None else spec.rules.kind.value
+    )
     text = (
-        f"{_short(candidate.digest)} is a {spec.road} student of width {spec.width_ratio:g}, "
-        f"{candidate.precision}: accuracy {metrics.accuracy:.4f}, {metrics.artifact_bytes / 1000:.1f} kB, "
+        f"{_short(candidate.digest)} is a {kind}, "
+        f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, {_size(metrics)}, "
         f"p50 {metrics.latency_p50_ms:.3g} ms where it was built"
     )
     if candidate.rejected_reason:
         text += f"; it may not ship any more: {candidate.rejected_reason}"
     return [text + "."]
+
+
+def _size(metrics: CandidateMetrics) -> str:
+    text = f"{metrics.artifact_bytes / 1000:.1f} kB"
+    if metrics.executable_bytes:
+        text += f" ({metrics.executable_bytes / 1000:.1f} kB unpacked)"
+    return text
 
 
 def _rollout(situation: Situation) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 
 import grpc.aio
 
-from cloud.domain.devices import DeploymentStatus, Device
+from cloud.domain.devices import DeploymentState, DeploymentStatus, Device
 from cloud.domain.profiles import match_profile
 from cloud.services.convert import device_from_proto, status_from_proto
 from cloud.services.report_check import ReportBounds, check_report
@@ -139,6 +139,14 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
             is_news = await asyncio.to_thread(self._record_status, status, now_s)
         except Exception as error:  # noqa: BLE001 - _abort sorts and logs it
             await _abort(context, error)
+        if status.state is DeploymentState.REFUSED:
+            logger.warning(
+                "device %s refused what it was sent (generation %d): %s: %s",
+                status.device_id,
+                status.generation,
+                status.code,
+                status.message,
+            )
         if is_news:
             self._on_status(status)
         return fleet_service_pb2.UpdateDeploymentStatusResponse()

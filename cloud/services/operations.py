@@ -18,6 +18,7 @@ from cloud.domain.candidates import Candidate
 from cloud.domain.jobs import Job, JobKind, JobState
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState, abort, pause, plan_rollout, resume, supersede
+from cloud.domain.rungs import is_cut
 from cloud.domain.search import Direction, propose
 from cloud.domain.settings import PolicySettings
 from cloud.domain.specs import CompressionSpec
@@ -95,8 +96,11 @@ class Operations:
             specs = _specs(request.spec_json)
             job = self._compression_of(profile, specs)
             if job is None:
+                max_trials = 0 if specs else request.max_trials or workload.search.max_trials
                 specs = specs or self._proposed(profile, workload, request.max_trials)
-                job = compress_job(_new_id("compress", profile.name), profile, specs, self._now_s())
+                job = compress_job(
+                    _new_id("compress", profile.name), profile, specs, self._now_s(), max_trials=max_trials
+                )
                 self._store.create_job(job)
         self._poke()
         return pb.CompressStudentsResponse(job=views.job_info(job))
@@ -135,6 +139,12 @@ class Operations:
         candidates = current(self._store.candidates(profile.name, workload.name))
         taken = [spec.digest for spec in self._store.failed_specs(profile.name)]
         found: tuple[CompressionSpec, ...] = ()
+        first = propose(
+            profile, candidates, target_latency_ms=None, direction=Direction.INITIAL, budget=budget,
+            exclude=taken,
+        )  # fmt: skip
+        if first and is_cut(first[0]):
+            return first  # what is worth training follows from how these measure
         for direction in (Direction.INITIAL, Direction.SMALLER, Direction.LARGER):
             found += propose(
                 profile,

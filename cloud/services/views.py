@@ -44,6 +44,7 @@ def teacher_info(teacher: TeacherResult) -> pb.TeacherInfo:
         num_parameters=teacher.num_parameters,
         artifact_bytes=teacher.artifact_bytes,
         test_accuracy=teacher.test_accuracy,
+        metric=teacher.metric,
     )
 
 
@@ -69,6 +70,7 @@ def candidate_info(
         precision=candidate.precision.value,
         accuracy=metrics.accuracy,
         test_accuracy=metrics.test_accuracy,
+        metric=metrics.metric,
         artifact_bytes=metrics.artifact_bytes,
         macs=metrics.macs,
         num_parameters=metrics.num_parameters,

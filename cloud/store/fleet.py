@@ -193,6 +193,20 @@ class FleetTables(Database):
                 raise RejectedError(
                     f"device {status.device_id} is not registered: register first", code="device-unknown"
                 )
+            if status.state is DeploymentState.REFUSED:
+                # Nothing that the device runs or accepted changes by it: the newest of a generation is kept.
+                refused = connection.scalar(
+                    sa.select(history.event_time_s).where(
+                        history.device_id == status.device_id,
+                        history.generation == status.generation,
+                        history.state == status.state.value,
+                    )
+                )
+                if refused is not None and refused >= status.event_time_s:
+                    return False
+                self._upsert(connection, schema.deployment_history, _history_row(status, now_s))
+                _trim_history(connection, status.device_id)
+                return True
             deployment = _one_deployment(connection, status.device_id, status.generation)
             if deployment is not None and deployment.digest != status.digest:
                 raise RejectedError(
@@ -201,7 +215,9 @@ class FleetTables(Database):
                     code="deployment-digest",
                 )
             of_generation = sa.and_(
-                history.device_id == status.device_id, history.generation == status.generation
+                history.device_id == status.device_id,
+                history.generation == status.generation,
+                history.state != DeploymentState.REFUSED.value,
             )
             known = {
                 row.state: row.progress

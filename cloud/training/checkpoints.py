@@ -27,7 +27,7 @@ def from_bytes(data: bytes) -> dict[str, Any]:
     """The inverse of ``to_bytes``, on the CPU."""
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise RejectedError(f"the checkpoint cannot be read: {error}", code="checkpoint-invalid") from error
     if not isinstance(state, dict):
         raise RejectedError("the checkpoint holds no mapping", code="checkpoint-invalid")

@@ -1,7 +1,7 @@
 """The networks that a workload may name as its teacher.
 
 Rules: a network takes one float32 tensor ``[n, *input_shape]`` and gives one tensor of logits
-``[n, num_classes]``; the same workload gives the same initial weights. The built-in one keeps to what
+``[n, num_outputs]``; the same workload gives the same initial weights. The built-in one keeps to what
 compresses well: ReLU (it fuses into int8 convolutions), BatchNorm (it folds away), no branches on data.
 """
 
@@ -86,13 +86,15 @@ def build_teacher(workload: Workload, dataset: Dataset) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(workload.training.seed)
         model = _construct(workload, dataset)
-    return check_forward(model, workload.teacher, dataset.input_shape, dataset.num_classes)
+    return check_forward(model, workload.teacher, dataset.input_shape, dataset.num_outputs)
 
 
 def _construct(workload: Workload, dataset: Dataset) -> nn.Module:
     name = workload.teacher
     if is_callable_path(name):
-        offers = {"input_shape": dataset.input_shape, "num_classes": dataset.num_classes}
+        # Most networks call what they give num_classes, whatever it is.
+        given = {"num_classes": dataset.num_outputs, "num_outputs": dataset.num_outputs}
+        offers = {"input_shape": dataset.input_shape, **given}
         model = call(
             name, workload.teacher_options, source_dir=workload.source_dir, field="teacher", offers=offers
         )
@@ -118,10 +120,10 @@ def _construct(workload: Workload, dataset: Dataset) -> nn.Module:
         key: check_range(options, key, low, high, field="teacher_options")
         for key, (low, high) in bounds.items()
     }
-    return ResidualCnn(in_channels=dataset.input_shape[0], num_classes=dataset.num_classes, **numbers)
+    return ResidualCnn(in_channels=dataset.input_shape[0], num_classes=dataset.num_outputs, **numbers)
 
 
-def check_forward(model: nn.Module, name: str, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def check_forward(model: nn.Module, name: str, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """``model`` itself, when two samples give two rows of finite logits. Raises ``ConfigError`` otherwise."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"teacher: {name} has no trainable parameters", code="teacher-parameters")
@@ -137,10 +139,10 @@ def check_forward(model: nn.Module, name: str, input_shape: tuple[int, ...], num
         ) from error
     finally:
         model.train(was_training)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_classes):
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_outputs):
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"teacher: {name} gives {found} for 2 samples: it must give one tensor [2, {num_classes}]",
+            f"teacher: {name} gives {found} for 2 samples: it must give one tensor [2, {num_outputs}]",
             code="teacher-output",
         )
     return model

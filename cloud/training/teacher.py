@@ -18,15 +18,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
+from cloud.compression.budget import check_calibration
 from cloud.compression.readiness import check_compressible
+from cloud.domain.losses import Loss
 from cloud.domain.workloads import Workload
 from cloud.training.augment import Augmenter
 from cloud.training.callables import is_callable_path
 from cloud.training.datasets import Dataset, Split, load_dataset
 from cloud.training.networks import build_teacher
+from cloud.training.objectives import label_loss
 from cloud.training.schedule import one_cycle, seeded
+from cloud.training.scores import score
 from edgeloop.errors import ConfigError, RejectedError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float, str], None]
 EVALUATION_BATCH = 512
 MAX_GRADIENT_NORM = 5.0
+#: Samples of a bad batch that a message names.
+SHOWN_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +66,7 @@ class TeacherTrainer:
         # Said before hours go into training; the built-in network is known to export.
         own_network = is_callable_path(workload.teacher)
         check_compressible(self.model, self.dataset.input_shape, try_export=own_network)
+        check_calibration(workload, self.dataset)
         self.model.to(self.device)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -78,11 +84,14 @@ class TeacherTrainer:
         started = time.perf_counter()
         loss = self._train(report)
         self.epoch += 1
-        accuracy = measure_accuracy(self.model, self.dataset.validation, self.device)
+        accuracy = measure_accuracy(self.model, self.dataset.validation, self.device, self.dataset.loss)
         seconds = time.perf_counter() - started
         self.train_s += seconds
         metrics = EpochMetrics(epoch=self.epoch, loss=loss, validation_accuracy=accuracy, seconds=seconds)
-        message = f"epoch {self.epoch}/{self.num_epochs}: loss {loss:.4f}, validation accuracy {accuracy:.4f}"
+        message = (
+            f"epoch {self.epoch}/{self.num_epochs}: loss {loss:.4f}, "
+            f"validation {self.dataset.loss.metric} {accuracy:.4f}"
+        )
         logger.debug("%s in %.1f s", message, seconds)
         if report is not None:
             report(self.epoch / self.num_epochs, message)
@@ -103,10 +112,10 @@ class TeacherTrainer:
                 rows = order[batch * training.batch_size :][: training.batch_size]
                 draws = self._augmenter.draw(len(rows), generator)
                 logits = self.model(self._augmenter.apply(self._inputs[rows], draws))
-                loss = functional.cross_entropy(
-                    logits, self._labels[rows], label_smoothing=training.label_smoothing
+                loss = label_loss(self.dataset.loss, logits, self._labels[rows], training.label_smoothing)
+                check_loss(
+                    loss, epoch=self.epoch + 1, batch=batch + 1, rows=rows, field="training.learning_rate"
                 )
-                check_loss(loss, epoch=self.epoch + 1, batch=batch + 1, field="training.learning_rate")
                 step_optimizer(self._optimizer, self.model, loss)
                 total += loss.detach()
                 if report is not None and batch % 50 == 49:
@@ -167,11 +176,13 @@ def step_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Ten
     optimizer.step()
 
 
-def check_loss(loss: Tensor, *, epoch: int, batch: int, field: str) -> None:
-    """Raises ``ConfigError`` when the loss is not finite."""
+def check_loss(loss: Tensor, *, epoch: int, batch: int, rows: Tensor, field: str) -> None:
+    """Raises ``ConfigError`` when the loss is not finite. ``rows`` are the samples of the train split."""
     if not torch.isfinite(loss):
+        shown = ", ".join(map(str, rows[:SHOWN_ROWS].tolist())) + (", ..." if len(rows) > SHOWN_ROWS else "")
         raise ConfigError(
-            f"the loss is {loss.item()} at epoch {epoch}, batch {batch}: lower {field}, or scale the data",
+            f"the loss is {loss.item()} at epoch {epoch}, batch {batch} (samples {shown} of the train "
+            f"split): lower {field}, or scale the data",
             code="training-diverged",
         )
 
@@ -189,7 +200,8 @@ def predict(model: nn.Module, inputs: NDArray[np.float32], device: torch.device)
     return torch.cat(batches)
 
 
-def measure_accuracy(model: nn.Module, split: Split, device: torch.device) -> float:
-    """Share of ``split`` that the model gets right, 0 to 1."""
-    guesses = predict(model, split.inputs, device).argmax(dim=1).numpy()
-    return float((guesses == split.labels).mean())
+def measure_accuracy(
+    model: nn.Module, split: Split, device: torch.device, loss: Loss = Loss.CROSS_ENTROPY
+) -> float:
+    """How good the model is on ``split``, 0 to 1, by the loss's metric."""
+    return score(loss, predict(model, split.inputs, device).numpy(), split.labels)

@@ -39,7 +39,7 @@ class GoldenSet(_message.Message):
     def __init__(self, inputs: _Optional[bytes] = ..., outputs: _Optional[bytes] = ..., num_samples: _Optional[int] = ..., absolute_tolerance: _Optional[float] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("format_version", "digest", "size_bytes", "block_size_bytes", "block_digests", "workload", "profile", "format", "precision", "inputs", "outputs", "golden", "parent_digest", "spec_json", "accuracy")
+    __slots__ = ("format_version", "digest", "size_bytes", "block_size_bytes", "block_digests", "workload", "profile", "format", "precision", "inputs", "outputs", "golden", "parent_digest", "spec_json", "accuracy", "executable_digest", "executable_size_bytes", "metric")
     FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,9 @@ class Manifest(_message.Message):
     PARENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    EXECUTABLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EXECUTABLE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     format_version: int
     digest: str
     size_bytes: int
@@ -70,4 +73,7 @@ class Manifest(_message.Message):
     parent_digest: str
     spec_json: str
     accuracy: float
-    def __init__(self, format_version: _Optional[int] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., block_size_bytes: _Optional[int] = ..., block_digests: _Optional[_Iterable[bytes]] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., format: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., golden: _Optional[_Union[GoldenSet, _Mapping]] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., accuracy: _Optional[float] = ...) -> None: ...
+    executable_digest: str
+    executable_size_bytes: int
+    metric: str
+    def __init__(self, format_version: _Optional[int] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., block_size_bytes: _Optional[int] = ..., block_digests: _Optional[_Iterable[bytes]] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., format: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., golden: _Optional[_Union[GoldenSet, _Mapping]] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., accuracy: _Optional[float] = ..., executable_digest: _Optional[str] = ..., executable_size_bytes: _Optional[int] = ..., metric: _Optional[str] = ...) -> None: ...

@@ -122,20 +122,22 @@ class ApplyResponse(_message.Message):
     def __init__(self, resources: _Optional[_Iterable[_Union[AppliedResource, _Mapping]]] = ...) -> None: ...
 
 class TeacherInfo(_message.Message):
-    __slots__ = ("digest", "accuracy", "macs", "num_parameters", "artifact_bytes", "test_accuracy")
+    __slots__ = ("digest", "accuracy", "macs", "num_parameters", "artifact_bytes", "test_accuracy", "metric")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     MACS_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
     TEST_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     digest: str
     accuracy: float
     macs: int
     num_parameters: int
     artifact_bytes: int
     test_accuracy: float
-    def __init__(self, digest: _Optional[str] = ..., accuracy: _Optional[float] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., test_accuracy: _Optional[float] = ...) -> None: ...
+    metric: str
+    def __init__(self, digest: _Optional[str] = ..., accuracy: _Optional[float] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., test_accuracy: _Optional[float] = ..., metric: _Optional[str] = ...) -> None: ...
 
 class WorkloadInfo(_message.Message):
     __slots__ = ("name", "spec_json", "teacher", "update_time")
@@ -218,7 +220,7 @@ class DeviceInfo(_message.Message):
     def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., message: _Optional[str] = ..., identity_state: _Optional[str] = ..., certificate_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class CandidateInfo(_message.Message):
-    __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time")
+    __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time", "metric")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +239,7 @@ class CandidateInfo(_message.Message):
     REJECTED_REASON_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_P95_MS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     digest: str
     workload: str
     profile: str
@@ -255,7 +258,8 @@ class CandidateInfo(_message.Message):
     rejected_reason: str
     predicted_p95_ms: float
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, digest: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p95_ms: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    metric: str
+    def __init__(self, digest: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p95_ms: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metric: _Optional[str] = ...) -> None: ...
 
 class RolloutGroupInfo(_message.Message):
     __slots__ = ("name", "state", "num_devices", "num_pending", "num_in_progress", "num_active", "num_failed")
@@ -520,6 +524,48 @@ class ExplainDeviceResponse(_message.Message):
     history: _containers.RepeatedCompositeFieldContainer[_deployment_pb2.DeploymentStatus]
     sentences: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., profile: _Optional[_Union[ProfileInfo, _Mapping]] = ..., candidate: _Optional[_Union[CandidateInfo, _Mapping]] = ..., rollout: _Optional[_Union[RolloutInfo, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[DecisionInfo, _Mapping]]] = ..., history: _Optional[_Iterable[_Union[_deployment_pb2.DeploymentStatus, _Mapping]]] = ..., sentences: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TradeOffPoint(_message.Message):
+    __slots__ = ("digest", "spec_json", "precision", "accuracy", "latency_p50_ms", "artifact_bytes", "on_front", "chosen", "rejected_reason", "predicted_p95_ms")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_P50_MS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ON_FRONT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_REASON_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    spec_json: str
+    precision: str
+    accuracy: float
+    latency_p50_ms: float
+    artifact_bytes: int
+    on_front: bool
+    chosen: bool
+    rejected_reason: str
+    predicted_p95_ms: float
+    def __init__(self, digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., latency_p50_ms: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., chosen: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ...) -> None: ...
+
+class GetTradeOffRequest(_message.Message):
+    __slots__ = ("profile",)
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    def __init__(self, profile: _Optional[str] = ...) -> None: ...
+
+class GetTradeOffResponse(_message.Message):
+    __slots__ = ("profile", "points", "reason", "prediction_error_ratio")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ERROR_RATIO_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    points: _containers.RepeatedCompositeFieldContainer[TradeOffPoint]
+    reason: str
+    prediction_error_ratio: float
+    def __init__(self, profile: _Optional[str] = ..., points: _Optional[_Iterable[_Union[TradeOffPoint, _Mapping]]] = ..., reason: _Optional[str] = ..., prediction_error_ratio: _Optional[float] = ...) -> None: ...
 
 class TrainTeacherRequest(_message.Message):
     __slots__ = ("workload", "force")

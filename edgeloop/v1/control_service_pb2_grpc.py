@@ -89,6 +89,11 @@ class ControlServiceStub:
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceRequest.SerializeToString,
                 response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceResponse.FromString,
                 _registered_method=True)
+        self.GetTradeOff = channel.unary_unary(
+                '/edgeloop.v1.ControlService/GetTradeOff',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetTradeOffRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetTradeOffResponse.FromString,
+                _registered_method=True)
         self.TrainTeacher = channel.unary_unary(
                 '/edgeloop.v1.ControlService/TrainTeacher',
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.TrainTeacherRequest.SerializeToString,
@@ -248,6 +253,13 @@ class ControlServiceServicer:
 
     def ExplainDevice(self, request, context):
         """Why a device runs what it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTradeOff(self, request, context):
+        """What of accuracy, latency and size can be had for a profile, what is chosen of it, and why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -423,6 +435,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ExplainDevice,
                     request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceRequest.FromString,
                     response_serializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceResponse.SerializeToString,
+            ),
+            'GetTradeOff': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTradeOff,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetTradeOffRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetTradeOffResponse.SerializeToString,
             ),
             'TrainTeacher': grpc.unary_unary_rpc_method_handler(
                     servicer.TrainTeacher,
@@ -812,6 +829,33 @@ class ControlService:
             '/edgeloop.v1.ControlService/ExplainDevice',
             edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceRequest.SerializeToString,
             edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTradeOff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/GetTradeOff',
+            edgeloop_dot_v1_dot_control__service__pb2.GetTradeOffRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.GetTradeOffResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,7 @@ class DeploymentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEPLOYMENT_STATE_REJECTED: _ClassVar[DeploymentState]
     DEPLOYMENT_STATE_ROLLED_BACK: _ClassVar[DeploymentState]
     DEPLOYMENT_STATE_SUPERSEDED: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_REFUSED: _ClassVar[DeploymentState]
 DEPLOYMENT_STATE_UNSPECIFIED: DeploymentState
 DEPLOYMENT_STATE_PENDING: DeploymentState
 DEPLOYMENT_STATE_FETCHING: DeploymentState
@@ -32,6 +33,7 @@ DEPLOYMENT_STATE_ACTIVE: DeploymentState
 DEPLOYMENT_STATE_REJECTED: DeploymentState
 DEPLOYMENT_STATE_ROLLED_BACK: DeploymentState
 DEPLOYMENT_STATE_SUPERSEDED: DeploymentState
+DEPLOYMENT_STATE_REFUSED: DeploymentState
 
 class Deployment(_message.Message):
     __slots__ = ("device_id", "workload", "profile", "generation", "digest", "manifest_digest", "issue_time", "expire_time", "decision_id", "rollout_id")
@@ -66,6 +68,32 @@ class SignedDeployment(_message.Message):
     key_id: str
     signature: bytes
     def __init__(self, deployment: _Optional[bytes] = ..., key_id: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class DirectorKeys(_message.Message):
+    __slots__ = ("version", "public_keys", "issue_time")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEYS_FIELD_NUMBER: _ClassVar[int]
+    ISSUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    public_keys: _containers.RepeatedScalarFieldContainer[bytes]
+    issue_time: _timestamp_pb2.Timestamp
+    def __init__(self, version: _Optional[int] = ..., public_keys: _Optional[_Iterable[bytes]] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SignedDirectorKeys(_message.Message):
+    __slots__ = ("keys", "key_id", "signature")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    key_id: str
+    signature: bytes
+    def __init__(self, keys: _Optional[bytes] = ..., key_id: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class DirectorKeyChain(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[SignedDirectorKeys]
+    def __init__(self, changes: _Optional[_Iterable[_Union[SignedDirectorKeys, _Mapping]]] = ...) -> None: ...
 
 class BlockRequest(_message.Message):
     __slots__ = ("device_id", "digest", "manifest_digest", "manifest", "blocks")

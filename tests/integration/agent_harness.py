@@ -38,11 +38,11 @@ BLOCK_SIZE_BYTES = 4096
 NUM_INPUTS, NUM_HIDDEN, NUM_OUTPUTS = 16, 2048, 4
 
 
-def make_model(seed: int, *, divide_by_zero: bool = False) -> bytes:
-    """A small network; some 40 blocks of 4 KiB."""
+def make_model(seed: int, *, divide_by_zero: bool = False, num_hidden: int = NUM_HIDDEN) -> bytes:
+    """A small network; as it stands some 40 blocks of 4 KiB."""
     rng = np.random.default_rng(seed)
-    first = rng.normal(size=(NUM_INPUTS, NUM_HIDDEN)).astype(np.float32)
-    second = (rng.normal(size=(NUM_HIDDEN, NUM_OUTPUTS)) / NUM_HIDDEN).astype(np.float32)
+    first = rng.normal(size=(NUM_INPUTS, num_hidden)).astype(np.float32)
+    second = (rng.normal(size=(num_hidden, NUM_OUTPUTS)) / num_hidden).astype(np.float32)
     zero = np.zeros((1,), np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["hidden"]),
@@ -92,14 +92,26 @@ def golden_inputs(num: int = 4) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def ship(
-    data: bytes, *, workload: str = "tiny", profile: str = "small", golden_offset: float = 0.0
+    data: bytes,
+    *,
+    workload: str = "tiny",
+    profile: str = "small",
+    golden_offset: float = 0.0,
+    packed: bool = False,
 ) -> Shipment:
     from edge_agent.runtime import load_onnx
 
     inputs = golden_inputs()
     outputs = np.nan_to_num(load_onnx(data).run(inputs)) + np.float32(golden_offset)
+    executable = b""
+    if packed:
+        from cloud.compression.pack import pack_onnx
+
+        data, executable = pack_onnx(data), data
     manifest = artifact.build_manifest(
         data,
+        artifact_format="onnx-packed-v1" if packed else "onnx",
+        executable=executable,
         workload=workload,
         profile=profile,
         precision=artifact_pb2.PRECISION_FP32,

@@ -28,7 +28,7 @@ def agent(cloud: Cloud, tmp_path: Path) -> Iterator[AgentProcess]:
 
 
 def test_an_agent_fetches_tests_serves_and_reports_then_swaps_to_the_next_generation(cloud, agent) -> None:
-    first, second = ship(make_model(1)), ship(make_model(2))
+    first, second = ship(make_model(1)), ship(make_model(2), packed=True)
     cloud.publish(first)
     cloud.deploy("gw-1", first, 1)
     agent.start()

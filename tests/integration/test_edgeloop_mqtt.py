@@ -354,3 +354,22 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 10) -> None:
     while not condition():
         assert time.monotonic() < until_s, "it did not happen in time"
         time.sleep(0.01)
+
+
+def test_a_message_beyond_any_of_ours_is_not_taken_into_memory_and_the_session_recovers(sessions, caplog):
+    sender, inbox = sessions("sender"), Inbox()
+    receiver = sessions("receiver")
+    sender.publish("edgeloop/v1/huge", b"\0" * (8 << 20), retain=True).wait(20)
+    receiver.subscribe("edgeloop/v1/huge", post_to(inbox))
+    until_s = time.monotonic() + 20
+    while "more than any of ours" not in caplog.text:
+        assert time.monotonic() < until_s, caplog.text
+        time.sleep(0.01)
+    sender.publish("edgeloop/v1/huge", b"", retain=True).wait(20)
+    assert receiver.wait_connected(20)
+    until_s = time.monotonic() + 20
+    while inbox.empty():
+        sender.publish("edgeloop/v1/huge", b"small").wait(20)
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    assert inbox.get()[1] == b"small"

@@ -9,19 +9,23 @@ from pathlib import Path
 from cloud.controller import Controller
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.devices import DeploymentState, DeploymentStatus, Device
+from cloud.domain.families import FamilyResult, FamilyWidth
 from cloud.domain.profiles import Constraints, DeviceProfile, Hardware, MatchRule
 from cloud.domain.settings import PolicySettings
 from cloud.domain.specs import CompressionSpec, Precision
 from cloud.domain.tasks import (
-    StudentTask,
+    FamilyTask,
+    Task,
     TaskEvent,
     TaskFailed,
     TaskProgress,
+    TaskResult,
     TaskSucceeded,
     TeacherResult,
     TeacherTask,
 )
 from cloud.domain.workloads import SearchBudget, Workload
+from cloud.family_plans import family_key_of
 from cloud.jobrunner import JobRunner
 from cloud.publisher import Shipment
 from cloud.store import ReportRow, Store
@@ -71,6 +75,25 @@ def teacher_of(workload: Workload, *, version: str = "1") -> TeacherResult:
     )
 
 
+def family_of(task: FamilyTask) -> FamilyResult:
+    key = family_key_of(task.workload, task.teacher)
+    return FamilyResult(
+        workload=task.workload.name,
+        teacher_key=task.teacher.teacher_key,
+        family_key=key,
+        checkpoint_digest=digest_of(f"family-{key}"),
+        num_epochs=task.settings.num_epochs,
+        train_s=30.0,
+        narrowest=task.settings.narrowest,
+        widths=tuple(
+            FamilyWidth(
+                width_ratio=w, accuracy=0.9 + 0.08 * w, macs=int(9e6 * w), num_parameters=int(1e5 * w)
+            )
+            for w in (0.125, 0.25, 0.5, 0.75, 1.0)
+        ),
+    )
+
+
 def candidate_of(profile: DeviceProfile, spec: CompressionSpec, *, parent_digest: str = "") -> Candidate:
     """A wider student is slower and more accurate, by the same rule for all."""
     text = f"{profile.name}-{spec.digest}"
@@ -101,13 +124,13 @@ def candidate_of(profile: DeviceProfile, spec: CompressionSpec, *, parent_digest
 class FakeCompute:
     """Finishes what it was given when it is told to, and remembers all that it was ever asked to run."""
 
-    tasks: dict[str, TeacherTask | StudentTask] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     events: list[TaskEvent] = field(default_factory=list)
     broken: Exception | None = None
 
-    def submit(self, task: TeacherTask | StudentTask) -> None:
+    def submit(self, task: Task) -> None:
         if task.task_id not in self.tasks:
             self.tasks[task.task_id] = task
             self.ran.append(task.task_id)
@@ -131,11 +154,13 @@ class FakeCompute:
     def finish(self) -> None:
         """All that runs succeeds."""
         for task_id, task in self.tasks.items():
-            result = (
-                teacher_of(task.workload)
-                if isinstance(task, TeacherTask)
-                else candidate_of(task.profile, task.spec)
-            )
+            result: TaskResult
+            if isinstance(task, TeacherTask):
+                result = teacher_of(task.workload)
+            elif isinstance(task, FamilyTask):
+                result = family_of(task)
+            else:
+                result = candidate_of(task.profile, task.spec)
             self.events.append(TaskSucceeded(task_id=task_id, result=result))
         self.tasks.clear()
 
@@ -167,7 +192,9 @@ class World:
             has_blob=lambda digest: digest not in self.deleted_blobs,
         )
         self.runner.attach(self.compute)
-        self.controller = Controller(self.store, director=self.director, ship=self.ship, settings=SETTINGS)
+        self.controller = Controller(
+            self.store, director=lambda: self.director, ship=self.ship, settings=SETTINGS
+        )
 
     def restart(self, *, lose_cluster: bool = False) -> None:
         """Everything but the database is gone."""

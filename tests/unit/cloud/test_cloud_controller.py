@@ -11,14 +11,14 @@ import pytest
 from control_plane_fakes import PROFILE, WORKLOAD, World, build, digest_of, prepared
 
 from cloud.controller import PAUSED_KEY, Controller
-from cloud.deployer import Deployer
+from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
 from cloud.domain.decisions import Action
 from cloud.domain.devices import DeploymentState
 from cloud.domain.jobs import JobKind
 from cloud.domain.profiles import RolloutPlan
 from cloud.domain.rollout import RolloutState
 from cloud.store import Store
-from edgeloop.trust import DirectorKey
+from edgeloop.trust import DirectorKey, timestamp_s
 
 DEVICES = ("gw-1", "gw-2")
 #: A device takes this many times as long as where students are built: width 1 measures 16 ms, half of it 8.
@@ -216,6 +216,21 @@ def test_what_was_signed_is_published_byte_for_byte_after_a_restart(world: World
     world.restart()
     world.step()
     assert world.shipped == before
+
+
+def test_what_is_still_wanted_is_signed_again_long_before_it_expires(world: World) -> None:
+    serve_width(world, 0.55)
+    before = world.shipped["gw-1"].payload
+    world.now_s += DEFAULT_LIFETIME_S / 2 + 60
+    world.step()
+    after = world.shipped["gw-1"].payload
+    assert after != before
+    old, new = world.opened(before, "gw-1"), world.opened(after, "gw-1")
+    assert (new.generation, new.digest) == (old.generation, old.digest)
+    assert timestamp_s(new.expire_time) == pytest.approx(world.now_s + DEFAULT_LIFETIME_S, abs=60)
+    world.now_s += 3600
+    world.step()
+    assert world.shipped["gw-1"].payload == after
 
 
 def test_an_artifact_that_devices_reject_is_not_spread_further(world: World) -> None:

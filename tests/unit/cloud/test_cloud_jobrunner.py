@@ -288,3 +288,16 @@ def test_a_result_that_cannot_be_stored_is_asked_for_again(
     world.compute.finish()
     run(world)
     assert job_of(world.store, "c").state is JobState.SUCCEEDED
+
+
+def test_a_teacher_that_knows_less_than_its_student_is_said(world: World) -> None:
+    world.store.save_teacher(replace(teacher_of(WORKLOAD), accuracy=0.85), 1.0)
+    world.store.create_job(compress_job("c", PROFILE, SPECS[:1], 1.0))
+    run(world)
+    world.compute.finish()
+    run(world)
+    job = job_of(world.store, "c")
+    assert job.state is JobState.SUCCEEDED
+    assert (
+        "a student reaches accuracy 0.9400, its teacher 0.8500: give training.num_epochs more" in job.message
+    )

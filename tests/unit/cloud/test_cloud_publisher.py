@@ -168,6 +168,21 @@ def test_an_artifact_is_published_once_however_many_devices_run_it(scene: Scene)
     assert scene.bus.topics().count(topics.deployment("gw-0")) == 1
 
 
+def test_changed_director_keys_come_before_what_the_new_key_signed_and_again_when_the_broker_forgot(
+    scene: Scene,
+) -> None:
+    artifact = make_artifact(scene.blobs, 1)
+    scene.publisher.set_director_keys(b"chain")
+    scene.ship(shipment("gw-1", artifact))
+    sent = scene.bus.topics()
+    assert sent.index(topics.DIRECTOR_KEYS) < sent.index(topics.deployment("gw-1"))
+    scene.bus.retained.clear()
+    scene.publisher.on_connected(True)
+    scene.settle()
+    assert scene.bus.retained[topics.DIRECTOR_KEYS] == b"chain"
+    assert sent.count(topics.DIRECTOR_KEYS) == 1
+
+
 def test_saying_the_same_again_publishes_nothing(scene: Scene) -> None:
     artifact = make_artifact(scene.blobs, 1)
     scene.ship(shipment("gw-1", artifact))

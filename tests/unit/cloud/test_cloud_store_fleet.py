@@ -264,3 +264,22 @@ class Generations(RuleBasedStateMachine):
 
 TestGenerations = Generations.TestCase
 TestGenerations.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def test_a_refusal_is_kept_and_moves_nothing(store: Store) -> None:
+    register(store)
+    deployment = store.issue_deployment(INTENT, 1.0)
+    refused = replace(
+        STATUS, generation=0, digest=D2, state=DeploymentState.REFUSED, code="signature-unknown-key"
+    )
+    assert store.record_status(refused, 2.0)
+    assert store.record_status(replace(refused, code="deployment-wrong-device", event_time_s=200.0), 3.0)
+    assert not store.record_status(refused, 3.0)
+    assert [status.code for status in store.history("gw-1")] == ["deployment-wrong-device"]
+    # Not even one that names a generation that nobody issued, or that was issued with another digest.
+    assert store.record_status(replace(refused, generation=999), 4.0)
+    assert store.record_status(replace(refused, generation=deployment.generation), 4.0)
+    assert found(store).generation == 0
+    assert store.deployment("gw-1") == deployment
+    # And what follows is heard as ever.
+    assert store.record_status(replace(STATUS, generation=deployment.generation, digest=D1), 5.0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+
+from cloud.compression.dependency import ChannelGraph
 
 
 class Plain(nn.Module):
@@ -179,7 +183,7 @@ class Normalised(nn.Module):
 
 
 class Split(nn.Module):
-    """Halves by ``chunk``: the halves' sizes follow from the whole, so the whole stays."""
+    """Halves by ``chunk``: a channel goes from both, so that they stay halves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,9 +197,39 @@ class Split(nn.Module):
         return result
 
 
+class Taken(nn.Module):
+    """Some of the channels by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 32, 3)
+        self.b = nn.Conv2d(16, 24, 1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.relu(self.b(torch.relu(self.a(x))[:, :16])).mean((2, 3)))
+        return result
+
+
+class Shifted(nn.Module):
+    """A parameter of the network's own is added to the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 32, 3)
+        self.shift = nn.Parameter(torch.ones(1, 32, 1, 1))
+        self.b = nn.Conv2d(32, 24, 1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.relu(self.b(torch.relu(self.a(x) + self.shift))).mean((2, 3)))
+        return result
+
+
 INPUT_SHAPE = (1, 8, 8)
 NETWORKS: tuple[type[nn.Module], ...] = (
-    Plain, Residual, Concat, Depthwise, Grouped, Gated, Dense, Sequence, Repeated, Normalised, Split,
+    Plain, Residual, Concat, Depthwise, Grouped, Gated, Dense, Sequence, Repeated, Normalised, Split, Taken,
+    Shifted,
 )  # fmt: skip
 
 
@@ -213,3 +247,17 @@ def make(kind: type[nn.Module], seed: int = 0) -> nn.Module:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
     return model.eval()
+
+
+def mask_units(model: nn.Module, graph: ChannelGraph, removed: frozenset[int]) -> nn.Module:
+    """A copy in which the removed units carry zeros; those who read them are left as they are."""
+    masked = copy.deepcopy(model)
+    modules = dict(masked.named_modules())
+    for layer in graph.layers.values():
+        module = modules[layer.name]
+        gone = torch.tensor([unit in removed for unit in layer.outputs.tolist()])
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                if getattr(module, name, None) is not None:
+                    getattr(module, name)[gone] = 0.0
+    return masked

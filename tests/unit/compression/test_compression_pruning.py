@@ -8,14 +8,14 @@ import compression_networks as nets
 import numpy as np
 import pytest
 import torch
-from compression_networks import INPUT_SHAPE, NETWORKS, make
+from compression_networks import INPUT_SHAPE, NETWORKS, make, mask_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.cost import measure_cost
-from cloud.compression.dependency import ChannelGraph, trace_channels
+from cloud.compression.dependency import trace_channels
 from cloud.compression.export import export_onnx
 from cloud.compression.importance import magnitude, norm_scale, taylor
 from cloud.compression.prune import choose_removed, count_kept, reinitialise, remove_units
@@ -23,20 +23,6 @@ from cloud.training.networks import ResidualCnn
 from edgeloop.errors import ConfigError
 
 torch.set_num_threads(1)
-
-
-def mask_units(model: nn.Module, graph: ChannelGraph, removed: frozenset[int]) -> nn.Module:
-    """A copy in which the removed units carry zeros; those who read them are left as they are."""
-    masked = copy.deepcopy(model)
-    modules = dict(masked.named_modules())
-    for layer in graph.layers.values():
-        module = modules[layer.name]
-        gone = torch.tensor([unit in removed for unit in layer.outputs.tolist()])
-        with torch.no_grad():
-            for name in ("weight", "bias"):
-                if getattr(module, name, None) is not None:
-                    getattr(module, name)[gone] = 0.0
-    return masked
 
 
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
@@ -62,13 +48,15 @@ GROUPS = {
     "Residual": {("stem", "outer"): 16, ("inner",): 24},
     "Concat": {("left", "mix"): 16, ("right",): 24},
     "Depthwise": {("expand",): 16, ("project",): 16},
-    "Grouped": {("first",): 16, ("third",): 24},
+    "Grouped": {("first",): 16, ("second",): 4, ("third",): 24},
     "Gated": {("conv", "excite"): 24, ("squeeze",): 16},
     "Dense": {("layers.1",): 32, ("layers.5",): 24},
     "Sequence": {("a",): 16, ("b",): 24},
     "Repeated": {("stem", "again"): 24},
     "Normalised": {("second",): 24},
-    "Split": {("b",): 24},
+    "Split": {("a",): 16, ("b",): 24},
+    "Taken": {("b",): 24},
+    "Shifted": {("b",): 24},
 }
 
 
@@ -81,11 +69,11 @@ def test_channels_that_the_graph_ties_together_form_one_group(kind: type[nn.Modu
 @pytest.mark.parametrize(
     ("kind", "operation", "reason"),
     [
-        (nets.Grouped, "grouped", "convolution of 4 groups"),
         (nets.Normalised, "norm", "LayerNorm"),
-        (nets.Split, "chunk", "chunk"),
+        (nets.Taken, "getitem", "takes some of the channels by number"),
+        (nets.Shifted, "add", "something that must stay whole"),
     ],
-    ids=["grouped", "layer-norm", "chunk"],
+    ids=["layer-norm", "index", "added"],
 )
 def test_what_cannot_be_pruned_is_named(kind: type[nn.Module], operation: str, reason: str) -> None:
     frozen = trace_channels(make(kind), INPUT_SHAPE).frozen
@@ -138,25 +126,6 @@ def test_the_least_important_go() -> None:
     scores = {unit: float(unit) for group in graph.groups for unit in group.units}
     removed = choose_removed(graph, scores, 0.5)
     assert removed & set(units) == set(units[:8])
-
-
-def test_a_forward_with_sizes_written_out_is_refused_or_left_whole() -> None:
-    class Written(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.width = 16
-            self.a = nn.Conv2d(1, 16, 3)
-            self.b = nn.Conv2d(16, 24, 3)
-            self.head = nn.Linear(24, 5)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = torch.relu(self.a(x)).reshape(-1, self.width, 6, 6)
-            result: torch.Tensor = self.head(torch.relu(self.b(x)).mean((2, 3)))
-            return result
-
-    graph = trace_channels(Written().eval(), INPUT_SHAPE)
-    assert [group.layers for group in graph.groups] == [("b",)]
-    assert "use flatten" in graph.frozen[0].reason
 
 
 def test_two_inputs_are_refused_by_name() -> None:

@@ -18,15 +18,18 @@ from torch import nn
 from cloud.compression import build, evaluate
 from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.choose import choose_precision, reject_against_parent
-from cloud.compression.distil import distil, recalibrate, soft_label_loss
+from cloud.compression.distil import distil, recalibrate
 from cloud.compression.evaluate import measure_peak_rss
+from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights, quantise
 from cloud.domain.candidates import Candidate
+from cloud.domain.losses import Loss
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from cloud.training.datasets import Dataset, Split
+from cloud.training.objectives import soft_loss
 from cloud.training.teacher import TeacherTrainer, measure_accuracy
 from edgeloop.artifact import check_artifact, golden_arrays, parse_manifest
 from edgeloop.errors import ConfigError, TransientError
@@ -140,7 +143,10 @@ def test_a_student_ships_with_a_manifest_that_a_device_accepts(
     assert seen[-1][0] == 1.0
     metrics = candidate.metrics
     assert metrics.macs < trained[1].macs / 2
-    assert metrics.artifact_bytes == len(data)
+    assert metrics.artifact_bytes == manifest.size_bytes == len(data)
+    assert metrics.executable_bytes == manifest.executable_size_bytes > len(data) * 1.2
+    assert manifest.format == "onnx-packed-v1"
+    assert manifest.executable_digest == hashlib.sha256(executable_of(data)).hexdigest()
     assert 20e6 < measure_peak_rss(data) < 500e6
     assert metrics.latency_p50_ms <= metrics.latency_p95_ms
 
@@ -169,7 +175,10 @@ def test_the_full_width_pruned_is_the_teacher_itself(
     trained: tuple[TeacherTrainer, TeacherResult, Memory],
 ) -> None:
     candidate, _ = build_one(trained, width_ratio=1.0, precision=Precision.FP32)
-    assert candidate.digest == trained[1].artifact_digest
+    manifest = parse_manifest(
+        trained[2].get(candidate.manifest_digest), expected_digest=candidate.manifest_digest
+    )
+    assert manifest.executable_digest == trained[1].artifact_digest
 
 
 def test_auto_ships_one_of_the_two_that_it_measured(
@@ -277,11 +286,11 @@ def test_reduced_range_keeps_weights_within_seven_bits(
 def test_the_soft_loss_is_zero_for_equal_logits_and_keeps_its_gradient_over_temperatures() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(64, 10, generator=generator), torch.randn(64, 10, generator=generator)
-    assert soft_label_loss(teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-5)
+    assert soft_loss(Loss.CROSS_ENTROPY, teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-5)
     norms = []
     for temperature in (10.0, 20.0, 40.0):
         logits = student.clone().requires_grad_()
-        soft_label_loss(logits, teacher, temperature).backward()
+        soft_loss(Loss.CROSS_ENTROPY, logits, teacher, temperature).backward()
         assert logits.grad is not None
         norms.append(float(logits.grad.norm()))
     assert max(norms) / min(norms) < 1.2

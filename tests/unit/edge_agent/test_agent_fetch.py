@@ -205,3 +205,70 @@ def test_a_manifest_that_is_not_what_the_deployment_says_is_refused_at_once(
     effects = found.on_message(topics.manifest(slot.manifest_digest), raw, 0.0)
     assert [effect.code for effect in of(Refuse, effects)] == [code]  # type: ignore[attr-defined]
     assert not of(KeepManifest, effects)
+
+
+def begun(settings: FetchSettings = SETTINGS) -> Fetcher:
+    fetcher = Fetcher(SLOT, settings, random.Random(0))
+    fetcher.begin_manifest(0.0)
+    fetcher.on_message(topics.manifest(SLOT.manifest_digest), RAW, 0.0)
+    fetcher.begin_blocks(BlockAssembler(MANIFEST), 0.0)
+    return fetcher
+
+
+def codes(effects: list[FetchEffect]) -> list[str]:
+    return [effect.code for effect in effects if isinstance(effect, Refuse)]
+
+
+def test_an_endless_sender_is_cut_off_by_bytes_and_topics_are_left() -> None:
+    fetcher = begun()
+    found: list[FetchEffect] = []
+    received = 0
+    # The same block again and again: nothing is wrong with any of the messages.
+    while not found or not codes(found):
+        found = fetcher.on_message(topics.block(SLOT.digest, 0), BLOCKS[0], 1.0)
+        received += len(BLOCKS[0])
+        assert received < 32 << 20
+    assert codes(found) == ["fetch-too-much"]
+    assert fetcher.topics == ()
+    assert fetcher.on_message(topics.block(SLOT.digest, 1), BLOCKS[1], 1.0) == []
+
+
+SLOW = FetchSettings(slow_grace_s=600.0, min_rate_bytes_s=BLOCK / 600.0)
+
+
+def test_a_sender_that_trickles_is_cut_off_by_the_minimum_rate() -> None:
+    fetcher = begun(SLOW)
+    # One block in half an hour, at a rate of a block in ten minutes.
+    ended_s = None
+    for minute in range(400):
+        found = fetcher.on_tick(minute * 60.0)
+        if minute % 30 == 29:
+            found += fetcher.on_message(
+                topics.block(SLOT.digest, minute // 30), BLOCKS[minute // 30], minute * 60.0
+            )
+        if codes(found):
+            assert codes(found) == ["fetch-too-slow"]
+            ended_s = minute * 60.0
+            break
+    assert ended_s is not None
+
+
+def test_a_link_that_is_slow_but_fast_enough_arrives() -> None:
+    fetcher = begun(SLOW)
+    for n in range(NUM_BLOCKS):
+        now_s = 590.0 * (n + 1)
+        assert codes(fetcher.on_tick(now_s)) == []
+        found = fetcher.on_message(topics.block(SLOT.digest, n), BLOCKS[n], now_s)
+    assert Complete() in found
+
+
+def test_silence_and_time_without_a_broker_are_nobodys_slowness() -> None:
+    fetcher = begun(SLOW)
+    # Nothing has ever come: a broker that forgot, a cloud that is away.
+    assert codes(fetcher.on_tick(1e6)) == []
+    fetcher.on_message(topics.block(SLOT.digest, 0), BLOCKS[0], 1e6)
+    fetcher.on_connected(False, 1e6)
+    assert codes(fetcher.on_tick(2e6)) == []
+    fetcher.on_connected(True, 2e6)
+    assert codes(fetcher.on_tick(2e6 + 600)) == []
+    assert codes(fetcher.on_tick(2e6 + 6000)) == ["fetch-too-slow"]

@@ -19,6 +19,7 @@ from agent_harness import NUM_INPUTS, NUM_OUTPUTS, Shipment, make_model, ship
 
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult, read_result, run_self_test
 from edgeloop import artifact
+from edgeloop.v1 import artifact_pb2
 
 
 def job(
@@ -55,6 +56,35 @@ def test_a_good_model_passes_and_says_how_fast_it_was(tmp_path: Path) -> None:
     assert result.passed, result
     assert 0 < result.p50_ms < 100
     assert result.max_error < 1e-3
+
+
+def test_a_packed_model_is_unpacked_and_tried_in_the_child(tmp_path: Path) -> None:
+    result = run_self_test(job(tmp_path, ship(make_model(1), packed=True)))
+    assert result.passed, result
+    assert result.max_error < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("executable_digest", "ab" * 32, "executable-altered"),
+        ("executable_size_bytes", artifact.MAX_EXECUTABLE_BYTES, "packed-size"),
+        ("format", "onnx", "model-load"),
+    ],
+)
+def test_a_packed_model_that_is_not_what_its_manifest_says_fails_to_load(
+    tmp_path: Path, field: str, value: object, code: str
+) -> None:
+    good = ship(make_model(1), packed=True)
+    manifest = artifact_pb2.Manifest.FromString(good.raw_manifest)
+    setattr(manifest, field, value)
+    if field == "format":
+        manifest.ClearField("executable_digest")
+        manifest.ClearField("executable_size_bytes")
+    wrong = Shipment(data=good.data, manifest=manifest, raw_manifest=artifact.encode_manifest(manifest))
+    result = run_self_test(job(tmp_path, wrong))
+    assert result.code == "self-test-load"
+    assert code in result.message
 
 
 def test_outputs_that_differ_from_the_golden_ones_fail(tmp_path: Path) -> None:

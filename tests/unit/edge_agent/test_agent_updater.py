@@ -7,11 +7,12 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "integration"))
 
-from agent_harness import Shipment, make_model, ship
+from agent_harness import Shipment, golden_inputs, make_model, ship
 
 from edge_agent import fetch
 from edge_agent.blobs import BlobStore
@@ -19,14 +20,16 @@ from edge_agent.fetch import FetchSettings
 from edge_agent.inference import InferenceEngine
 from edge_agent.journal import Journal
 from edge_agent.meter import WindowKey
+from edge_agent.runtime import load_onnx
 from edge_agent.selftest import SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
-from edge_agent.update_events import DeploymentSeen
+from edge_agent.update_events import DeploymentSeen, Ignored
 from edge_agent.update_state import Slot, State, StatusNote
 from edge_agent.updater import RETRY_S, Updater
-from edgeloop import topics
+from edgeloop import artifact, topics
 from edgeloop.errors import TransientError
+from edgeloop.v1 import artifact_pb2
 
 FIRST, SECOND = ship(make_model(1)), ship(make_model(2))
 
@@ -51,6 +54,7 @@ class Device:
         self.subscribed: set[str] = set()
         self.requests: list[fetch.Request] = []
         self.delivered: list[StatusNote] = []
+        self.ignored: list[Ignored] = []
         self.spool_fails = False
         self.tests: list[SelfTestProcess] = []
         monkeypatch.setattr(SelfTestProcess, "start", lambda process: self.tests.append(process))
@@ -68,6 +72,7 @@ class Device:
             wire=self,
             post_self_test=lambda process, result: None,
             deliver=self.deliver,
+            on_ignored=self.ignored.append,
             update_settings=UpdateSettings(trial_requests=3, trial_s=30.0),
             fetch_settings=FetchSettings(),
             self_test_timeout_s=5.0,
@@ -144,6 +149,29 @@ def test_one_model_after_the_other_and_only_what_is_kept_stays_on_the_disk(devic
     assert device.updater.state.outbox == ()
     device.restart()
     assert device.serving == third.digest
+
+
+def test_a_packed_model_serves_what_its_graph_computes_and_after_a_restart_as_well(device: Device) -> None:
+    graph = make_model(4)
+    device.install(ship(graph, packed=True), 1)
+    wanted = load_onnx(graph).run(golden_inputs())
+    for _ in range(2):
+        assert device.engine.serving is not None
+        assert np.array_equal(device.engine.serving.runtime.run(golden_inputs()), wanted)
+        device.restart()
+
+
+def test_a_packed_model_that_is_not_what_its_manifest_says_never_serves(device: Device) -> None:
+    device.install(FIRST, 1)
+    good = ship(make_model(4), packed=True)
+    manifest = artifact_pb2.Manifest.FromString(good.raw_manifest)
+    manifest.executable_digest = "ab" * 32
+    wrong = Shipment(data=good.data, manifest=manifest, raw_manifest=artifact.encode_manifest(manifest))
+    device.updater.handle(DeploymentSeen(slot=slot(wrong, 2)))
+    device.fetch(wrong)
+    device.pass_test()  # a self-test that was fooled
+    assert device.serving == FIRST.digest
+    assert "executable-altered" in [note.code for note in device.delivered if note.generation == 2]
 
 
 def test_the_same_artifact_under_a_new_generation_needs_no_broker(device: Device) -> None:

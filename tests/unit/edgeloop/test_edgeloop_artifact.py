@@ -313,6 +313,34 @@ def test_any_bytes_are_a_message_or_refused(raw: bytes) -> None:
         return
 
 
+def test_a_packed_artifact_is_described_by_both_of_its_sizes() -> None:
+    packed = manifest(b"small", artifact_format="onnx-packed-v1", executable=b"much larger")
+    read = parse(packed)
+    assert (read.digest, read.size_bytes) == (artifact.sha256_hex(b"small"), 5)
+    assert (read.executable_digest, read.executable_size_bytes) == (artifact.sha256_hex(b"much larger"), 11)
+
+
+@pytest.mark.parametrize(
+    ("artifact_format", "field", "value"),
+    [
+        ("onnx-packed-v1", "executable_digest", ""),
+        ("onnx-packed-v1", "executable_digest", "AB" * 32),
+        ("onnx-packed-v1", "executable_size_bytes", 0),
+        ("onnx-packed-v1", "executable_size_bytes", artifact.MAX_EXECUTABLE_BYTES + 1),
+        ("onnx", "executable_digest", "ab" * 32),
+        ("onnx", "executable_size_bytes", 11),
+    ],
+)
+def test_an_executable_that_does_not_fit_the_format_is_refused(
+    artifact_format: str, field: str, value: object
+) -> None:
+    executable = b"much larger" if artifact_format == "onnx-packed-v1" else b""
+    message = manifest(b"small", artifact_format=artifact_format, executable=executable)
+    setattr(message, field, value)
+    with pytest.raises(RejectedError, match="executable"):
+        parse(message)
+
+
 @settings(max_examples=300)
 @given(st.data())
 def test_any_damage_to_a_manifest_is_refused_or_leaves_it_usable(data: st.DataObject) -> None:

@@ -1,0 +1,137 @@
+"""What edgeloop would make of a workload, before anything is trained.
+
+Rules: the data are loaded and checked, the untrained teacher is traced, exported, quantised and run, and so
+is the narrowest student that the search would begin with. Whatever would stop a training or a build stops
+here with the same words. Accuracies and latencies are not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from cloud.compression import evaluate
+from cloud.compression.attention import open_attention
+from cloud.compression.budget import check_calibration, narrowest
+from cloud.compression.cost import Cost, measure_cost
+from cloud.compression.dependency import Frozen
+from cloud.compression.export import export_onnx
+from cloud.compression.importance import magnitude
+from cloud.compression.prune import choose_removed, count_kept, remove_units
+from cloud.compression.quantise import quantise
+from cloud.compression.readiness import check_compressible
+from cloud.domain.workloads import Workload
+from cloud.training.augment import Augmenter
+from cloud.training.datasets import SPLITS, Dataset, load_dataset
+from cloud.training.networks import build_teacher
+from edgeloop.errors import RejectedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupPreview:
+    """Channels that go together. ``kept`` is how many units stay at each of the search's widths."""
+
+    layers: tuple[str, ...]
+    num_units: int
+    unit_size: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """One network. ``int8_bytes`` is 0 where it does not quantise, and ``int8_problem`` then says why."""
+
+    width_ratio: float
+    cost: Cost
+    fp32_bytes: int
+    int8_bytes: int
+    int8_problem: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preview:
+    """``sizes`` are of the teacher, and of the narrowest student. ``rewritten`` are layers by their names.
+
+    ``least_parameters`` is what the narrowest network has that the floors allow.
+    """
+
+    workload: str
+    metric: str
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    num_samples: tuple[int, ...]
+    width_ratios: tuple[float, ...]
+    groups: tuple[GroupPreview, ...]
+    frozen: tuple[Frozen, ...]
+    rewritten: tuple[str, ...]
+    sizes: tuple[Size, Size]
+    least_parameters: int
+
+
+def preview(workload: Workload) -> Preview:
+    """Raises ``ConfigError`` naming the field, as training would."""
+    dataset = load_dataset(workload)
+    check_calibration(workload, dataset)
+    Augmenter.of(workload.training, dataset.input_shape)
+    teacher = build_teacher(workload, dataset).eval()
+    graph = check_compressible(teacher, dataset.input_shape, try_export=False)
+    opened = open_attention(teacher)
+    widths = workload.search.width_ratios
+    removed = choose_removed(graph, magnitude()(opened, graph), min(widths))
+    student = remove_units(opened, graph, removed, dataset.input_shape)
+    return Preview(
+        workload=workload.name,
+        metric=dataset.loss.metric,
+        input_shape=dataset.input_shape,
+        num_outputs=dataset.num_outputs,
+        num_samples=tuple(len(getattr(dataset, split)) for split in SPLITS),
+        width_ratios=widths,
+        groups=tuple(
+            GroupPreview(
+                layers=group.layers,
+                num_units=len(group.units),
+                unit_size=group.unit_size,
+                kept=tuple(count_kept(len(group.units), width, group.unit_size) for width in widths),
+            )
+            for group in graph.groups
+        ),
+        frozen=graph.frozen,
+        rewritten=_rewritten(teacher, opened),
+        sizes=(
+            _size(opened, 1.0, workload, dataset),
+            _size(student, min(widths), workload, dataset),
+        ),
+        least_parameters=narrowest(opened, graph, dataset.input_shape).num_parameters,
+    )
+
+
+def _size(model: nn.Module, width_ratio: float, workload: Workload, dataset: Dataset) -> Size:
+    data = export_onnx(model, dataset.input_shape)
+    samples = dataset.train.inputs[: workload.search.num_calibration_samples]
+    evaluate.load(data).run(samples[:1])
+    int8, problem = b"", ""
+    try:
+        int8 = quantise(data, samples, reduced_range=True)
+        evaluate.load(int8).run(samples[:1])
+    except RejectedError as error:
+        problem = error.message
+    return Size(
+        width_ratio=width_ratio,
+        cost=measure_cost(model, dataset.input_shape),
+        fp32_bytes=len(data),
+        int8_bytes=0 if problem else len(int8),
+        int8_problem=problem,
+    )
+
+
+def _rewritten(teacher: nn.Module, opened: nn.Module) -> tuple[str, ...]:
+    """Outermost modules that stand in the opened network for another class."""
+    kinds = {name: type(module) for name, module in opened.named_modules()}
+    found: list[str] = []
+    for name, module in teacher.named_modules():
+        inside: Sequence[str] = [outer for outer in found if name.startswith(f"{outer}.")]
+        if not inside and kinds.get(name) is not type(module):
+            found.append(name)
+    return tuple(found)

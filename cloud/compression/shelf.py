@@ -1,0 +1,93 @@
+"""Trained students, kept by what their training depended on: a second profile does not train them again.
+
+Two profiles that ask for the same student differ in how it is quantised and in what it measures, not in its
+fp32 weights. Rules: the key holds everything that training depends on and nothing else; of the network only
+weights are kept, and the architecture is made again from the teacher; what does not fit counts as absent. Two
+who want the same at once train it once: the second waits for the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Protocol
+
+from torch import nn
+
+from cloud.compression.dependency import trace_channels
+from cloud.compression.prune import choose_removed, remove_units
+from cloud.domain.specs import CompressionSpec, Precision
+from cloud.domain.tasks import StudentTask
+from cloud.training import checkpoints
+from edgeloop.errors import EdgeloopError
+
+Report = Callable[[float, str], None]
+
+
+class WeightsShelf(Protocol):
+    """Where weights are kept between tasks. ``lock`` is held by one at a time, and dies with its holder."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+    def lock(self, key: str, report: Report) -> AbstractContextManager[None]: ...
+
+
+def shelved(
+    task: StudentTask,
+    teacher: nn.Module,
+    input_shape: tuple[int, ...],
+    make: Callable[[], nn.Module],
+    *,
+    shelf: WeightsShelf | None,
+    report: Report,
+) -> nn.Module:
+    """The trained student, from the shelf when it is there, else made and put there."""
+    if shelf is None:
+        return make()
+    key = training_key(task)
+    with shelf.lock(key, report):
+        data = shelf.get(key)
+        found = None if data is None else _restore(data, task.spec, teacher, input_shape)
+        if found is not None:
+            report(0.8, "trained for another profile already")
+            return found
+        student = make()
+        shelf.put(key, checkpoints.to_bytes({"version": 1, "model": student.state_dict()}))
+        return student
+
+
+def training_key(task: StudentTask) -> str:
+    """Of everything that the student's fp32 weights depend on."""
+    spec = replace(task.spec, precision=Precision.AUTO)
+    identity = {
+        "teacher": task.teacher.checkpoint_digest,
+        "family": task.family.checkpoint_digest if task.family is not None else "",
+        "workload": task.workload.teacher_key,
+        "student": task.workload.student,
+        "spec": spec.to_json(),
+    }
+    if json.loads(spec.to_json()).keys() - json.loads(CompressionSpec().to_json()).keys():
+        # Further dimensions may train for the arithmetic of the target.
+        identity["instruction_sets"] = ",".join(sorted(task.profile.instruction_sets))
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _restore(
+    data: bytes, spec: CompressionSpec, teacher: nn.Module, input_shape: tuple[int, ...]
+) -> nn.Module | None:
+    """Which units left does not matter for the shapes, only how many of each group."""
+    try:
+        state = checkpoints.from_bytes(data)
+        graph = trace_channels(teacher, input_shape)
+        scores = {unit: 0.0 for group in graph.groups for unit in group.units}
+        student = remove_units(teacher, graph, choose_removed(graph, scores, spec.width_ratio), input_shape)
+        student.load_state_dict(state["model"])
+    except (EdgeloopError, KeyError, RuntimeError):
+        return None
+    return student.eval()

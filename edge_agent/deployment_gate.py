@@ -1,0 +1,153 @@
+"""What may pass from the device's deployment topic to the update rules.
+
+Rules:
+- Nothing passes but what a director key that counts now has signed for this device and that has not expired,
+  judged by the time that it is at least. Everything else is refused, each for a reason of its own, and
+  changes nothing.
+- A refusal is told to the cloud: once for each message and reason, and each reason at most every ten seconds,
+  so that a flood of refusals costs neither the disk nor the link. The log has every one.
+- What an unknown key signed is kept aside, and tried again when the keys change: which of the two topics is
+  heard first does not matter.
+- The chain of key changes is on the disk before anything is accepted by it.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.journal import write_atomically
+from edge_agent.known_time import FLOOR_FILE, KnownTime
+from edge_agent.update_state import Slot
+from edgeloop import topics, trust
+from edgeloop.director_keys import TrustedKeys
+from edgeloop.errors import RejectedError
+from edgeloop.v1 import deployment_pb2
+
+logger = logging.getLogger(__name__)
+
+CHAIN_FILE = "director-keys.bin"
+QUIET_S = 10.0
+MAX_REMEMBERED = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """`generation` is 0, and `digest` that of the message, unless a trusted signature names them."""
+
+    generation: int
+    digest: str
+    code: str
+    message: str
+
+
+def load_keys(state_dir: Path, configured: tuple[bytes, ...]) -> TrustedKeys:
+    """The configured keys, and what their changes have made of them since."""
+    keys = TrustedKeys.configured(*configured)
+    try:
+        return keys.follow((state_dir / CHAIN_FILE).read_bytes())
+    except FileNotFoundError:
+        return keys
+    except (OSError, RejectedError) as error:
+        # The chain is retained at the broker too.
+        logger.error("stored director keys are left aside reason=%s", error)
+        return keys
+
+
+class DeploymentGate:
+    """Owned by the agent's thread."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        device_id: str,
+        configured_keys: tuple[bytes, ...],
+        known_time: KnownTime,
+        on_refused: Callable[[Refusal], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._state_dir = state_dir
+        self._device_id = device_id
+        self._time = known_time
+        self._on_refused = on_refused
+        self._monotonic = monotonic
+        self.keys = load_keys(state_dir, configured_keys)
+        self._unknown = b""
+        self._told: dict[tuple[str, str], None] = {}
+        self._told_at_s: dict[str, float] = {}
+
+    def open(self, payload: bytes) -> Slot | None:
+        """The slot that it names, or None once it has been refused."""
+        try:
+            deployment = trust.open_deployment(
+                payload, self.keys.ring, device_id=self._device_id, now_s=self._time.now_s()
+            )
+        except RejectedError as error:
+            message = error.message
+            if error.code == "signature-unknown-key":
+                self._unknown = payload
+            elif error.code == "deployment-expired":
+                message += f" (if its clock once ran ahead, delete {FLOOR_FILE} in its state folder)"
+            self.refuse(self._named(payload, error.code, message))
+            return None
+        self._unknown = b""
+        if deployment.HasField("issue_time"):
+            self._time.raise_to(trust.timestamp_s(deployment.issue_time))
+        return Slot(
+            generation=deployment.generation,
+            digest=deployment.digest,
+            manifest_digest=deployment.manifest_digest,
+            workload=deployment.workload,
+            profile=deployment.profile,
+            signed=payload,
+        )
+
+    def on_chain(self, raw: bytes) -> bytes:
+        """Takes up changed keys; returns a deployment that was waiting for them, or nothing."""
+        try:
+            keys = self.keys.follow(raw)
+        except RejectedError as error:
+            self.refuse(_unnamed(raw, error.code, error.message))
+            return b""
+        if keys.version == self.keys.version:
+            return b""
+        try:
+            write_atomically(self._state_dir / CHAIN_FILE, raw)
+        except OSError as error:
+            logger.error("changed director keys cannot be kept and wait reason=%s", error.strerror)
+            return b""
+        self.keys = keys
+        logger.info("director keys version=%d trusted=%s", keys.version, ",".join(keys.ring))
+        waiting, self._unknown = self._unknown, b""
+        return waiting
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Log it, and tell it once."""
+        logger.error("deployment refused code=%s reason=%s", refusal.code, refusal.message)
+        key, now_s = (refusal.code, refusal.digest), self._monotonic()
+        if key in self._told or now_s < self._told_at_s.get(refusal.code, float("-inf")) + QUIET_S:
+            return
+        self._told_at_s[refusal.code] = now_s
+        self._told[key] = None
+        if len(self._told) > MAX_REMEMBERED:
+            del self._told[next(iter(self._told))]
+        self._on_refused(refusal)
+
+    def _named(self, payload: bytes, code: str, message: str) -> Refusal:
+        """Believes what is inside only where the signature held: the code says that it did."""
+        if code == "deployment-expired":
+            signed = deployment_pb2.SignedDeployment.FromString(payload)
+            inner = deployment_pb2.Deployment.FromString(signed.deployment)
+            return Refusal(
+                generation=inner.generation,
+                digest=topics.check_digest(inner.digest),
+                code=code,
+                message=message,
+            )
+        return _unnamed(payload, code, message)
+
+
+def _unnamed(payload: bytes, code: str, message: str) -> Refusal:
+    return Refusal(generation=0, digest=hashlib.sha256(payload).hexdigest(), code=code, message=message)
