@@ -1,10 +1,10 @@
-"""A copy of what a control plane cannot make again: database, artifacts, and the key that signs deployments.
+"""A copy of what a control plane cannot make again: database, artifacts, and the keys that sign deployments.
 
 Rules that this module keeps:
 
 * It may run beside a control plane that works: SQLite is copied by its online backup, as of one moment. The
   database comes first, so that every artifact that it names is in the registry when that is copied.
-* The archive appears whole or not at all, and only its owner may read it: the director's key is in it.
+* The archive appears whole or not at all, and only its owner may read it: the director's keys are in it.
 * Restoring goes into an empty state folder that nobody uses. Names in an archive are checked against a list
   of patterns, and each artifact against its digest, before anything is put in place.
 * PostgreSQL is left to ``pg_dump`` and ``pg_restore``, which know it better; the archive then holds the rest.
@@ -28,6 +28,7 @@ from typing import IO
 
 import sqlalchemy as sa
 
+from cloud.director_keys import CHAIN_FILE, KEY_FILE, NEW_KEY_FILE, OLD_KEY_FILE
 from cloud.settings import ServeSettings
 from cloud.state_folder import locked
 from edgeloop import __version__
@@ -36,7 +37,8 @@ from edgeloop.errors import ConfigError, RejectedError
 FORMAT = 1
 _INFO = "backup.json"
 _DATABASE = "edgeloop.db"
-_DIRECTOR = "director.key"
+#: The newest of the director's keys, those of a change under way, and what vouches for them.
+_DIRECTOR = (KEY_FILE, NEW_KEY_FILE, OLD_KEY_FILE, CHAIN_FILE)
 _BLOB = re.compile(r"registry/sha256/([0-9a-f]{2})/([0-9a-f]{64})")
 _MAX_MEMBER_BYTES = 1 << 32
 
@@ -65,8 +67,9 @@ def back_up(settings: ServeSettings, target: Path) -> BackupSummary:
     try:
         with _private_file(temporary) as raw, tarfile.open(fileobj=raw, mode="w") as archive:
             has_database = _add_database(archive, settings, temporary.with_suffix(".db"))
-            if settings.director.exists():
-                archive.add(settings.director, _DIRECTOR)
+            for name in _DIRECTOR:
+                if (settings.director / name).exists():
+                    archive.add(settings.director / name, name)
             blobs = sorted(path for path in registry.glob("sha256/??/*") if path.is_file())
             for path in blobs:
                 archive.add(path, f"registry/{path.relative_to(registry)}")
@@ -90,7 +93,7 @@ def back_up(settings: ServeSettings, target: Path) -> BackupSummary:
 
 def restore(source: Path, state_dir: Path) -> BackupSummary:
     """Make a state folder from an archive. Raises ConfigError or RejectedError, and then leaves nothing."""
-    if (state_dir / _DATABASE).exists() or (state_dir / _DIRECTOR).exists():
+    if (state_dir / _DATABASE).exists() or (state_dir / KEY_FILE).exists():
         raise ConfigError(
             f"{state_dir} holds a control plane already: restore into an empty folder, and start from that",
             code="restore-not-empty",
@@ -120,7 +123,7 @@ def _take_all(archive: tarfile.TarFile, state_dir: Path, written: list[Path]) ->
         if member.name == _INFO:
             info = _summary(stream.read())
             continue
-        if not (blob or member.name in (_DATABASE, _DIRECTOR)):
+        if not (blob or member.name in (_DATABASE, *_DIRECTOR)):
             raise _foreign(member.name)
         target = state_dir / member.name
         target.parent.mkdir(parents=True, exist_ok=True)

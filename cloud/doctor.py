@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from cryptography import x509
 
+from cloud.director_keys import KEY_FILE
 from cloud.elector import CONTROLLER
 from cloud.settings import ServeSettings
 from cloud.store import Store
@@ -166,7 +167,7 @@ def _controller(settings: ServeSettings) -> Finding:
 
 
 def _director(settings: ServeSettings) -> Finding:
-    path = settings.director
+    path = settings.director / KEY_FILE
     if not path.exists():
         return _warn(
             "director key", f"there is none at {path} yet: 'edgeloop serve' makes it; back it up then"

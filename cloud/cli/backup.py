@@ -18,7 +18,7 @@ def backup(
     state_dir: state_dir_option = None,
     database_url: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     registry_url: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
-    director_key: Annotated[Path | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
+    director_dir: Annotated[Path | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
 ) -> None:
     """Copy database, artifacts and signing key into one archive, beside a control plane that works or not."""
     from cloud.backup import back_up
@@ -28,7 +28,7 @@ def backup(
         "state_dir": state_dir,
         "database_url": database_url,
         "registry_url": registry_url,
-        "director_key": director_key,
+        "director_dir": director_dir,
     }
     # Where it listens does not matter here.
     environ = {name: text for name, text in os.environ.items() if name != "EDGELOOP_HOST"}

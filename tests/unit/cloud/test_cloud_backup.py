@@ -10,6 +10,7 @@ import pytest
 from cloud_store_values import fill
 
 from cloud.backup import back_up, restore
+from cloud.director_keys import rotate
 from cloud.registry import Registry
 from cloud.settings import ServeSettings
 from cloud.store import Store
@@ -26,7 +27,8 @@ def settings(tmp_path: Path) -> ServeSettings:
     store.migrate()
     fill(store)
     store.close()
-    DirectorKey.generate().save(settings.director)
+    DirectorKey.generate().save(settings.director / "director.key")
+    rotate(settings.director, now_s=1.0)
     registry = Registry(settings.registry)
     registry.put(b"an artifact")
     registry.put(b"its manifest")
@@ -68,8 +70,9 @@ def test_what_was_backed_up_beside_a_running_writer_comes_back(
     assert [device.device_id for device in restored.devices()] == ["gw-1"]
     assert restored.deployment("gw-1") is not None
     restored.close()
-    assert DirectorKey.load(again.director).public_bytes == DirectorKey.load(settings.director).public_bytes
-    assert again.director.stat().st_mode & 0o777 == 0o600
+    for name in ("director.key", "director.key.old", "director-keys.bin"):
+        assert (again.director / name).read_bytes() == (settings.director / name).read_bytes()
+        assert (again.director / name).stat().st_mode & 0o777 == 0o600
     registry = Registry(again.registry)
     assert registry.get(Registry(settings.registry).put(b"an artifact")) == b"an artifact"
 
@@ -77,11 +80,11 @@ def test_what_was_backed_up_beside_a_running_writer_comes_back(
 def test_nothing_is_restored_over_a_control_plane(settings: ServeSettings, tmp_path: Path) -> None:
     archive = tmp_path / "backup.tar"
     back_up(settings, archive)
-    before = settings.director.read_bytes()
+    before = (settings.director / "director.key").read_bytes()
     with pytest.raises(ConfigError) as caught:
         restore(archive, settings.state_dir)
     assert caught.value.code == "restore-not-empty"
-    assert settings.director.read_bytes() == before
+    assert (settings.director / "director.key").read_bytes() == before
 
 
 def test_a_damaged_artifact_is_refused_and_nothing_stays(settings: ServeSettings, tmp_path: Path) -> None:

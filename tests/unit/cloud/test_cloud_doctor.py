@@ -24,7 +24,7 @@ def settings(tmp_path: Path, store_url: str) -> ServeSettings:
     """Of a control plane that acts."""
     settings = ServeSettings(state_dir=tmp_path / "state", database_url=store_url)
     settings.state_dir.mkdir()
-    DirectorKey.generate().save(settings.director)
+    DirectorKey.generate().save(settings.director / "director.key")
     store = Store(store_url)
     store.migrate()
     store.claim_lease("controller", "plane-1", 60.0)
@@ -66,7 +66,7 @@ def test_a_clock_that_is_off_fails(tmp_path: Path, postgres_url: str) -> None:
 
 
 def test_a_key_that_others_can_read_fails(settings: ServeSettings) -> None:
-    settings.director.chmod(0o644)
+    (settings.director / "director.key").chmod(0o644)
     finding = found(settings)["director key"]
     assert finding.verdict is Verdict.FAIL
     assert "chmod 600" in finding.message
