@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("benchmarks.agent", "benchmarks.reports", "benchmarks.serving")
+BENCHMARKS = ("benchmarks.agent", "benchmarks.reports", "benchmarks.rules", "benchmarks.serving")
 
 
 def main() -> int:

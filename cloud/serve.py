@@ -282,7 +282,12 @@ class ControlPlane:
             keys.fleet_credentials() if keys is not None else None,
         )
         control_servicer = control.ControlServicer(
-            store, settings=settings.policy, info=self._info, poke=poke, enrols=keys is not None
+            store,
+            settings=settings.policy,
+            info=self._info,
+            read_blob=Registry(settings.registry).get,
+            poke=poke,
+            enrols=keys is not None,
         )
         guard = OperatorGuard(audit, keys.tokens(store) if keys is not None else None)
         control_server = grpc.aio.server(options=control.SERVER_OPTIONS, interceptors=[guard])

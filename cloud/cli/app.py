@@ -23,6 +23,7 @@ from cloud.cli import (
     operator,
     pareto,
     rollout,
+    rules,
     serve,
 )
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
@@ -59,6 +60,7 @@ app.command("pareto")(pareto.pareto)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
 app.command("check")(check.check)
+app.command("rules")(rules.rules)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("backup")(backup.backup)

@@ -59,7 +59,7 @@ def prepare_lesson(
 ) -> RuleLesson:
     """Ask the teacher. Raises ``ConfigError`` when its inputs are too large for so many points."""
     num_features = int(np.prod(dataset.input_shape))
-    num_real = min(len(dataset.train), MAX_REAL_SAMPLES)
+    num_real = min(len(dataset.train), MAX_REAL_SAMPLES, max(1, MAX_VALUES // (2 * num_features)))
     num_points = num_real + spec.num_mixup_samples
     if num_points * num_features > MAX_VALUES:
         room = max(0, MAX_VALUES // num_features - num_real)
@@ -73,6 +73,7 @@ def prepare_lesson(
     mixed = mixup(real.inputs, spec.num_mixup_samples, alpha=spec.mixup_alpha, rng=rng)
     held_out = dataset.validation.inputs
     teacher = teacher.to(device).eval()
+    says = probabilities(teacher, held_out, dataset.num_classes, device=device).argmax(axis=1)
     inputs = np.concatenate([real.inputs, mixed])
     if spec.labels is RuleLabels.DATA:
         targets = one_hot(real.labels, dataset.num_classes)
@@ -85,7 +86,7 @@ def prepare_lesson(
         targets=targets,
         num_real=num_real,
         held_out_inputs=held_out.reshape(len(held_out), -1),
-        held_out_classes=probabilities(teacher, held_out, dataset.num_classes, device=device).argmax(axis=1),
+        held_out_classes=says,
     )
 
 

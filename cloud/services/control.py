@@ -23,6 +23,7 @@ from cloud.services.explaining import explain_device
 from cloud.services.identities import Identities
 from cloud.services.operations import Operations
 from cloud.services.queries import Queries
+from cloud.services.rules import describe_candidate
 from cloud.services.trade_off import trade_off
 from cloud.store import Store
 from edgeloop.errors import EdgeloopError, abort_args
@@ -54,6 +55,7 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
     """``info`` gives what only the process knows of itself; ``poke`` has the controller look at once.
 
     ``enrols`` is whether this control plane has the keys to enrol devices with.
+    ``read_blob`` gives an artifact by its digest.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         *,
         settings: PolicySettings,
         info: Callable[[], pb.GetServerInfoResponse],
+        read_blob: Callable[[str], bytes],
         poke: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.time,
         enrols: bool = False,
     ) -> None:
         self._info = info
+        self._read_blob = read_blob
         self._queries = Queries(store, settings=settings, now_s=now_s)
         self._operations = Operations(store, self._queries, settings=settings, now_s=now_s, poke=poke)
         self._identities = Identities(store, enrols=enrols, now_s=now_s, poke=poke)
@@ -127,6 +131,11 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         self, request: pb.ExplainDeviceRequest, context: Context
     ) -> pb.ExplainDeviceResponse:
         return await _call(context, self._explain, request)
+
+    async def ExplainRules(
+        self, request: pb.ExplainRulesRequest, context: Context
+    ) -> pb.ExplainRulesResponse:
+        return await _call(context, self._describe_rules, request)
 
     async def TrainTeacher(
         self, request: pb.TrainTeacherRequest, context: Context
@@ -224,6 +233,9 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
 
     def _explain(self, request: pb.ExplainDeviceRequest) -> pb.ExplainDeviceResponse:
         return explain_device(self._store, self._queries, request.device_id)
+
+    def _describe_rules(self, request: pb.ExplainRulesRequest) -> pb.ExplainRulesResponse:
+        return describe_candidate(self._store, request.digest, read_blob=self._read_blob)
 
 
 def add_control_service(server: grpc.aio.Server, servicer: ControlServicer) -> None:

@@ -567,6 +567,26 @@ class GetTradeOffResponse(_message.Message):
     prediction_error_ratio: float
     def __init__(self, profile: _Optional[str] = ..., points: _Optional[_Iterable[_Union[TradeOffPoint, _Mapping]]] = ..., reason: _Optional[str] = ..., prediction_error_ratio: _Optional[float] = ...) -> None: ...
 
+class ExplainRulesRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class ExplainRulesResponse(_message.Message):
+    __slots__ = ("digest", "kind", "accuracy", "fidelity", "lines")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    kind: str
+    accuracy: float
+    fidelity: float
+    lines: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, digest: _Optional[str] = ..., kind: _Optional[str] = ..., accuracy: _Optional[float] = ..., fidelity: _Optional[float] = ..., lines: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class TrainTeacherRequest(_message.Message):
     __slots__ = ("workload", "force")
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]

@@ -89,6 +89,11 @@ class ControlServiceStub:
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceRequest.SerializeToString,
                 response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceResponse.FromString,
                 _registered_method=True)
+        self.ExplainRules = channel.unary_unary(
+                '/edgeloop.v1.ControlService/ExplainRules',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainRulesRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainRulesResponse.FromString,
+                _registered_method=True)
         self.GetTradeOff = channel.unary_unary(
                 '/edgeloop.v1.ControlService/GetTradeOff',
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetTradeOffRequest.SerializeToString,
@@ -253,6 +258,13 @@ class ControlServiceServicer:
 
     def ExplainDevice(self, request, context):
         """Why a device runs what it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainRules(self, request, context):
+        """What a candidate made of rules decides, as text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -435,6 +447,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ExplainDevice,
                     request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceRequest.FromString,
                     response_serializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceResponse.SerializeToString,
+            ),
+            'ExplainRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRules,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainRulesRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.ExplainRulesResponse.SerializeToString,
             ),
             'GetTradeOff': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTradeOff,
@@ -829,6 +846,33 @@ class ControlService:
             '/edgeloop.v1.ControlService/ExplainDevice',
             edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceRequest.SerializeToString,
             edgeloop_dot_v1_dot_control__service__pb2.ExplainDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/ExplainRules',
+            edgeloop_dot_v1_dot_control__service__pb2.ExplainRulesRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.ExplainRulesResponse.FromString,
             options,
             channel_credentials,
             insecure,
