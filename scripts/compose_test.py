@@ -22,6 +22,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "edgeloop-test"
 EXAMPLE = "examples/gateways"
 SMALL = "gateway-small"
+PORTS = ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT")
 PROFILES = (SMALL, "gateway-medium", "gateway-large")
 #: What is served first: the small gateway gets the teacher's own width, which is too much for it.
 FIRST_WIDTHS = {SMALL: 1.0, "gateway-medium": 0.25, "gateway-large": 0.5}
@@ -43,17 +46,14 @@ CONVERGE_TIMEOUT_S = 180.0
 class Compose:
     """docker-compose with this project's name, profiles and ports."""
 
-    def __init__(self) -> None:
+    def __init__(self, ports: dict[str, str]) -> None:
         self._command = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
         self._environment = {
             **os.environ,
             "EDGELOOP_REPORT_INTERVAL_S": "5",
             "EDGELOOP_POLICY_COOL_DOWN_S": "15",
             "EDGELOOP_POLICY_MAX_AGE_S": "180",
-            **{
-                name: str(_free_port())
-                for name in ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT")
-            },
+            **ports,
         }
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
@@ -85,6 +85,18 @@ class Compose:
             if item["State"]["Status"] == "exited":
                 found[item["Config"]["Labels"]["com.docker.compose.service"]] = item["State"]["ExitCode"]
         return found
+
+
+def _ports(*, again: bool) -> dict[str, str]:
+    """Free ones, or those of the run before."""
+    path = ROOT / "out" / "compose-test-ports.json"
+    if again:
+        found: dict[str, str] = json.loads(path.read_text())
+        return found
+    ports = {name: str(_free_port()) for name in PORTS}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(ports))
+    return ports
 
 
 def _free_port() -> int:
@@ -184,12 +196,25 @@ class Loop:
             "rollouts": sorted(item["rollout_id"] for item in compose.listed("get", "rollouts")),
         }
 
-    def is_whole(self) -> bool:
-        """Devices connected, reports coming in, the cluster there."""
+    def is_whole(self, since_s: float) -> bool:
+        """Devices connected and heard of since then, what they measure known, the cluster there."""
         info = self._compose.listed("info")
         if not info or not info.get("broker_connected") or " 2 CPU" not in str(info.get("compute")):
             return False
-        return self._num_connected() == len(PROFILES) and all(self._is_measured(name) for name in PROFILES)
+        devices = self.devices().values()
+        heard = [datetime.fromisoformat(item["last_seen_time"]).timestamp() for item in devices]
+        return (
+            self._num_connected() == len(PROFILES)
+            and min(heard) > since_s
+            and all(self._is_measured(name) for name in PROFILES)
+        )
+
+    def is_quiet(self) -> bool:
+        """No job is left that could bring something new."""
+        jobs = self._compose.listed("get", "jobs")
+        return jobs is not None and all(
+            item["state"] in ("succeeded", "failed", "cancelled") for item in jobs
+        )
 
     def _num_connected(self) -> int:
         return sum(bool(item.get("connected")) for item in self.devices().values())
@@ -220,12 +245,19 @@ def _generation(item: dict[str, Any]) -> Any:
 
 
 def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
-    compose.edgeloop("pause")  # so that whatever changes was changed by the kill
+    compose.edgeloop("pause")  # so that whatever changes was changed by what is done here
+    wait("jobs have ended", loop.is_quiet, LOOP_TIMEOUT_S)
     before = loop.state()
+    compose("up", "-d", "--no-build")
+    wait("whole after a second up", partial(loop.is_whole, time.time()), CONVERGE_TIMEOUT_S)
+    if loop.state() != before:
+        raise SystemExit("FAILED: a second up changed something")
+    say("a second up changed nothing")
     for service in services:
         compose("kill", service)
         compose("up", "-d", "--no-build")
-        taken_s = wait(f"whole again after kill of {service}", loop.is_whole, CONVERGE_TIMEOUT_S)
+        whole = partial(loop.is_whole, time.time())
+        taken_s = wait(f"whole again after kill of {service}", whole, CONVERGE_TIMEOUT_S)
         after = loop.state()
         if after != before:
             raise SystemExit(f"FAILED: kill of {service} changed the state:\n{before}\n{after}")
@@ -253,8 +285,14 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     parser.add_argument("--no-build", action="store_true", help="use the images that are there")
     parser.add_argument("--kill", default=",".join(SERVICES), help="services to kill, separated by commas")
+    parser.add_argument("--attach", action="store_true", help="to what --keep left: only kill its services")
     options = parser.parse_args()
-    compose = Compose()
+    compose = Compose(_ports(again=options.attach))
+    services = tuple(name for name in options.kill.split(",") if name)
+    if options.attach:
+        kill_each(compose, Loop(compose), services)
+        say("PASSED")
+        return 0
     compose("down", "-v", "--remove-orphans", check=False)
     try:
         if not options.no_build:
@@ -275,13 +313,7 @@ def main() -> int:
         loop.serve_first_students()
         loop.close()
         figures()
-        before = loop.state()
-        compose("up", "-d", "--no-build")
-        wait("whole after a second up", loop.is_whole, CONVERGE_TIMEOUT_S)
-        if loop.state() != before:
-            raise SystemExit("FAILED: a second up changed something")
-        say("a second up changed nothing")
-        kill_each(compose, loop, tuple(name for name in options.kill.split(",") if name))
+        kill_each(compose, loop, services)
         say("PASSED")
     finally:
         if not options.keep:
