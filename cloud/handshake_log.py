@@ -4,7 +4,7 @@ A client without a certificate, with an expired one or with one of a stranger ne
 core refuses it and writes one line. This module reads standard error in between, takes those lines, and
 passes all others on unchanged. gRPC does not say where the client was; a firewall's log does.
 
-Call ``start`` before the first server is made: gRPC reads its verbosity once.
+Call ``start`` before anything else of gRPC, credentials too: it reads its verbosity once.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ def reason_of(line: bytes) -> str | None:
 
 
 class HandshakeLog:
-    """``on_failure`` is called with the reason, on a thread of its own. A flood loses some."""
+    """``start``, then ``listen`` once there is somebody to tell, then ``stop``."""
 
-    def __init__(self, on_failure: Callable[[str], None]) -> None:
-        self._on_failure = on_failure
+    def __init__(self) -> None:
         self._waiting: queue.Queue[str | None] = queue.Queue(_MAX_WAITING)
         self._real = -1
         self._reader: threading.Thread | None = None
@@ -65,7 +64,11 @@ class HandshakeLog:
         os.close(sink)
         self._reader = threading.Thread(target=self._read, args=(source,), name="handshake-log", daemon=True)
         self._reader.start()
-        threading.Thread(target=self._tell, name="handshake-audit", daemon=True).start()
+
+    def listen(self, on_failure: Callable[[str], None]) -> None:
+        """Have it called with each reason, on a thread of its own. A flood loses some."""
+        teller = threading.Thread(target=self._tell, args=(on_failure,), name="handshake-audit", daemon=True)
+        teller.start()
 
     def stop(self) -> None:
         """Step aside; what was written until now still gets through. Safe to call twice."""
@@ -89,9 +92,9 @@ class HandshakeLog:
                     with contextlib.suppress(OSError):
                         os.write(self._real, line)
 
-    def _tell(self) -> None:
+    def _tell(self, on_failure: Callable[[str], None]) -> None:
         while (reason := self._waiting.get()) is not None:
             try:
-                self._on_failure(reason)
+                on_failure(reason)
             except Exception:  # the next one may be written
                 logger.exception("a failed handshake could not be written down")

@@ -38,8 +38,14 @@ class SecureParts:
     """Made by ``load``; ``start`` once, from the event loop, before any server is made."""
 
     def __init__(
-        self, folder: KeyFolder, settings: ServeSettings, authority: Authority, admin_hash: str
+        self,
+        folder: KeyFolder,
+        settings: ServeSettings,
+        authority: Authority,
+        admin_hash: str,
+        handshakes: HandshakeLog,
     ) -> None:
+        self._handshakes = handshakes
         self.folder = folder
         self._settings = settings
         self._authority = authority
@@ -49,14 +55,20 @@ class SecureParts:
         self._audit: AuditLog | None = None
 
     @classmethod
-    def load(cls, settings: ServeSettings) -> SecureParts:
-        """Raises ``ConfigError`` that names the file that is missing or damaged."""
+    def load(cls, settings: ServeSettings, stack: contextlib.AsyncExitStack) -> SecureParts:
+        """From here on failed handshakes are noted; ``stack`` ends that.
+
+        Raises ``ConfigError`` that names the file that is missing or damaged.
+        """
         assert settings.tls_dir is not None
+        handshakes = HandshakeLog()
+        handshakes.start()
+        stack.callback(handshakes.stop)
         folder = KeyFolder(settings.tls_dir)
         admin_hash = _read(folder, "admin-token.sha256").decode(errors="replace").strip()
         if not re.fullmatch(r"[0-9a-f]{64}", admin_hash):
             raise ConfigError(f"{folder.admin_hash} is damaged: it holds one sha256", code="tls-files")
-        parts = cls(folder, settings, folder.load_device_authority(), admin_hash)
+        parts = cls(folder, settings, folder.load_device_authority(), admin_hash, handshakes)
         parts.server_credentials()  # a file that is missing is told before anything listens
         return parts
 
@@ -94,11 +106,9 @@ class SecureParts:
         broker_host: str,
         broker_port: int,
     ) -> None:
-        """Begin to watch handshakes and revocations; ``stack`` ends both."""
+        """Begin to write down failed handshakes and to watch revocations; ``stack`` ends it."""
         loop = asyncio.get_running_loop()
-        handshakes = HandshakeLog(lambda reason: audit.refused("unknown", "tls-handshake", message=reason))
-        handshakes.start()
-        stack.callback(handshakes.stop)
+        self._handshakes.listen(lambda reason: audit.refused("unknown", "tls-handshake", message=reason))
         guard = self._guard = IdentityGuard(audit)
         self._audit = audit
         self._enrolment = Enrolment(

@@ -105,7 +105,7 @@ class ControlPlane:
         registry = Registry(settings.registry)
         director = self._director = DirectorKeys(settings.director)
 
-        keys = self._keys = SecureParts.load(settings) if settings.tls_dir is not None else None
+        keys = self._keys = SecureParts.load(settings, stack) if settings.tls_dir is not None else None
         acting = self._acting = Acting(
             ActingParts(
                 settings=settings,
@@ -387,6 +387,8 @@ class ControlPlane:
 async def serve(settings: ServeSettings) -> None:
     """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
     set_up_logging(settings)
+    if settings.tls_dir is None:  # else secure_parts asks for more, and reads it
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     ended = asyncio.Event()

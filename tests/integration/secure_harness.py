@@ -11,12 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from cloud.pki.authority import Authority
 from cloud.pki.key_folder import KeyFolder, init_folder
+from edgeloop.identity import certificate_request, new_private_key, requested_key
 from edgeloop.v1.control_service_pb2_grpc import ControlServiceStub
 from tests.conftest import free_port
 
@@ -29,6 +33,12 @@ def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float =
     while not condition():
         assert time.monotonic() < until_s, f"waited {timeout_s:g} s for {what}"
         time.sleep(0.05)
+
+
+def new_keys(folder: Path) -> KeyFolder:
+    """Of a server on this machine, for two control planes."""
+    init_folder(folder / "keys", ["localhost"], num_controls=2)
+    return KeyFolder(folder / "keys")
 
 
 class SecureBroker:
@@ -83,11 +93,16 @@ class SecureBroker:
 class SecurePlane:
     """``edgeloop serve --tls-dir``."""
 
-    def __init__(self, folder: Path, *flags: str, broker: SecureBroker | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        broker: SecureBroker | None = None,
+        keys: KeyFolder | None = None,
+    ) -> None:
         self.folder = folder
-        self.keys = KeyFolder(folder / "keys")
-        if not self.keys.server_ca.exists():
-            init_folder(self.keys.root, ["localhost"])
+        folder.mkdir(exist_ok=True)
+        self.keys = keys or new_keys(folder)
         self.state_dir = folder / "state"
         self.log_path = folder / "serve.log"
         self._flags = [*flags]
@@ -216,6 +231,32 @@ class SecureAgent:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(15)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device without an agent: its key and certificate, in a file and in memory."""
+
+    name: str
+    key_pem: bytes
+    certificate_pem: bytes
+    path: Path
+
+    def credentials(self, plane: SecurePlane) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(plane.ca_pem, self.key_pem, self.certificate_pem)
+
+
+def device(
+    authority: Authority, folder: Path, name: str, *, begin_s: float = 0, life_s: float = 3600
+) -> Device:
+    """One that the authority vouches for, whether or not a control plane knows of it."""
+    key_pem = new_private_key()
+    key = requested_key(certificate_request(key_pem, name))
+    made = authority.issue_client(name, key, now_s=time.time() + begin_s, life_s=life_s)
+    certificate_pem = made.public_bytes(Encoding.PEM)
+    path = folder / f"{name}-{made.serial_number:x}.pem"
+    path.write_bytes(key_pem + certificate_pem)
+    return Device(name, key_pem, certificate_pem, path)
 
 
 def clean_env() -> dict[str, str]:
