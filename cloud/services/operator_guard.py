@@ -103,7 +103,7 @@ class OperatorGuard(grpc.aio.ServerInterceptor):
         self, method: str, request: Any, context: Context, inner: Callable[[Any, Context], Awaitable[Any]]
     ) -> Any:
         """A call with one reply."""
-        who = await self._admitted(method, context)
+        who = await self._admitted(method, context, _target(request))
         if _reads(method):
             return await inner(request, context)
         action, target, peer = method.rpartition("/")[2], _target(request), peer_host(context.peer())
@@ -125,11 +125,11 @@ class OperatorGuard(grpc.aio.ServerInterceptor):
         inner: Callable[[Any, Context], AsyncIterator[Any]],
     ) -> AsyncIterator[Any]:
         """A call with many replies. All that there are read."""
-        await self._admitted(method, context)
+        await self._admitted(method, context, _target(requests))
         async for reply in inner(requests, context):
             yield reply
 
-    async def _admitted(self, method: str, context: Context) -> Caller:
+    async def _admitted(self, method: str, context: Context, target: str) -> Caller:
         if self._tokens is None:
             return LOCAL
         peer = peer_host(context.peer())
@@ -153,7 +153,7 @@ class OperatorGuard(grpc.aio.ServerInterceptor):
             if who is None and isinstance(error, ConfigError):
                 self._limiter.failed(peer)
             actor = who.actor if who is not None else "unknown"
-            await asyncio.to_thread(self._audit.refused, actor, name, "", error.message, peer=peer)
+            await asyncio.to_thread(self._audit.refused, actor, name, target, error.message, peer=peer)
             status = grpc.StatusCode.PERMISSION_DENIED if who is not None else grpc.StatusCode.UNAUTHENTICATED
             if not isinstance(error, ConfigError):
                 status = abort_args(error)[0]

@@ -26,6 +26,7 @@ from edgeloop import topics
 from edgeloop.backoff import Backoff
 from edgeloop.identity import client_context, facts, read_certificate
 from edgeloop.mqtt import MqttSession, Will
+from edgeloop.v1 import control_service_pb2 as pb
 from tests.conftest import missing
 
 pytestmark = pytest.mark.mosquitto
@@ -191,6 +192,8 @@ def connected(agent: SecureAgent) -> bool:
     return bool(status.get("broker_connected")) and bool(status.get("server_connected"))
 
 
+@pytest.mark.slow  # four programs start one after the other
+@pytest.mark.timeout(120)
 def test_from_token_to_revoked(broker: Broker, tmp_path: Path, agents: list[SecureAgent]) -> None:
     """The whole way of a device, with the programs that people use."""
     plane = SecurePlane(tmp_path / "plane", broker=broker.running, keys=broker.keys).start()
@@ -202,19 +205,25 @@ def test_from_token_to_revoked(broker: Broker, tmp_path: Path, agents: list[Secu
         assert "used before" in agent.enroll(token, "--force", status=3)
         agents.append(agent.run())
         wait_until(lambda: connected(agent), what=f"both connections: {agent.log}")
-        assert "valid" in plane.edgeloop("get", "devices", "-o", "json")
-        plane.edgeloop("device", "revoke", "gw-9")
+        with plane.control() as control:
+            (found,) = control.ListDevices(pb.ListDevicesRequest(device_id="gw-9")).devices
+            assert found.identity_state == "valid"
+            control.RevokeDevice(pb.RevokeDeviceRequest(device_id="gw-9"))
         wait_until(
             lambda: not agent.status()["broker_connected"] and not agent.status()["server_connected"],
             what="both connections to end",
             timeout_s=15,
         )
         wait_until(lambda: "certificate-revoked" in agent.log, what="the reason in the agent's log")
-        assert "was revoked" in plane.edgeloop("get", "audit", "--refused")
+        with plane.control() as control:
+            entries = control.ListAudit(pb.ListAuditRequest(refused_only=True)).entries
+        assert any(entry.actor == "device:gw-9" and "was revoked" in entry.message for entry in entries)
     finally:
         plane.stop()
 
 
+@pytest.mark.slow  # it waits for a certificate to be renewed, and for one to expire
+@pytest.mark.timeout(120)
 def test_a_certificate_is_renewed_and_an_expired_one_is_turned_in(
     broker: Broker, tmp_path: Path, agents: list[SecureAgent]
 ) -> None:
@@ -223,7 +232,8 @@ def test_a_certificate_is_renewed_and_an_expired_one_is_turned_in(
     plane = SecurePlane(tmp_path / "plane", *flags, broker=broker.running, keys=broker.keys).start()
     try:
         agent = SecureAgent(plane, "gw-8")
-        agent.enroll(plane.edgeloop("device", "enroll", "gw-8").strip())
+        with plane.control() as control:
+            agent.enroll(control.EnrolDevice(pb.EnrolDeviceRequest(device_id="gw-8")).token)
         path = agent.state_dir / "identity" / "identity.pem"
         first = path.read_bytes()
         agents.append(agent.run())

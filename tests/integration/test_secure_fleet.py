@@ -262,7 +262,7 @@ def test_operators_have_tokens_and_roles(plane: SecurePlane) -> None:
         entries = control.ListAudit(pb.ListAuditRequest(limit=1000)).entries
     said = {(entry.actor, entry.action, entry.target, entry.outcome) for entry in entries}
     assert ("operator:admin", "CreateOperator", "vera", "done") in said
-    assert ("operator:vera", "RevokeDevice", "", "refused") in said
+    assert ("operator:vera", "RevokeDevice", "renewing", "refused") in said
     assert ("unknown", "ListDevices", "", "refused") in said
 
 
