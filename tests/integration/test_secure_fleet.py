@@ -132,7 +132,8 @@ def test_a_device_cannot_register_or_report_as_another(plane: SecurePlane) -> No
     [
         ("none", "no certificate was shown"),
         ("expired", "certificate has expired"),
-        ("foreign", "certificate signature failure"),
+        ("foreign", "unable to get local issuer certificate"),
+        ("forged", "signed by another authority"),
     ],
 )
 def test_without_a_good_certificate_nobody_gets_in_and_the_log_says_why(
@@ -142,7 +143,8 @@ def test_without_a_good_certificate_nobody_gets_in_and_the_log_says_why(
     who = {
         "none": lambda: None,
         "expired": lambda: device(ours, tmp_path, "gw-1", begin_s=-7200, life_s=3600),
-        "foreign": lambda: device(Authority.create("edgeloop devices", time.time())[0], tmp_path, "gw-1"),
+        "foreign": lambda: device(Authority.create("other", time.time())[0], tmp_path, "gw-1"),
+        "forged": lambda: device(Authority.create("edgeloop devices", time.time())[0], tmp_path, "gw-1"),
     }[kind]()
     assert refused(lambda: register(plane, who))[0] is grpc.StatusCode.UNAVAILABLE
     wait_until(lambda: audited(plane, "tls-handshake", reason), what=reason, timeout_s=15)
