@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from compression_networks import INPUT_SHAPE, NETWORKS, make
+from compression_own_networks import OWN_NETWORKS
 from torch import nn
 
 from cloud.compression import evaluate
+from cloud.compression.attention import open_attention
 from cloud.compression.build import build_student, finish_teacher, load_teacher
 from cloud.compression.dependency import trace_channels
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
@@ -130,9 +132,9 @@ def trained(
     return before, trainer, finish_family(trainer, teacher, registry=registry)
 
 
-@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*NETWORKS, *OWN_NETWORKS], ids=lambda kind: kind.__name__)
 def test_a_width_computes_what_the_network_cut_at_it_computes(kind: type[nn.Module]) -> None:
-    model = make(kind)
+    model = open_attention(make(kind))
     graph = trace_channels(model, INPUT_SHAPE)
     elastic = ElasticNetwork(model, graph, magnitude()(model, graph), INPUT_SHAPE)
     inputs = torch.randn(6, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
