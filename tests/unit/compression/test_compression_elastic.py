@@ -26,6 +26,7 @@ from cloud.compression.prune import choose_removed
 from cloud.compression.shelf import training_key
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilyResult, FamilySettings, family_key
+from cloud.domain.losses import Loss
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -338,3 +339,29 @@ def test_the_name_of_a_training_holds_what_it_depends_on_and_no_more(teacher: Te
         replace(task, teacher=replace(teacher, checkpoint_digest="0" * 64)),
     ):
         assert training_key(other) != training_key(task)
+
+
+def test_a_regression_has_a_family_too() -> None:
+    def numbers(split: Split) -> Split:
+        return Split(inputs=split.inputs, labels=split.labels[:, None].astype(np.float32))
+
+    dataset = Dataset(
+        train=numbers(DATASET.train),
+        validation=numbers(DATASET.validation),
+        test=numbers(DATASET.test),
+        num_classes=1,
+        loss=Loss.REGRESSION,
+    )
+    workload = replace(WORKLOAD, loss=Loss.REGRESSION)
+    trainer = TeacherTrainer(workload, dataset, device="cpu")
+    while trainer.epoch < trainer.num_epochs:
+        trainer.run_epoch()
+    family = FamilyTrainer(workload, trainer.model.eval(), dataset, SETTINGS, key="k", device="cpu")
+
+    def score() -> float:
+        return measure_accuracy(family.cut(0.25), dataset.validation, CPU, dataset.loss)
+
+    before = score()
+    while family.epoch < family.num_epochs:
+        family.run_epoch()
+    assert score() > before + 0.05
