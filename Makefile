@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: demo setup test check format protos bench clean
+.PHONY: demo setup test check format protos bench bench-compression clean
 
 demo: $(STAMP)
 	$(BIN)/edgeloop demo
@@ -37,6 +37,10 @@ protos: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Hours on a CPU; '$(BIN)/python -m benchmarks.compression --quick' takes minutes.
+bench-compression: $(STAMP)
+	$(BIN)/python -m benchmarks.compression
 
 clean:
 	rm -rf $(VENV) out build *.egg-info
