@@ -4,6 +4,7 @@ Each gives a value or one of edgeloop's own errors; nothing else may leave it. E
 and genuine messages that were cut, spliced and bit-flipped, since those get further. The digest that guards a
 manifest is made to fit, so that what lies behind it is reached. CI takes a few hundred examples of each;
 EDGELOOP_FUZZ_S=60 goes on for a minute with each.
+"""
 
 from __future__ import annotations
 
