@@ -1,5 +1,6 @@
 # make demo   set up and run the main job on the embedded defaults
 # make test   set up and run all tests
+# make compose-test  build and run docker-compose.yml until the loop closed, then kill its services
 # make check  formatting, lint, types, import rules, generated code
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: demo setup test check format protos bench bench-compression clean
+.PHONY: demo setup test check format protos compose-test bench bench-compression clean
 
 demo: $(STAMP)
 	$(BIN)/edgeloop demo
@@ -34,6 +35,9 @@ format: $(STAMP)
 
 protos: $(STAMP)
 	$(BIN)/python scripts/gen_protos.py
+
+compose-test:
+	$(PYTHON) scripts/compose_test.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -56,6 +56,11 @@ class Acting:
         self._compute: ComputeHost | NoCompute | None = None
 
     @property
+    def acts(self) -> bool:
+        """Whether this control plane is the one."""
+        return self._loop is not None
+
+    @property
     def connected(self) -> bool:
         """Whether the broker answers."""
         return self._session is not None and self._session.connected

@@ -37,6 +37,7 @@ from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY
 from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER, PATIENT, Elector, LeaseTimes, holder_name
+from cloud.metrics import FleetMetrics, MetricsServer, PlaneState
 from cloud.registry import Registry
 from cloud.secure_parts import SecureParts
 from cloud.services import control, fleet
@@ -119,6 +120,7 @@ class ControlPlane:
         )
         await self._start_servers(store, acting.poke, ports)
         await self._start_acting(store, acting, holder_name(state_dir))
+        self._start_metrics(store, acting)
         ports.save(
             fleet=self.fleet_port,
             control=self.control_port,
@@ -126,6 +128,19 @@ class ControlPlane:
             **({"enrol": self.enrol_port} if keys is not None else {}),
         )
         self._announce(state_dir, director)
+
+    def _start_metrics(self, store: Store, acting: Acting) -> None:
+        if self.settings.metrics_port is None:
+            return
+        metrics = FleetMetrics(
+            store,
+            settings=self.settings.policy,
+            plane=lambda: PlaneState(acts=acting.acts, broker_connected=acting.connected),
+        )
+        server = MetricsServer(metrics, host=self.settings.host, port=self.settings.metrics_port)
+        server.start()
+        self._stack.push_async_callback(asyncio.to_thread, server.stop)
+        logger.info("metrics: http://%s/metrics", _address(_reachable(self.settings.host), server.port))
 
     async def _start_acting(self, store: Store, acting: Acting, holder: str) -> None:
         """Act at once where nobody else does; stand by otherwise, and act when it is our turn."""

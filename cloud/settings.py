@@ -39,6 +39,8 @@ class ServeSettings:
     must be loopback unless ``insecure``. ``advertise_*`` is where enrolled agents find the rest, if not
     where they enrolled. ``control_index`` tells control planes of one broker apart.
 
+    ``metrics_port`` is for Prometheus, None for no such page.
+
     Raises ``ConfigError`` that names the field and the flag.
     """
 
@@ -57,6 +59,7 @@ class ServeSettings:
     step_interval_s: float = 2.0
     report_interval_s: int = 30
     deployment_lifetime_s: float = 30 * 86_400.0
+    metrics_port: int | None = None
     log_level: str = "INFO"
     tls_dir: Path | None = None
     enrol_port: int = DEFAULT_ENROL_PORT
@@ -74,6 +77,8 @@ class ServeSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65_535:
                 raise _bad(name, value, "0 (a free one) to 65535")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
+            raise _bad("metrics_port", self.metrics_port, "0 (a free one) to 65535")
         if self.fleet_port and self.fleet_port == self.control_port:
             raise _bad("control_port", self.control_port, "another than fleet_port")
         if (
@@ -175,6 +180,7 @@ _KINDS: Mapping[str, type] = {
     "fleet_port": int,
     "control_port": int,
     "broker_port": int,
+    "metrics_port": int,
     "num_cpus": int,
     "report_interval_s": int,
     "step_interval_s": float,

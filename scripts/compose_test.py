@@ -1,4 +1,4 @@
-"""``make compose-test``: the compose file, built and run for real, until the loop has closed; then services die.
+"""``make compose-test``: the compose file, built and run for real, until the loop closed; then services die.
 
 What it shows, each with a figure:
 
@@ -7,8 +7,8 @@ What it shows, each with a figure:
 - after ``kill`` and ``up`` of each service the system is as it was: same generations, nothing lost, devices
   connected, reports counted, the cluster ready to build.
 
-It needs an engine and docker-compose (or ``docker compose``), and takes 10 to 20 minutes on two cores. It uses a
-project name and ports of its own, and removes what it made; with --keep all of it stays for a look.
+It needs an engine and docker-compose (or ``docker compose``), and takes 10 to 20 minutes on two cores. It
+uses a project name and ports of its own, and removes what it made; with --keep all of it stays for a look.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ class Loop:
         after = self.profiles()[SMALL]
         say(
             f"loop closed {self._elapsed()} after up: {SMALL} went from {first_digest[:12]} at "
-            f"{measured[SMALL]:.2f} ms to {after['current_digest'][:12]} at {float(after['measured_p95_ms']):.2f} ms"
+            f"{measured[SMALL]:.2f} ms to {after['current_digest'][:12]} at "
+            f"{float(after['measured_p95_ms']):.2f} ms"
         )
         return float(after["measured_p95_ms"]), str(after["current_digest"])
 
@@ -276,6 +277,7 @@ def main() -> int:
         figures()
         before = loop.state()
         compose("up", "-d", "--no-build")
+        wait("whole after a second up", loop.is_whole, CONVERGE_TIMEOUT_S)
         if loop.state() != before:
             raise SystemExit("FAILED: a second up changed something")
         say("a second up changed nothing")

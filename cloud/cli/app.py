@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from cloud.cli import (
+    backup,
     check,
     contexts,
     demo,
     describe,
     device,
+    doctor,
     get,
     jobs,
     keys,
@@ -60,6 +62,9 @@ app.command("why")(describe.why)
 app.command("check")(check.check)
 app.command("rules")(rules.rules)
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 
 
 @app.command()

@@ -63,6 +63,9 @@ def serve(
         float | None,
         typer.Option(help="seconds for which devices may accept a deployment", show_default="30 days"),
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="for Prometheus; 0 takes a free one", show_default="none")
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR", show_default="INFO")
     ] = None,
@@ -119,6 +122,7 @@ def serve(
         "step_interval_s": step_interval_s,
         "report_interval_s": report_interval_s,
         "deployment_lifetime_s": deployment_lifetime_s,
+        "metrics_port": metrics_port,
         "log_level": log_level,
         "tls_dir": tls_dir,
         "enrol_port": enrol_port,

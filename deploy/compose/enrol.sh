@@ -9,5 +9,5 @@ for class in small medium large; do
     mv "/agents/$name.token.tmp" "/agents/$name.token"
 done
 [ -s /agents/inputs.npz ] || python3 /compose/inputs.py /opt/edgeloop/examples/gateways/workload.yaml /agents/inputs.npz
-cp /keys/operator/ca.crt /agents/ca.crt
+[ -s /agents/ca.crt ] || cp /keys/operator/ca.crt /agents/ca.crt
 chmod 0444 /agents/ca.crt /agents/inputs.npz

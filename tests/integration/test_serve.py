@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from conftest import free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -254,6 +256,17 @@ def test_a_port_in_use_is_said_with_its_flag(tmp_path: Path, flag: str) -> None:
     assert process.returncode not in (0, None)
     assert flag in text.decode()
     assert "Traceback" not in text.decode()
+
+
+def test_prometheus_reads_whether_it_acts(tmp_path: Path) -> None:
+    port = free_port()
+    served = Served(tmp_path / "state", "--metrics-port", str(port))
+    try:
+        served.start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT_S) as answer:
+            assert "\nedgeloop_controller_acts 1\n" in answer.read().decode()
+    finally:
+        served.end(signal.SIGKILL)
 
 
 def test_devices_are_told_what_to_run_whatever_is_killed_in_between(served: Served) -> None:

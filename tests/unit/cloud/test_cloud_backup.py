@@ -1,0 +1,125 @@
+"""What was backed up comes back whole, and nothing else is let in."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from cloud_store_values import fill
+
+from cloud.backup import back_up, restore
+from cloud.director_keys import rotate
+from cloud.registry import Registry
+from cloud.settings import ServeSettings
+from cloud.store import Store
+from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.trust import DirectorKey
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ServeSettings:
+    """Of a control plane that has worked."""
+    settings = ServeSettings(state_dir=tmp_path / "state")
+    settings.state_dir.mkdir()
+    store = Store(settings.database)
+    store.migrate()
+    fill(store)
+    store.close()
+    DirectorKey.generate().save(settings.director / "director.key")
+    rotate(settings.director, now_s=1.0)
+    registry = Registry(settings.registry)
+    registry.put(b"an artifact")
+    registry.put(b"its manifest")
+    return settings
+
+
+def rewritten(archive: Path, **changes: bytes) -> Path:
+    """The archive with some members' bytes changed, or added."""
+    target = archive.with_suffix(".changed")
+    with tarfile.open(archive) as old, tarfile.open(target, "w") as new:
+        names = {member.name: member.size for member in old}
+        for name in [*names, *(name for name in changes if name not in names)]:
+            found = old.extractfile(name) if name in names else None
+            data = changes.get(name, found.read() if found else b"")
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    return target
+
+
+def test_what_was_backed_up_beside_a_running_writer_comes_back(
+    settings: ServeSettings, tmp_path: Path
+) -> None:
+    archive = tmp_path / "backup.tar"
+    store = Store(settings.database)
+    with store.transaction():
+        store.set_meta("note", "not committed yet")
+        summary = back_up(settings, archive)
+    store.close()
+    assert (summary.has_database, summary.num_artifacts) == (True, 2)
+    assert archive.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+    again = ServeSettings(state_dir=tmp_path / "again")
+    assert restore(archive, again.state_dir) == summary
+    restored = Store(again.database)
+    restored.migrate()
+    assert restored.get_meta("note") == ""
+    assert [device.device_id for device in restored.devices()] == ["gw-1"]
+    assert restored.deployment("gw-1") is not None
+    restored.close()
+    for name in ("director.key", "director.key.old", "director-keys.bin"):
+        assert (again.director / name).read_bytes() == (settings.director / name).read_bytes()
+        assert (again.director / name).stat().st_mode & 0o777 == 0o600
+    registry = Registry(again.registry)
+    assert registry.get(Registry(settings.registry).put(b"an artifact")) == b"an artifact"
+
+
+def test_nothing_is_restored_over_a_control_plane(settings: ServeSettings, tmp_path: Path) -> None:
+    archive = tmp_path / "backup.tar"
+    back_up(settings, archive)
+    before = (settings.director / "director.key").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        restore(archive, settings.state_dir)
+    assert caught.value.code == "restore-not-empty"
+    assert (settings.director / "director.key").read_bytes() == before
+
+
+def test_a_damaged_artifact_is_refused_and_nothing_stays(settings: ServeSettings, tmp_path: Path) -> None:
+    archive = tmp_path / "backup.tar"
+    back_up(settings, archive)
+    with tarfile.open(archive) as opened:
+        blob = next(name for name in opened.getnames() if name.startswith("registry/"))
+    with pytest.raises(RejectedError) as caught:
+        restore(rewritten(archive, **{blob: b"something else"}), tmp_path / "again")
+    assert caught.value.code == "restore-altered"
+    assert not (tmp_path / "again" / "edgeloop.db").exists()
+    assert not (tmp_path / "again" / "director.key").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "serve.lock", "registry/sha256/aa/short"])
+def test_what_no_backup_holds_is_refused(settings: ServeSettings, tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "backup.tar"
+    back_up(settings, archive)
+    with pytest.raises(RejectedError) as caught:
+        restore(rewritten(archive, **{name: b"x"}), tmp_path / "again")
+    assert caught.value.code == "restore-foreign"
+    assert not (tmp_path / "outside").exists()
+
+
+def test_an_archive_that_breaks_off_is_refused(settings: ServeSettings, tmp_path: Path) -> None:
+    archive = tmp_path / "backup.tar"
+    back_up(settings, archive)
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    with pytest.raises((ConfigError, RejectedError)) as caught:
+        restore(archive, tmp_path / "again")
+    assert caught.value.code in ("restore-read", "restore-truncated")
+    assert not (tmp_path / "again" / "edgeloop.db").exists()
+
+
+def test_a_folder_without_a_database_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--state-dir"):
+        back_up(ServeSettings(state_dir=tmp_path / "nothing"), tmp_path / "backup.tar")
+    assert not (tmp_path / "backup.tar").exists()
