@@ -1,7 +1,7 @@
 """Levels that lie anywhere: codebooks by k-means, and signed powers of two.
 
-Rules: a value takes the nearest level of its row; a row that holds exact zeros (pruned weights) has zero among
-its levels, so that they stay; the same values give the same levels, nothing is random.
+Rules: a value takes the nearest level of its row; a row that holds exact zeros (pruned weights) has zero
+among its levels, so that they stay; the same values give the same levels, nothing is random.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def fit_logarithmic(rows: Floats, bits: int) -> LevelGrid:
     """Zero and ``+-2^e`` for the ``2^(bits-1) - 1`` exponents up to ``floor(log2(4/3 * max|x|))``.
 
     4/3 because a value up to 1.5 times a level rounds to it. Sources: Miyashita et al., Convolutional Neural
-    Networks using Logarithmic Data Representation (2016); Zhou et al., Incremental Network Quantization (2017).
+    Networks using Logarithmic Data Representation (2016); Zhou et al., Incremental Network Quantization
+    (2017).
     """
     largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)
     top = np.floor(np.log2(np.where(largest > 0, largest, 1.0) * 4 / 3))

@@ -18,7 +18,8 @@ from cloud.domain.quantisation import Estimator, Granularity, QuantisationSpec, 
 
 Grid = UniformGrid | LevelGrid
 
-#: With mean squared error, power-of-two scales are tried down to this many steps under the one that never clips.
+#: With mean squared error, power-of-two scales are tried down to this many steps under the one that clips
+#: nothing.
 NUM_FINER_POWERS = 4
 
 
