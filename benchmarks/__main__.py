@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = (
     "benchmarks.agent",
+    "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",
     "benchmarks.serving",

@@ -1,9 +1,10 @@
 """What each quantiser costs in accuracy and buys in bytes and time: ``python -m benchmarks.quantisation``.
 
-One network (a residual CNN on handwritten digits, or ``--workload fashion-mnist``), trained once, goes through every
-method. Sizes are ratios to its fp32 file, each compressed as it would travel (zstd is not in the base install, so
-zlib stands in for it); latencies are ratios to fp32 in the same interleaved run of the agent's runtime. The peer is
-ONNX Runtime's own ``quantize_static`` with its defaults for such a processor (per channel, reduced range).
+One network (a residual CNN on handwritten digits, or ``--workload fashion-mnist``), trained once, goes
+through every method. Sizes on the wire are those of the packed artifact, as shares of the peer's; latencies
+are shares of fp32's in one interleaved run of the agent's runtime. The peer is ONNX Runtime's own
+``quantize_static`` as it is advised for processors without VNNI: per channel, unsigned activations, reduced
+range.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-import zlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from cloud.compression.export import fold_batch_norm
 from cloud.compression.fake_quantise import quantise_network
 from cloud.compression.fusion import float_compute_nodes
 from cloud.compression.int8_scales import quantise_network_int8
+from cloud.compression.pack import pack_onnx
 from cloud.compression.qat import train_int8
 from cloud.compression.quantise import quantise
 from cloud.domain.quantisation import Estimator, Granularity, QuantisationSpec, Scheme
@@ -75,7 +76,7 @@ METHODS: dict[str, QuantisationSpec] = {
     "logarithmic 4, tuned": replace(BASE, scheme=Scheme.LOGARITHMIC, bits=4, tuning_epochs=2),
 }
 #: One channel this many times as large as it was, and the weights behind it as much smaller.
-IMBALANCE = 100.0
+IMBALANCE = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -176,7 +177,7 @@ def unbalance(model: nn.Module, dataset: Dataset) -> nn.Module:
         first.bias[0] *= IMBALANCE
         second.weight[:, 0] /= IMBALANCE
         after = folded(torch.from_numpy(dataset.validation.inputs[:8]))
-    assert torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(before, after, atol=1e-2)
     return folded
 
 
@@ -201,10 +202,11 @@ def main() -> None:
     rows.append(Row(name="unbalanced: quantize_static", fp32=None, int8=plain, weight_bytes=0))
     hard = replace(BASE, estimator=Estimator.MIN_MAX, qat_epochs=3)
     rows += bench.train("unbalanced", hard, unbalanced)
-    _print(bench, rows, len(fp32), len(zlib.compress(peer, 9)))
+    _print(bench, rows, len(fp32), len(pack_onnx(peer)))
+    num_scored = min(arguments.num_validation, len(bench.dataset.validation))
     print(
-        f"\n{arguments.workload}, {min(arguments.num_validation, len(bench.dataset.validation))} validation samples, "
-        f"teacher trained in {bench.seconds:.0f} s, all in {time.perf_counter() - started:.0f} s"
+        f"\n{arguments.workload}, {num_scored} validation samples, teacher trained in {bench.seconds:.0f} s, "
+        f"all in {time.perf_counter() - started:.0f} s"
     )
 
 
@@ -221,14 +223,14 @@ def _print(bench: Bench, rows: list[Row], fp32_bytes: int, peer_wire_bytes: int)
             "-" if row.fp32 is None else f"{100 * bench.accuracy(row.fp32):.2f}",
             "-" if row.int8 is None else f"{100 * bench.accuracy(row.int8):.2f}",
             "-" if not row.weight_bytes else f"{row.weight_bytes / fp32_bytes:.3f}",
-            f"{len(zlib.compress(data, 9)) / peer_wire_bytes:.2f}",
+            f"{len(pack_onnx(data)) / peer_wire_bytes:.2f}",
             f"{timing.p50_ms(place) / timing.p50_ms(0):.2f}",
             "-" if row.int8 is None else str(len(float_compute_nodes(row.int8))),
         ]
         print(f"| {' | '.join(cells)} |")
     print(
-        "\nAccuracy in % on the validation split. Packed weights: share of the fp32 file. On the wire: zlib-9, share "
-        "of quantize_static's file.\np50: share of fp32's, interleaved, one thread, batch 1."
+        "\nAccuracy in % on the validation split. Weights packed: share of the fp32 file. On the wire: share "
+        "of\nquantize_static's packed file. p50: share of fp32's, one thread, batch 1."
     )
 
 

@@ -332,7 +332,7 @@ def _forms(
     if wanted is not Precision.INT8:
         built.append((fp32, Precision.FP32))
     if wanted is not Precision.FP32:
-        report(0.84, "quantising")
+        report(ROUND_TO, "quantising")
         samples = calibration_samples(dataset, task.workload.search.num_calibration_samples, task.spec.seed)
         try:
             if quantiser is None:

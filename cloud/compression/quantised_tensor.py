@@ -50,7 +50,7 @@ class QuantisedTensor:
         """Bytes of the packed codes and of the grid's numbers."""
         grid = self.grid
         if isinstance(grid, LevelGrid):
-            return len(self.pack()) + grid.levels.nbytes
+            return len(self.pack()) + grid.num_bytes
         return len(self.pack()) + grid.scale.nbytes + (grid.zero_point.size if grid.zero_point.any() else 0)
 
     def int8_grid(self, largest: int) -> tuple[Floats, int]:

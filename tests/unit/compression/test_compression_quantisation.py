@@ -11,7 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from compression_networks import INPUT_SHAPE, Repeated, make
+from compression_networks import (
+    INPUT_SHAPE,
+    Concat,
+    Dense,
+    Depthwise,
+    Gated,
+    Repeated,
+    Residual,
+    Sequence,
+    make,
+)
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -22,8 +32,10 @@ from cloud.compression.export import export_onnx, fold_batch_norm
 from cloud.compression.fake_quantise import QuantisedNetwork, quantise_network, round_weights, settle
 from cloud.compression.fusion import float_compute_nodes, optimised_graph
 from cloud.compression.int8_scales import quantise_network_int8
+from cloud.compression.pack import executable_of
 from cloud.compression.qat import train_int8
 from cloud.compression.quantise import quantise, unshare
+from cloud.compression.shelf import training_key
 from cloud.domain.candidates import Candidate
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.quantisation import Estimator, Granularity, QuantisationSpec, Scheme
@@ -258,15 +270,19 @@ def test_int8_leaves_no_float_convolution_and_fp32_does(small: nn.Module) -> Non
     assert kinds.count("QGemm") == 1
 
 
-def test_a_convolution_that_is_called_twice_runs_in_int8_both_times() -> None:
-    model = make(Repeated)
+@pytest.mark.parametrize("kind", [Residual, Concat, Depthwise, Gated, Dense, Sequence, Repeated])
+def test_networks_of_each_shape_run_in_int8_alone(kind: type[nn.Module]) -> None:
     samples = np.random.default_rng(0).normal(size=(32, *INPUT_SHAPE)).astype(np.float32)
+    spec = QuantisationSpec(bits=4)
+    model = fold_batch_norm(make(kind))
+    tensors = settle(model, round_weights(model, spec, 4))
     data = export_onnx(model, INPUT_SHAPE)
-    int8 = quantise(data, samples, reduced_range=False)
+    network = QuantisedNetwork(model=model, tensors=tensors, spec=spec)
+    int8 = quantise_network_int8(data, samples, network, reduced_range=True)
     assert float_compute_nodes(int8) == []
     wanted = evaluate.predict(evaluate.load(data), samples)
     found = evaluate.predict(evaluate.load(int8), samples)
-    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
 def test_a_weight_that_the_exporter_changed_is_refused(small: nn.Module) -> None:
@@ -382,19 +398,25 @@ def teacher() -> tuple[TeacherResult, Memory]:
     return finish_teacher(WORKLOAD, trainer, registry=registry), registry
 
 
+def task_of(
+    teacher: TeacherResult, quantisation: QuantisationSpec | None, precision: Precision = Precision.INT8
+) -> StudentTask:
+    return StudentTask(
+        task_id="t",
+        workload=WORKLOAD,
+        teacher=teacher,
+        profile=DeviceProfile(name="gateway", workload="digits", match=MatchRule()),
+        spec=CompressionSpec(width_ratio=1.0, num_epochs=0, precision=precision, quantisation=quantisation),
+    )
+
+
 def build_one(
     teacher: tuple[TeacherResult, Memory],
     quantisation: QuantisationSpec,
     precision: Precision = Precision.INT8,
 ) -> tuple[Candidate, list[tuple[float, str]]]:
     seen: list[tuple[float, str]] = []
-    task = StudentTask(
-        task_id="t",
-        workload=WORKLOAD,
-        teacher=teacher[0],
-        profile=DeviceProfile(name="gateway", workload="digits", match=MatchRule()),
-        spec=CompressionSpec(width_ratio=1.0, num_epochs=0, precision=precision, quantisation=quantisation),
-    )
+    task = task_of(teacher[0], quantisation, precision)
     candidate = build_student(
         task, registry=teacher[1], report=lambda *step: seen.append(step), dataset=DIGITS, device="cpu"
     )
@@ -414,7 +436,7 @@ def test_a_student_of_few_levels_is_built_and_registered(
 ) -> None:
     quantisation = QuantisationSpec(scheme=Scheme.CODEBOOK, bits=4, tuning_epochs=1)
     candidate, seen = build_one(teacher, quantisation, precision)
-    data = teacher[1].get(candidate.digest)
+    data = executable_of(teacher[1].get(candidate.digest))
     assert candidate.precision is precision
     assert candidate.metrics.accuracy == accuracy(data)
     assert candidate.metrics.accuracy > teacher[0].accuracy - 0.05
@@ -443,3 +465,9 @@ def test_training_for_int8_starts_by_itself_where_rounding_costs_too_much(
     trained, seen = build_one(teacher, hard)
     assert trained.metrics.accuracy > content.metrics.accuracy + 0.05
     assert any("training for it" in message for _, message in seen)
+
+
+def test_one_training_serves_every_number_of_bits(teacher: tuple[TeacherResult, Memory]) -> None:
+    plain = training_key(task_of(teacher[0], None))
+    for bits in (2, 4, 8):
+        assert training_key(task_of(teacher[0], QuantisationSpec(bits=bits))) == plain
