@@ -183,5 +183,7 @@ def tune(
     assert spec.quantisation is not None
     if num_epochs == 0:
         return
-    lesson = replace(spec, num_epochs=num_epochs, learning_rate=spec.quantisation.tuning_learning_rate)
+    # Hints need the teacher's layers, which folding has changed.
+    rate = spec.quantisation.tuning_learning_rate
+    lesson = replace(spec, num_epochs=num_epochs, learning_rate=rate, hint_weight=None)
     distil(model, teacher, dataset, spec=lesson, training=training, device=device, report=report)

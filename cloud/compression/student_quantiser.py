@@ -46,9 +46,11 @@ class StudentQuantiser:
 
     def round_weights(self, student: nn.Module, report: Report) -> nn.Module:
         """A copy of ``student`` with rounded weights, in evaluation mode."""
-        task = self._task
+        task, dataset = self._task, self._dataset
         report(0.0, f"rounding weights: {self._spec.scheme}, {self._spec.bits} bits")
-        self._unrounded_accuracy = measure_accuracy(student, self._dataset.validation, torch.device("cpu"))
+        self._unrounded_accuracy = measure_accuracy(
+            student, dataset.validation, torch.device("cpu"), dataset.loss
+        )
         self._network = quantise_network(
             student,
             self._teacher,
@@ -106,4 +108,4 @@ class StudentQuantiser:
     def _accuracy(self, data: bytes) -> float:
         runtime = evaluate.load(data, num_threads=self._task.profile.num_threads)
         validation = self._dataset.validation
-        return evaluate.accuracy(runtime, validation.inputs, validation.labels)
+        return evaluate.accuracy(runtime, validation.inputs, validation.labels, self._dataset.loss)
