@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: demo setup test check format protos compose-test bench clean
+.PHONY: demo setup test check format protos compose-test bench bench-compression clean
 
 demo: $(STAMP)
 	$(BIN)/edgeloop demo
@@ -41,6 +41,10 @@ compose-test:
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Hours on a CPU; '$(BIN)/python -m benchmarks.compression --quick' takes minutes.
+bench-compression: $(STAMP)
+	$(BIN)/python -m benchmarks.compression
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -5,7 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("benchmarks.agent", "benchmarks.reports", "benchmarks.rules", "benchmarks.serving")
+BENCHMARKS = (
+    "benchmarks.agent",
+    "benchmarks.quantisation",
+    "benchmarks.reports",
+    "benchmarks.rules",
+    "benchmarks.serving",
+    "benchmarks.wire_size",
+)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 One teacher; for each row and seed the same student (full width, so that nothing but the values of its weights
 changes), distilled for the same number of epochs, quantised to int8 and scored through the agent's runtime.
 Each packed file is unpacked and compared. Beside it stands what general compressors make of the file as a
-whole, each at its strongest. ``python -m benchmarks.wire_size [--seeds 3]``
+whole, each at its strongest. ``python -m benchmarks.wire_size [--seeds 3] [--methods]``
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cloud.compression.pack import executable_of, ship
 from cloud.compression.quantise import quantise
 from cloud.compression.sparsify import prunable
 from cloud.domain.profiles import DeviceProfile, MatchRule
-from cloud.domain.sparsity import SparsitySpec
+from cloud.domain.sparsity import Scope, SparsitySpec, WeightImportance
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.tasks import StudentTask
 from cloud.domain.workloads import TrainingBudget, Workload
@@ -58,7 +58,21 @@ def round_weights(model: nn.Module, bits: int) -> None:
         weight.copy_((weight / scale).round() * scale)
 
 
-def rows() -> list[tuple[str, SparsitySpec | None, int | None]]:
+Row = tuple[str, SparsitySpec | None, int | None]
+
+
+def rows_by_method() -> list[Row]:
+    """Each way to choose weights, at two sparsities."""
+    found: list[Row] = [("dense", None, None)]
+    for ratio in (0.75, 0.9):
+        for importance in WeightImportance:
+            for scope in Scope:
+                spec = SparsitySpec(ratio=ratio, importance=importance, scope=scope)
+                found.append((f"{importance}, {scope} {ratio:.0%}", spec, None))
+    return found
+
+
+def rows_by_size() -> list[Row]:
     """(name, sparsity, bits of the weights)."""
     return [
         ("dense", None, None),
@@ -76,7 +90,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="digits", help="digits or fashion-mnist")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--teacher-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--methods", action="store_true", help="compare what chooses the weights instead")
+    parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -106,10 +121,10 @@ def main() -> None:
         "change",
         "unpack",
     )
-    print("".join(f"{head:>{19 if n == 0 else 11}}" for n, head in enumerate(heads)))
+    print("".join(f"{head:>{22 if n == 0 else 11}}" for n, head in enumerate(heads)))
     dense_accuracy = 0.0
     profile = DeviceProfile(name="any", workload=workload.name, match=MatchRule())
-    for name, sparsity, bits in rows():
+    for name, sparsity, bits in rows_by_method() if options.methods else rows_by_size():
         found = []
         for seed in range(options.seeds):
             spec = CompressionSpec(
@@ -142,14 +157,14 @@ def main() -> None:
         ratio = packed_size / size
         met = "  met" if ratio <= GOAL_RATIO and change >= -GOAL_LOSS else ""
         print(
-            f"{name:>19}{size:>11.0f}{packed_size:>11.0f}{ratio:>11.3f}{zlib_size / size:>11.3f}"
+            f"{name:>22}{size:>11.0f}{packed_size:>11.0f}{ratio:>11.3f}{zlib_size / size:>11.3f}"
             f"{xz_size / size:>11.3f}{validation:>11.2%}{test:>11.2%}{change * 100:>+11.2f}"
             f"{unpack_ms:>8.1f} ms{met}",
             flush=True,
         )
         if options.seeds > 1:
             spread = statistics.stdev((row[4] + row[5]) / 2 for row in found)
-            print(f"{'':>19}spread of the accuracy over seeds: {spread * 100:.2f} points")
+            print(f"{'':>22}spread of the accuracy over seeds: {spread * 100:.2f} points")
     print(f"goal: ratio at most {GOAL_RATIO}, change at least {-GOAL_LOSS * 100:+.1f} points")
     print(f"took {time.perf_counter() - began:.0f} s")
 

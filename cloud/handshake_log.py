@@ -27,6 +27,7 @@ _CORE_INFO = re.compile(rb"^[IW][0-9]{4} [0-9:.]+ +[0-9]+ [a-z_0-9]+\.cc:[0-9]+\
 _CORE_WARNING_OF_OURS: Final = b"is not suitable for production"
 _REASONS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no certificate was shown",
+    "BAD_SIGNATURE": "the certificate was signed by another authority of the same name",
     "CERTIFICATE_VERIFY_FAILED": "the certificate is not accepted",
     "WRONG_VERSION_NUMBER": "it was no TLS",
     "HTTP_REQUEST": "it was plain HTTP",

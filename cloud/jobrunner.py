@@ -245,9 +245,7 @@ class JobRunner:
     def _advance_family(self, job: Job, workload: Workload) -> bool:
         trial = job.trials[0]
         teacher = self._store.teacher(workload.teacher_key)
-        if teacher is None:
-            return self._await_teacher(job, workload)
-        if trial.task_id != family_task_id(workload, teacher):
+        if teacher is None or trial.task_id != family_task_id(workload, teacher):
             return self._finish(
                 job, JobState.FAILED, f"workload {workload.name} changed meanwhile: compress again"
             )

@@ -37,6 +37,7 @@ from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
 from edge_agent.status_file import AgentStatus, write_status
+from edge_agent.supervisor import Supervisor
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
@@ -78,8 +79,9 @@ WIRE_STATES = {
 class Agent:
     """`run` until `stop` is called or posted; then everything that was started has ended."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, *, supervisor: Supervisor | None = None) -> None:
         self._config = config
+        self._supervisor = supervisor or Supervisor({})
         self._start_s = time.time()
         self._boot_id = uuid.uuid4().hex
         self._rng = random.Random()
@@ -162,6 +164,7 @@ class Agent:
         # Before the network: an application on this gateway waits for nothing that is elsewhere.
         self._api.start(time.monotonic())
         self._write_status()
+        self._supervisor.ready(self._what_it_does())
         self._connect()
 
     def _connect(self) -> None:
@@ -225,14 +228,20 @@ class Agent:
                 if post is not None:
                     self._handle(post)
                 self._tick()
+                self._supervisor.alive(self._what_it_does())
             except Exception:
                 # Whatever one message or tick ran into, the model goes on serving.
                 logger.exception("unforeseen failure; going on")
 
+    def _what_it_does(self) -> str:
+        state, serving = self._updater.state, self._engine.serving
+        what = f"serves {serving.digest[:12]}" if serving else "serves nothing yet"
+        return f"{what}, generation {state.generation} {state.state.value}"
+
     def _wait_s(self) -> float:
         now_s = time.monotonic()
         deadline_s = self._updater.deadline_s
-        wait_s = min(MAX_WAIT_S, self._interval_s / 4)
+        wait_s = min(MAX_WAIT_S, self._interval_s / 4, self._supervisor.interval_s or MAX_WAIT_S)
         if deadline_s is not None:
             wait_s = min(wait_s, deadline_s - now_s)
         return max(wait_s, 0.01)
@@ -473,6 +482,7 @@ class Agent:
 
     def _close(self) -> None:
         """Never raises, so that one part that fails to end keeps no other from ending."""
+        self._supervisor.stopping()
         for end in (
             self._close_source,
             self._api.stop,

@@ -385,4 +385,12 @@ class FleetReporter:
     def _complain(self, error: EdgeloopError) -> None:
         level = logging.DEBUG if self._complained else logging.WARNING
         self._complained = True
-        logger.log(level, "cannot report to %s, %s: %s; will try again", self._server, error.code, error)
+        text = str(error)
+        if error.code == "grpc-unavailable" and "Socket closed" in text:
+            # All that gRPC learns of a handshake that the other side ended.
+            text += (
+                " (it asks for a certificate: 'edgeloop-agent enroll' gets one)"
+                if self._credentials is None
+                else " (it may not accept this device's certificate: its audit log says why)"
+            )
+        logger.log(level, "cannot report to %s, %s: %s; will try again", self._server, error.code, text)

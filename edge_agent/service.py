@@ -9,6 +9,7 @@ Rules:
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from types import FrameType
 
 from edge_agent.config import load_config
 from edge_agent.journal import StateLock
+from edge_agent.supervisor import Supervisor
 from edgeloop.errors import ConfigError, EdgeloopError
 
 EXIT_USAGE = 2
@@ -58,7 +60,7 @@ def run(config_file: Path | None, flags: Mapping[str, object]) -> None:
         # Imported under the lock: the second agent on a folder is told so before it loads anything.
         from edge_agent.agent import Agent
 
-        agent = Agent(config)
+        agent = Agent(config, supervisor=Supervisor(os.environ))
 
         def stop(number: int, frame: FrameType | None) -> None:
             agent.stop(signal.Signals(number).name)

@@ -35,6 +35,7 @@ from cloud.compression.quantise import count_weights, quantise
 from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
 from cloud.compression.sparsify import Sparsifier
+from cloud.compression.student_quantiser import StudentQuantiser
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -55,6 +56,8 @@ Report = Callable[[float, str], None]
 NUM_VERIFIED_SAMPLES = 16
 #: Where the distilling part of a student's progress begins and ends.
 DISTIL_FROM, DISTIL_TO = 0.1, 0.8
+#: Where rounding its weights, and training it for int8, end, if the spec asks for them.
+ROUND_TO, INT8_TO = 0.84, 0.88
 
 
 class Blobs(Protocol):
@@ -149,10 +152,14 @@ def build_student(
         return make_student(task, teacher, dataset, device=chosen_device, report=report)
 
     student = shelved(task, teacher, dataset.input_shape, make, shelf=shelf, report=report)
-    report(DISTIL_TO, "exporting")
+    quantiser = None
+    if task.spec.quantisation is not None:
+        quantiser = StudentQuantiser(task, teacher, dataset, device=chosen_device)
+        student = quantiser.round_weights(student, _part(report, DISTIL_TO, ROUND_TO))
+    report(ROUND_TO, "exporting")
     fp32 = export_verified(student, dataset)
-    forms = _forms(task, fp32, dataset, report)
-    report(0.88, "measuring")
+    forms = _forms(task, fp32, dataset, report, quantiser)
+    report(INT8_TO, "measuring")
     parent = executable_of(registry.get(task.parent_digest)) if task.parent_digest else None
     runtimes = [form.runtime for form in forms]
     if parent is not None:
@@ -307,17 +314,31 @@ def export_verified(model: nn.Module, dataset: Dataset) -> bytes:
     return data
 
 
-def _forms(task: StudentTask, fp32: bytes, dataset: Dataset, report: Report) -> list[_Form]:
+def _part(report: Report, start: float, stop: float) -> Report:
+    """``report`` for a part of the build, whose own progress runs from 0 to 1."""
+
+    def reporting(fraction: float, message: str) -> None:
+        report(start + (stop - start) * fraction, message)
+
+    return reporting
+
+
+def _forms(
+    task: StudentTask, fp32: bytes, dataset: Dataset, report: Report, quantiser: StudentQuantiser | None
+) -> list[_Form]:
     """The precisions that the spec asks for."""
     wanted = task.spec.precision
     built: list[tuple[bytes, Precision]] = []
     if wanted is not Precision.INT8:
         built.append((fp32, Precision.FP32))
     if wanted is not Precision.FP32:
-        report(0.84, "quantising")
+        report(ROUND_TO, "quantising")
         samples = calibration_samples(dataset, task.workload.search.num_calibration_samples, task.spec.seed)
         try:
-            int8 = quantise(fp32, samples, reduced_range=task.profile.needs_reduced_range)
+            if quantiser is None:
+                int8 = quantise(fp32, samples, reduced_range=task.profile.needs_reduced_range)
+            else:
+                int8 = quantiser.int8(fp32, samples, _part(report, ROUND_TO, INT8_TO))
             built.append((int8, Precision.INT8))
         except RejectedError:
             if wanted is Precision.INT8:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cloud.compression.dependency import ChannelGraph
+from cloud.compression.dependency import ChannelGraph, ChannelGroup
 from cloud.compression.prune import choose_removed, remove_units
 from edgeloop.errors import ConfigError
 
@@ -124,12 +124,12 @@ class ElasticNetwork:
 
 def scores_to_plain(graph: ChannelGraph, scores: Mapping[int, float]) -> dict[str, list[float]]:
     """Scores by group and position, which mean the same wherever the network is traced again."""
-    return {group.name: [float(scores[unit]) for unit in group.units] for group in graph.groups}
+    return {_key(group): [float(scores[unit]) for unit in group.units] for group in graph.groups}
 
 
 def scores_from_plain(graph: ChannelGraph, plain: Mapping[str, Sequence[float]]) -> dict[int, float]:
     """The inverse. Raises ``ConfigError`` when the network's groups are not those that were scored."""
-    found = {group.name: len(group.units) for group in graph.groups}
+    found = {_key(group): len(group.units) for group in graph.groups}
     if found != {name: len(values) for name, values in plain.items()}:
         raise ConfigError(
             "the elastic family does not fit its teacher's network: the teacher's code changed since the "
@@ -139,5 +139,10 @@ def scores_from_plain(graph: ChannelGraph, plain: Mapping[str, Sequence[float]])
     return {
         unit: float(value)
         for group in graph.groups
-        for unit, value in zip(group.units, plain[group.name], strict=True)
+        for unit, value in zip(group.units, plain[_key(group)], strict=True)
     }
+
+
+def _key(group: ChannelGroup) -> str:
+    """What tells a group apart wherever the network is traced."""
+    return f"{' '.join(group.layers)} of {group.unit_size}"

@@ -9,6 +9,7 @@ other traces of the building machine are taken out, so the same weights give the
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,9 +38,9 @@ def export_onnx(model: nn.Module, input_shape: Sequence[int]) -> bytes:
         try:
             proto = _export(folded, torch.zeros(1, *input_shape), None)
         except Exception as error:
-            first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+            where = _where(folded, input_shape, error)
             raise ConfigError(
-                f"teacher: {type(model).__name__} does not export to ONNX: {first_line}",
+                f"teacher: {type(model).__name__} does not export to ONNX{where}",
                 code="teacher-export",
             ) from error
     if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
@@ -90,6 +91,30 @@ def _export(model: nn.Module, example: torch.Tensor, dynamic_shapes: Any) -> onn
         )
     assert program is not None
     return program.model_proto
+
+
+def _where(model: nn.Module, input_shape: Sequence[int], error: BaseException) -> str:
+    """Which operation of which layer ONNX does not know, else the first line of the exporter's complaint."""
+    chain: BaseException | None = error
+    text = ""
+    while chain is not None:
+        text, chain = f"{text}\n{chain}", chain.__cause__
+    found = re.search(r"op='(?:\w+::|aten\.)?(\w+)'", text)
+    first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+    if found is None:
+        return f": {first_line}"
+    operation = found[1]
+    try:
+        with quiet():
+            program = torch.export.export(model, (torch.zeros(1, *input_shape),))
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, the exporter said so already
+        return f": it has no counterpart for {operation}"
+    for node in program.graph.nodes:
+        if f"{operation}." in f"{node.target}.":
+            stack = list(node.meta.get("nn_module_stack", {}).values())
+            layer = str(stack[-1][0]) if stack else ""
+            return f"{f' in layer {layer}' if layer else ''}: it has no counterpart for {operation}"
+    return f": it has no counterpart for {operation}"
 
 
 def _strip(proto: onnx.ModelProto) -> None:

@@ -87,11 +87,14 @@ class FamilyTrainer:
             )
         batch_size, rows = workload.training.batch_size, dataset.train
         last = min(NUM_IMPORTANCE_SAMPLES, len(rows))
-        scores = taylor(
-            (torch.from_numpy(rows.inputs[at : min(at + batch_size, last)]),
-             torch.from_numpy(rows.labels[at : min(at + batch_size, last)]))
+        batches = (
+            (
+                torch.from_numpy(rows.inputs[at : min(at + batch_size, last)]),
+                torch.from_numpy(rows.labels[at : min(at + batch_size, last)]),
+            )
             for at in range(0, last, batch_size)
-        )(self._teacher, graph)  # fmt: skip
+        )
+        scores = taylor(batches, dataset.loss)(self._teacher, graph)
         model = copy.deepcopy(teacher).to(self.device)
         self.elastic = ElasticNetwork(model, graph, scores, dataset.input_shape)
         self._augmenter = Augmenter.of(workload.training, dataset.input_shape)

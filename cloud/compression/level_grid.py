@@ -1,7 +1,7 @@
 """Levels that lie anywhere: codebooks by k-means, and signed powers of two.
 
-Rules: a value takes the nearest level of its row; a row that holds exact zeros (pruned weights) has zero among
-its levels, so that they stay; the same values give the same levels, nothing is random.
+Rules: a value takes the nearest level of its row; a row that holds exact zeros (pruned weights) has zero
+among its levels, so that they stay; the same values give the same levels, nothing is random.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ NUM_ROUNDS = 25
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LevelGrid:
-    """``levels`` is ``[rows, num_levels]``, each row ascending; a row of fewer repeats its last."""
+    """``levels`` is ``[rows, num_levels]``, each row ascending; a row of fewer repeats its last.
+
+    ``num_bytes`` is what the levels themselves take in a file.
+    """
 
     levels: Floats
+    num_bytes: int
 
     def codes(self, rows: Floats) -> Codes:
         """The index of the nearest level of each value."""
@@ -48,14 +52,16 @@ def fit_codebook(
         _fit_row(row, num_levels, None if start is None else start.levels[n], rounds)
         for n, row in enumerate(rows)
     ]
-    return LevelGrid(levels=np.stack(fitted))
+    levels = np.stack(fitted)
+    return LevelGrid(levels=levels, num_bytes=levels.nbytes)
 
 
 def fit_logarithmic(rows: Floats, bits: int) -> LevelGrid:
     """Zero and ``+-2^e`` for the ``2^(bits-1) - 1`` exponents up to ``floor(log2(4/3 * max|x|))``.
 
     4/3 because a value up to 1.5 times a level rounds to it. Sources: Miyashita et al., Convolutional Neural
-    Networks using Logarithmic Data Representation (2016); Zhou et al., Incremental Network Quantization (2017).
+    Networks using Logarithmic Data Representation (2016); Zhou et al., Incremental Network Quantization
+    (2017).
     """
     largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)
     top = np.floor(np.log2(np.where(largest > 0, largest, 1.0) * 4 / 3))
@@ -63,7 +69,7 @@ def fit_logarithmic(rows: Floats, bits: int) -> LevelGrid:
     exponents = np.maximum(top, -90.0) - np.arange(2 ** (bits - 1) - 1)
     magnitudes = np.exp2(exponents)
     levels = np.concatenate([-magnitudes, np.zeros_like(top), magnitudes[:, ::-1]], axis=1)
-    return LevelGrid(levels=levels.astype(np.float32))
+    return LevelGrid(levels=levels.astype(np.float32), num_bytes=len(levels))  # one exponent a row says all
 
 
 def _fit_row(row: Floats, num_levels: int, start: Floats | None, rounds: int) -> Floats:

@@ -2,16 +2,18 @@
 
 Rules: calibration samples come from the training split; weights keep to 7 bits when the profile's
 instruction set would saturate on 8 (``DeviceProfile.needs_reduced_range``); input and output stay float32, so
-that int8 and fp32 artifacts serve behind the same interface.
+that int8 and fp32 artifacts serve behind the same interface. A weight or bias that two layers share becomes
+one of each layer's own: a bias is rounded to the scales of its layer, and could not be fused into another.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,14 +23,27 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from edgeloop.errors import RejectedError
 
 CALIBRATION_BATCH = 32
+SHARING_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+#: Scale and zero point of tensors by name, in the form that ONNX Runtime's quantiser takes.
+Overrides = Mapping[str, list[dict[str, Any]]]
 
 
-def quantise(data: bytes, samples: NDArray[np.float32], *, reduced_range: bool) -> bytes:
-    """The int8 form of ``data``, calibrated on ``samples``. Raises ``RejectedError`` when it has none."""
-    model = onnx.load_from_string(data)
+def quantise(
+    data: bytes,
+    samples: NDArray[np.float32],
+    *,
+    reduced_range: bool,
+    overrides: Overrides | None = None,
+) -> bytes:
+    """The int8 form of ``data``, calibrated on ``samples``. Raises ``RejectedError`` when it has none.
+
+    ``overrides`` are scales and zero points found elsewhere: they are taken as they are.
+    """
+    model = unshare(data)
     with tempfile.TemporaryDirectory(prefix="edgeloop-quantise-") as folder, _quiet():
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        source.write_bytes(data)
+        source.write_bytes(model.SerializeToString(deterministic=True))
         try:
             quantize_static(
                 source,
@@ -39,10 +54,29 @@ def quantise(data: bytes, samples: NDArray[np.float32], *, reduced_range: bool) 
                 reduce_range=reduced_range,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                extra_options={"TensorQuantOverrides": dict(overrides or {})},
             )
         except Exception as error:
             raise RejectedError(f"the network does not quantise to int8: {error}", code="quantise") from error
         return target.read_bytes()
+
+
+def unshare(data: bytes) -> onnx.ModelProto:
+    """The graph, with a copy of each initializer for each layer that uses it."""
+    model = onnx.load_from_string(data)
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in SHARING_LAYERS:
+            continue
+        for place, name in enumerate(node.input):
+            if name in initializers and name in seen:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(initializers[name])
+                copied.name = f"{name}_for_{node.output[0]}"
+                node.input[place] = copied.name
+            seen.add(name)
+    return model
 
 
 def count_weights(data: bytes) -> int:

@@ -18,7 +18,8 @@ from cloud.domain.quantisation import Estimator, Granularity, QuantisationSpec, 
 
 Grid = UniformGrid | LevelGrid
 
-#: With mean squared error, power-of-two scales are tried down to this many steps under the one that never clips.
+#: With mean squared error, power-of-two scales are tried down to this many steps under the one that clips
+#: nothing.
 NUM_FINER_POWERS = 4
 
 
@@ -49,7 +50,7 @@ class QuantisedTensor:
         """Bytes of the packed codes and of the grid's numbers."""
         grid = self.grid
         if isinstance(grid, LevelGrid):
-            return len(self.pack()) + grid.levels.nbytes
+            return len(self.pack()) + grid.num_bytes
         return len(self.pack()) + grid.scale.nbytes + (grid.zero_point.size if grid.zero_point.any() else 0)
 
     def int8_grid(self, largest: int) -> tuple[Floats, int]:

@@ -8,7 +8,7 @@ Each estimator takes rows of values and gives ``low`` and ``high`` ``[rows, 1]``
   (Migacz, 8-bit Inference with TensorRT, 2017).
 - mse: the clipped range with the least mean squared error; as min-max is among those tried, never worse.
 
-The last two shrink the range as a whole: both ends by one ratio.
+The last two try thresholds: what lies further from zero than the threshold is clipped, on either side.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cloud.domain.quantisation import Estimator
 
 Range = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-MSE_RATIOS = np.linspace(1.0, 0.1, 46)
-ENTROPY_RATIOS = np.linspace(1.0, 0.1, 91)
-NUM_BINS = 2048
+#: Thresholds, as shares of the largest absolute value.
+RATIOS = np.concatenate([np.linspace(1.0, 0.3, 36), np.geomspace(0.3, 0.01, 16)[1:]])
+NUM_BINS = 8192
 #: A histogram of fewer values than this for each level says nothing.
 MIN_VALUES_A_LEVEL = 4
 
@@ -43,17 +43,19 @@ def estimate_ranges(
         return low, high
     if estimator is Estimator.PERCENTILE:
         return _percentiles(rows, symmetric, percentile)
+    largest = np.maximum(-low, high)
 
-    def grid(ratio: NDArray[np.float64]) -> UniformGrid:
+    def clipped(ratio: NDArray[np.float64] | float) -> Range:
+        return np.maximum(low, -ratio * largest), np.minimum(high, ratio * largest)
+
+    def grid(ratio: float) -> UniformGrid:
         if unsigned:
-            return UniformGrid.unsigned(low * ratio, high * ratio, bits=bits)
-        return UniformGrid.signed(low * ratio, high * ratio, bits=bits, symmetric=symmetric)
+            return UniformGrid.unsigned(*clipped(ratio), bits=bits)
+        return UniformGrid.signed(*clipped(ratio), bits=bits, symmetric=symmetric)
 
     if estimator is Estimator.MSE:
-        ratio = least_error(rows, [grid(np.full(low.shape, each)) for each in MSE_RATIOS], MSE_RATIOS)
-    else:
-        ratio = np.array([[_entropy_ratio(row, bits, symmetric)] for row in rows])
-    return low * ratio, high * ratio
+        return clipped(least_error(rows, [grid(float(ratio)) for ratio in RATIOS], RATIOS))
+    return clipped(np.array([[_entropy_ratio(row, bits, symmetric)] for row in rows]))
 
 
 def least_error(rows: Floats, grids: list[UniformGrid], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -95,23 +97,25 @@ def _entropy_ratio(row: Floats, bits: int, symmetric: bool) -> float:
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     counts, edges = np.histogram(values, bins=NUM_BINS, range=(low, high))
     centres = (edges[:-1] + edges[1:]) / 2
-    divergences = [
-        _divergence(counts, centres, ratio * low, ratio * high, num_levels) for ratio in ENTROPY_RATIOS
-    ]
-    return float(ENTROPY_RATIOS[int(np.argmin(divergences))])
+    best, least = 1.0, np.inf
+    for ratio in RATIOS:
+        threshold = float(ratio) * max(-low, high)
+        first, last = np.searchsorted(centres, [-threshold, threshold])
+        if last - first < num_levels:  # as many levels as bins: nothing is rounded, nothing is learnt
+            break
+        divergence = _divergence(counts, int(first), int(last), num_levels)
+        if divergence < least:
+            best, least = float(ratio), divergence
+    return best
 
 
-def _divergence(
-    counts: NDArray[np.intp], centres: NDArray[np.float64], low: float, high: float, num_levels: int
-) -> float:
-    """KL(clipped histogram || what is left of it after rounding to ``num_levels``)."""
-    first, last = np.searchsorted(centres, [low, high])
+def _divergence(counts: NDArray[np.intp], first: int, last: int, num_levels: int) -> float:
+    """KL(histogram clipped to the bins ``first:last`` || what rounding to ``num_levels`` leaves of it)."""
     kept = counts[first:last].astype(np.float64)
     clipped = kept.copy()
     clipped[0] += counts[:first].sum()
     clipped[-1] += counts[last:].sum()
-    level = ((centres[first:last] - low) / (high - low) * num_levels).astype(np.intp)
-    level = np.clip(level, 0, num_levels - 1)
+    level = np.arange(len(kept)) * num_levels // len(kept)
     mass = np.bincount(level, kept, num_levels)
     num_filled = np.bincount(level, kept > 0, num_levels)
     spread = np.where(kept > 0, mass[level] / np.maximum(num_filled[level], 1), 0.0)

@@ -20,11 +20,13 @@ from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights
 from cloud.compression.rules import fit_rules
 from cloud.domain.candidates import Candidate, CandidateMetrics
+from cloud.domain.losses import Loss
 from cloud.domain.specs import Precision
 from cloud.domain.tasks import StudentTask
 from cloud.training.datasets import Dataset
 from edgeloop import rules
 from edgeloop.artifact import build_manifest, encode_manifest, golden_set
+from edgeloop.errors import ConfigError
 from edgeloop.formats import RULES_FORMAT
 from edgeloop.v1 import artifact_pb2
 
@@ -54,6 +56,12 @@ def build_rules(
 
     Raises ``ConfigError`` when the teacher or its inputs do not suit rules.
     """
+    if dataset.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError(
+            f"road=rules needs a workload of loss cross-entropy, and {task.workload.name} has "
+            f"{dataset.loss}: take another road, or label two classes for cross-entropy",
+            code="rules-loss",
+        )
     spec = task.spec.rules
     assert spec is not None, "a spec of road rules has them"
 

@@ -63,7 +63,8 @@ def shelved(
 
 def training_key(task: StudentTask) -> str:
     """Of everything that the student's fp32 weights depend on."""
-    spec = replace(task.spec, precision=Precision.AUTO)
+    # Rounding comes after: one training serves every number of bits.
+    spec = replace(task.spec, precision=Precision.AUTO, quantisation=None)
     identity = {
         "teacher": task.teacher.checkpoint_digest,
         "family": task.family.checkpoint_digest if task.family is not None else "",

@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cloud.compression.channel_rules import Convolution
+from cloud.domain.losses import Loss
 from cloud.domain.sparsity import Scope, SparsitySpec, WeightImportance
 from cloud.training.datasets import Dataset
+from cloud.training.objectives import label_loss
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 #: One score a weight: the lowest go first.
@@ -66,7 +67,7 @@ def magnitude_scores(scope: Scope) -> Scorer:
     return score
 
 
-def taylor_scores(batches: Batches) -> Scorer:
+def taylor_scores(batches: Batches, kind: Loss = Loss.CROSS_ENTROPY) -> Scorer:
     """What the loss does without a weight, to first order: sum over batches of (weight x gradient)^2."""
     kept = list(batches)
 
@@ -77,7 +78,7 @@ def taylor_scores(batches: Batches) -> Scorer:
         was_training = model.training
         model.eval()
         for inputs, labels in kept:
-            loss = functional.cross_entropy(model(inputs.to(device)), labels.to(device))
+            loss = label_loss(kind, model(inputs.to(device)), labels.to(device))
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 if gradient is not None:
@@ -104,7 +105,7 @@ class Sparsifier:
         train = dataset.train
         rows = [slice(n, n + batch_size) for n in range(0, min(NUM_TAYLOR_SAMPLES, len(train)), batch_size)]
         batches = [(torch.from_numpy(train.inputs[r]), torch.from_numpy(train.labels[r])) for r in rows]
-        return cls(spec, taylor_scores(batches))
+        return cls(spec, taylor_scores(batches, dataset.loss))
 
     @property
     def in_force(self) -> bool:

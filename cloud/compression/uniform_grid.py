@@ -1,8 +1,8 @@
 """Evenly spaced levels: ``x ~ scale * (q - zero_point)``, ``q = clip(round(x / scale) + zero_point)``.
 
-Rules: values come as rows that share one scale each; rounding is half to even and arithmetic is float32, as in
-ONNX Runtime's QuantizeLinear and DequantizeLinear, so that what is computed here is what a device computes;
-zero is always a level, so that padding and pruned weights stay exact.
+Rules: values come as rows that share one scale each; rounding is half to even and arithmetic is float32, as
+in ONNX Runtime's QuantizeLinear and DequantizeLinear, so that what is computed here is what a device
+computes; zero is always a level, so that padding and pruned weights stay exact.
 
 Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference (2018).
@@ -63,8 +63,10 @@ class UniformGrid:
 
     def codes(self, rows: Floats) -> Codes:
         """The ``q`` of each value."""
-        codes = np.rint(rows / self.scale) + self.zero_point
-        return np.clip(codes, self.lowest, self.highest).astype(np.int16)
+        codes: Codes = np.clip(
+            np.rint(rows / self.scale) + self.zero_point, self.lowest, self.highest
+        ).astype(np.int16)
+        return codes
 
     def values(self, codes: Codes) -> Floats:
         """What the codes stand for."""

@@ -50,8 +50,8 @@ class QuantisationSpec:
     ``bits``, ``scheme``, ``symmetric``, ``granularity`` and ``estimator`` are about weights; activations are
     unsigned 8-bit with ``activation_estimator``. ``percentile`` belongs to both estimators.
     ``tuning_epochs`` of distillation go through the rounded weights (0: post-training quantisation alone).
-    Where int8 is still over ``tolerance`` less accurate than the same student in fp32, ``qat_epochs`` of
-    quantisation-aware training follow, and stay only when they measure better (0: never).
+    Where int8 is still over ``tolerance`` less accurate than the student was before anything was rounded,
+    ``qat_epochs`` of quantisation-aware training follow, and stay only when they measure better (0: never).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -64,7 +64,7 @@ class QuantisationSpec:
     activation_estimator: Estimator = Estimator.MIN_MAX
     percentile: float = 99.9
     tuning_epochs: int = 1
-    tuning_learning_rate: float = 5e-4
+    tuning_learning_rate: float = 1e-3
     qat_epochs: int = 2
     tolerance: float = 0.01
 

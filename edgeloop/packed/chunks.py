@@ -31,8 +31,8 @@ RAW, DEFLATE, LZMA, BITS, SPARSE = range(5)
 _LZMA_FILTERS: Final[list[dict[str, Any]]] = [
     {"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0}
 ]
-#: Longer runs are not tried with LZMA: it takes a second a megabyte, and gains on structure, which is short.
-_MAX_LZMA_BYTES: Final = 1 << 20
+#: Longer runs are not tried with LZMA: slow, and its gain is on structure, which is short.
+_MAX_LZMA_BYTES: Final = 1 << 17
 _MIN_FILL_RATIO: Final = 0.3
 #: Values unpacked at a time, a multiple of 8, so that the temporary bits stay small.
 _BITS_BLOCK: Final = 1 << 17

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +88,21 @@ def test_it_serves_the_committed_model_without_broker_and_cloud_within_goals(clo
     # Goals are 1.5 s and 90 MB; the margin is for a machine that runs other things too.
     assert status["first_inference_s"] < 5
     assert agent.stop() == 0
+
+
+def test_a_service_manager_hears_that_it_serves_lives_and_stops(cloud, agent, tmp_path, monkeypatch) -> None:
+    path = str(tmp_path / "notify")
+    heard: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        monkeypatch.setenv("WATCHDOG_USEC", "500000")
+        agent.start()
+        while len(heard) < 4:
+            heard.append(manager.recv(4096).decode().partition("\n")[0])
+        assert agent.stop() == 0
+        while heard[-1] != "STOPPING=1":
+            heard.append(manager.recv(4096).decode().partition("\n")[0])
+    assert heard[0] == "READY=1"
+    assert set(heard[1:-1]) == {"WATCHDOG=1"}

@@ -88,6 +88,7 @@ def test_a_device_reads_and_writes_its_own_topics_and_what_is_for_all(
         topics.deployment("gw-1"): b"deployment",
         topics.block("0" * 64, 3): b"block",
         topics.manifest("1" * 64): b"manifest",
+        topics.DIRECTOR_KEYS: b"keys",
     }
     for topic, payload in readable.items():
         control.publish(topic, payload, retain=True).wait(10)
@@ -117,6 +118,7 @@ def test_a_device_cannot_publish_or_subscribe_as_another(broker: Broker, control
         topics.deployment("gw-2"),
         topics.block("0" * 64, 0),
         topics.manifest("0" * 64),
+        topics.DIRECTOR_KEYS,
         topics.SENTINEL,
     ]
     with broker.session(broker.device("gw-1")) as session:

@@ -14,8 +14,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from secure_harness import Device, SecurePlane, device, wait_until
 
+from cloud.cli.client import ControlClient
 from cloud.pki.authority import Authority
-from edgeloop.errors import CODE_METADATA_KEY
+from edge_agent.reporter import FleetReporter
+from edge_agent.spool import ReportSpool
+from edgeloop.backoff import Backoff
+from edgeloop.errors import CODE_METADATA_KEY, TransientError
 from edgeloop.identity import certificate_request, facts, new_private_key, read_certificate
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1 import (
@@ -132,7 +136,8 @@ def test_a_device_cannot_register_or_report_as_another(plane: SecurePlane) -> No
     [
         ("none", "no certificate was shown"),
         ("expired", "certificate has expired"),
-        ("foreign", "certificate signature failure"),
+        ("foreign", "unable to get local issuer certificate"),
+        ("forged", "signed by another authority"),
     ],
 )
 def test_without_a_good_certificate_nobody_gets_in_and_the_log_says_why(
@@ -142,7 +147,8 @@ def test_without_a_good_certificate_nobody_gets_in_and_the_log_says_why(
     who = {
         "none": lambda: None,
         "expired": lambda: device(ours, tmp_path, "gw-1", begin_s=-7200, life_s=3600),
-        "foreign": lambda: device(Authority.create("edgeloop devices", time.time())[0], tmp_path, "gw-1"),
+        "foreign": lambda: device(Authority.create("other", time.time())[0], tmp_path, "gw-1"),
+        "forged": lambda: device(Authority.create("edgeloop devices", time.time())[0], tmp_path, "gw-1"),
     }[kind]()
     assert refused(lambda: register(plane, who))[0] is grpc.StatusCode.UNAVAILABLE
     wait_until(lambda: audited(plane, "tls-handshake", reason), what=reason, timeout_s=15)
@@ -267,8 +273,30 @@ def test_operators_have_tokens_and_roles(plane: SecurePlane) -> None:
 
 
 def test_the_control_script_works_over_tls_and_says_what_it_lacks(plane: SecurePlane) -> None:
-    assert "labelled" in plane.edgeloop("get", "identities") or plane.edgeloop("device", "enroll", "x")
+    assert plane.edgeloop("device", "enroll", "typed").startswith("ele_")
     assert "EDGELOOP_TOKEN" in plane.edgeloop("get", "devices", token="elo_wrong", status=2)
+    with pytest.raises(TransientError, match="EDGELOOP_CA"), ControlClient(plane.info["control"]) as client:
+        client.call("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
+
+
+@pytest.mark.parametrize("kind", ["none", "forged"])
+def test_an_agent_that_is_not_let_in_says_what_to_do(
+    plane: SecurePlane, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    forged = device(Authority.create("edgeloop devices", time.time())[0], tmp_path, "gw-1")
+    reporter = FleetReporter(
+        server=plane.info["fleet"],
+        spool=ReportSpool(tmp_path / "spool.db", boot_id="b1", max_bytes=1 << 20),
+        registration=device_pb2.Registration,
+        on_registered=lambda response: None,
+        backoff=Backoff(0.1, 0.2),
+        credentials=forged.credentials(plane) if kind == "forged" else None,
+    )
+    wanted = {"none": "'edgeloop-agent enroll' gets one", "forged": "its audit log says why"}[kind]
+    with caplog.at_level("DEBUG", "edge_agent.reporter"):
+        reporter.start()
+        wait_until(lambda: wanted in caplog.text, what=wanted, timeout_s=15)
+    reporter.close()
 
 
 def test_bad_handshakes_and_oversized_messages_leave_the_service_answering(plane: SecurePlane) -> None:

@@ -158,8 +158,15 @@ def test_an_absent_control_plane_has_its_own_exit_code(
 
 def test_a_spec_on_the_command_line_names_what_is_wrong() -> None:
     assert parse_spec("road=scratch,width_ratio=0.25").width_ratio == 0.25
+    quantisation = parse_spec("width_ratio=0.5,quantisation.bits=4,quantisation.scheme=codebook").quantisation
+    assert quantisation is not None
+    assert (quantisation.bits, quantisation.scheme) == (4, "codebook")
     with pytest.raises(ConfigError, match="'wide' is not key=value"):
         parse_spec("wide")
+    with pytest.raises(ConfigError, match=r"quantisation\.bits is 9"):
+        parse_spec("quantisation.bits=9")
+    with pytest.raises(ConfigError, match="quantisation is given twice"):
+        parse_spec("quantisation=4,quantisation.bits=4")
     with pytest.raises(ConfigError, match="unknown key 'width'"):
         parse_spec("width=0.5")
     with pytest.raises(ConfigError, match=r"width_ratio is 2: it must be a number from 0\.01 to 1"):

@@ -13,7 +13,7 @@ from cloud.domain.jobs import Job, JobKind, JobState
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import FamilyTask, StudentTask
 from cloud.domain.workloads import SearchBudget
-from cloud.family_plans import family_key_of, family_settings, known_family
+from cloud.family_plans import family_job, family_key_of, family_settings, known_family
 from cloud.job_plans import compress_job, student_task_id
 from cloud.jobs.results import ResultShelf, run_key
 from cloud.jobs.weights import RegistryWeights
@@ -153,6 +153,22 @@ def test_a_family_without_a_teacher_has_the_teacher_trained_first(tmp_path: Path
     run(world)
     assert [task_id.partition("-")[0] for task_id in world.compute.ran] == ["teacher", "family", "student"]
     assert job_of(world, "a").state is JobState.SUCCEEDED
+
+
+def test_a_workload_or_teacher_that_changes_under_a_family_ends_it_with_a_reason(world: World) -> None:
+    for number, change in enumerate((replace(WORKLOAD, teacher="mlp"), None)):
+        world.store.create_job(family_job(f"f{number}", WORKLOAD, teacher_of(WORKLOAD), 1.0))
+        run(world, rounds=1)
+        if change is not None:
+            world.store.apply_workload(change, 2.0)
+        else:
+            world.store.save_teacher(teacher_of(WORKLOAD, version="2"), 2.0)
+        run(world)
+        job = job_of(world, f"f{number}")
+        assert job.state is JobState.FAILED
+        assert "changed meanwhile" in job.message
+        world.store.apply_workload(WORKLOAD, 3.0)
+    assert not [job for job in world.store.jobs() if job.kind is JobKind.TRAIN]
 
 
 def test_identities_follow_what_the_family_depends_on() -> None:

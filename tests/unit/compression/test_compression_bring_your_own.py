@@ -11,9 +11,11 @@ import torch
 
 from cloud.compression import evaluate
 from cloud.compression.build import build_student, finish_teacher
+from cloud.compression.rule_candidate import build_rules
 from cloud.domain.candidates import Candidate
 from cloud.domain.losses import Loss
 from cloud.domain.profiles import DeviceProfile, MatchRule
+from cloud.domain.rules import RuleSpec
 from cloud.domain.specs import CompressionSpec, Importance, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
@@ -21,6 +23,7 @@ from cloud.registry import Registry
 from cloud.training.datasets import Dataset, check_dataset
 from cloud.training.teacher import TeacherTrainer
 from edgeloop.artifact import parse_manifest
+from edgeloop.errors import ConfigError
 
 torch.set_num_threads(1)
 PROFILE = DeviceProfile(name="gateway", workload="own", match=MatchRule())
@@ -72,6 +75,27 @@ def compress(
     return teacher, candidate, registry
 
 
+@pytest.mark.parametrize("loss", [Loss.BINARY, Loss.REGRESSION])
+def test_rules_for_another_loss_are_refused_by_name(tmp_path: Path, loss: Loss) -> None:
+    task = StudentTask(
+        task_id="t",
+        workload=Workload(name="own", dataset="bright:side", loss=loss),
+        teacher=None,  # type: ignore[arg-type]  # nothing of it is asked
+        profile=PROFILE,
+        spec=CompressionSpec(road=Road.RULES, rules=RuleSpec()),
+    )
+    with pytest.raises(ConfigError, match=f"road=rules needs a workload of loss cross-entropy, .* {loss}"):
+        build_rules(
+            task,
+            torch.nn.Identity(),
+            bright_side(loss),
+            registry=Registry(str(tmp_path)),
+            device=torch.device("cpu"),
+            report=lambda *_: None,
+        )
+
+
+@pytest.mark.timeout(180)  # some 8 s each on an idle core; a busy machine shall not fail them
 @pytest.mark.parametrize(
     ("network", "loss", "spec"),
     [

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from compression_networks import INPUT_SHAPE, NETWORKS, make
+from compression_own_networks import OWN_NETWORKS
 from torch import nn
 
 from cloud.compression import evaluate
+from cloud.compression.attention import open_attention
 from cloud.compression.build import build_student, finish_teacher, load_teacher
 from cloud.compression.dependency import trace_channels
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
@@ -24,6 +26,7 @@ from cloud.compression.prune import choose_removed
 from cloud.compression.shelf import training_key
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilyResult, FamilySettings, family_key
+from cloud.domain.losses import Loss
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -130,9 +133,9 @@ def trained(
     return before, trainer, finish_family(trainer, teacher, registry=registry)
 
 
-@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*NETWORKS, *OWN_NETWORKS], ids=lambda kind: kind.__name__)
 def test_a_width_computes_what_the_network_cut_at_it_computes(kind: type[nn.Module]) -> None:
-    model = make(kind)
+    model = open_attention(make(kind))
     graph = trace_channels(model, INPUT_SHAPE)
     elastic = ElasticNetwork(model, graph, magnitude()(model, graph), INPUT_SHAPE)
     inputs = torch.randn(6, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
@@ -336,3 +339,29 @@ def test_the_name_of_a_training_holds_what_it_depends_on_and_no_more(teacher: Te
         replace(task, teacher=replace(teacher, checkpoint_digest="0" * 64)),
     ):
         assert training_key(other) != training_key(task)
+
+
+def test_a_regression_has_a_family_too() -> None:
+    def numbers(split: Split) -> Split:
+        return Split(inputs=split.inputs, labels=split.labels[:, None].astype(np.float32))
+
+    dataset = Dataset(
+        train=numbers(DATASET.train),
+        validation=numbers(DATASET.validation),
+        test=numbers(DATASET.test),
+        num_classes=1,
+        loss=Loss.REGRESSION,
+    )
+    workload = replace(WORKLOAD, loss=Loss.REGRESSION)
+    trainer = TeacherTrainer(workload, dataset, device="cpu")
+    while trainer.epoch < trainer.num_epochs:
+        trainer.run_epoch()
+    family = FamilyTrainer(workload, trainer.model.eval(), dataset, SETTINGS, key="k", device="cpu")
+
+    def score() -> float:
+        return measure_accuracy(family.cut(0.25), dataset.validation, CPU, dataset.loss)
+
+    before = score()
+    while family.epoch < family.num_epochs:
+        family.run_epoch()
+    assert score() > before + 0.05

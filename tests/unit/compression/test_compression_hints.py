@@ -31,7 +31,8 @@ def noise(count: int, seed: int) -> Split:
     return Split(inputs=inputs, labels=np.arange(count) % 5)
 
 
-DATASET = Dataset(train=noise(60, 0), validation=noise(20, 1), test=noise(20, 2), num_classes=5)
+VALIDATION = Split(inputs=noise(20, 1).inputs, labels=np.arange(20) % 2 * 2 + 1)
+DATASET = Dataset(train=noise(60, 0), validation=VALIDATION, test=noise(20, 2), num_classes=5)
 TRAINING = TrainingBudget(num_epochs=1, batch_size=20, learning_rate=1e-2)
 
 
@@ -106,6 +107,8 @@ def test_a_student_of_several_teachers_learns_their_mean() -> None:
     both = MeanOfOutputs([Always(1), Always(3)])
     assert both(torch.zeros(2, 1))[0].tolist() == [0.0, 6.0, 0.0, 6.0, 0.0]
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    nn.init.zeros_(student[1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(student[1].bias)  # type: ignore[arg-type]
     outputs = taught(student, both, alpha=1.0, temperature=1.0).eval()(torch.from_numpy(DATASET.test.inputs))
     shares = outputs.softmax(1).mean(0)
     assert shares[[1, 3]].min() > shares[[0, 2, 4]].max()

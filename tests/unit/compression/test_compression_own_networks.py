@@ -21,6 +21,7 @@ from torch import nn
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
 from cloud.compression.dependency import trace_channels
+from cloud.compression.elastic import ElasticNetwork
 from cloud.compression.export import export_onnx
 from cloud.compression.importance import magnitude
 from cloud.compression.prune import choose_removed, count_kept, remove_units
@@ -113,6 +114,20 @@ def test_at_half_its_width_it_runs_on_the_agent_in_fp32_and_int8(kind: type[nn.M
     assert np.allclose(evaluate.predict(evaluate.load(data), inputs), wanted, atol=1e-4)
     int8 = evaluate.predict(evaluate.load(quantise(data, inputs, reduced_range=True)), inputs)
     assert np.abs(int8 - wanted).max() < 0.15 * np.ptp(wanted)
+
+
+@pytest.mark.parametrize("kind", OWN_NETWORKS, ids=lambda kind: kind.__name__)
+def test_an_elastic_family_of_it_holds_every_narrower_network(kind: type[nn.Module]) -> None:
+    model = open_attention(make(kind))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    graph = trace_channels(model, INPUT_SHAPE)
+    elastic = ElasticNetwork(model, graph, magnitude()(model, graph), INPUT_SHAPE)
+    inputs = torch.randn(4, *INPUT_SHAPE, generator=torch.Generator().manual_seed(1))
+    for width in (0.25, 0.5):
+        cut = elastic.cut(width).train()
+        assert torch.allclose(elastic.forward(width, inputs), cut(inputs), atol=1e-5)
 
 
 def test_relu6_costs_the_int8_graph_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from cloud.cli import app as cli
 from cloud.compression.budget import check_artifact_bytes, check_calibration, check_epochs, narrowest
 from cloud.compression.dependency import trace_channels
+from cloud.compression.export import export_onnx
 from cloud.domain.profiles import Constraints
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.workloads import SearchBudget, Workload
@@ -89,6 +90,16 @@ def test_a_layer_that_cannot_be_traced_is_named_with_its_line() -> None:
     said = r"cannot be traced in layer 1.1: .* at test_compression_preview.py:\d+; forward must not branch"
     with pytest.raises(ConfigError, match=said):
         trace_channels(model, INPUT_SHAPE)
+
+
+def test_a_layer_that_cannot_be_exported_is_named() -> None:
+    class Orthogonal(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.qr(x.flatten(2))[0].flatten(1)
+
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), Orthogonal(), nn.Linear(64, 5)).eval()
+    with pytest.raises(ConfigError, match="ONNX in layer 1: it has no counterpart for linalg_qr"):
+        export_onnx(model, INPUT_SHAPE)
 
 
 def test_budgets_that_leave_room_for_nothing_are_named() -> None:

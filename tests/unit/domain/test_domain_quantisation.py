@@ -39,7 +39,7 @@ def test_what_is_wrong_is_named_with_its_place(field: str, value: Any, said: str
 
 @pytest.mark.parametrize("value", [4, "int4", [4]])
 def test_a_quantisation_that_is_no_mapping_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="quantisation is .*mapping such as bits: 4"):
+    with pytest.raises(ValueError, match=r"quantisation is .*mapping such as bits: 4"):
         CompressionSpec.from_mapping({"quantisation": value})
 
 

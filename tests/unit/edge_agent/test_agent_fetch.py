@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.fetch import (
@@ -91,6 +91,7 @@ def test_the_manifest_comes_first_and_its_topic_is_left_once_it_is_there() -> No
     ]
 
 
+@settings(deadline=None)
 @given(order=st.randoms(use_true_random=False), have=st.integers(0, NUM_BLOCKS))
 def test_any_order_of_delivery_gets_each_missing_block_once_through_a_window_of_four(
     order: random.Random, have: int
