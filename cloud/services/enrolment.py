@@ -42,7 +42,7 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_age_ms", 60_000),
     ("grpc.max_connection_idle_ms", 20_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 MAX_CONCURRENT_CALLS: Final = 256
 

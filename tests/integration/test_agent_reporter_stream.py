@@ -85,7 +85,7 @@ class FakeFleet(fleet_service_pb2_grpc.FleetServiceServicer):
 def start_server(fleet: FakeFleet, port: int) -> grpc.Server:
     server = grpc.server(
         futures.ThreadPoolExecutor(8),
-        options=[("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000)],
+        options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 10_000)],
     )
     fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
     assert server.add_insecure_port(f"127.0.0.1:{port}")
