@@ -17,12 +17,12 @@ from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding
+from machine import free_port
 
 from cloud.pki.authority import Authority
 from cloud.pki.key_folder import KeyFolder, init_folder
 from edgeloop.identity import certificate_request, new_private_key, requested_key
 from edgeloop.v1.control_service_pb2_grpc import ControlServiceStub
-from tests.conftest import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "mosquitto"
 WAIT_S = 30.0

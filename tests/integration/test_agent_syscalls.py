@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pytest
 from agent_harness import AgentProcess, Cloud, make_model, ship, wait_until
+from machine import missing
 
 from edge_agent.journal import Journal
 from edge_agent.update_state import Slot, State
 from edge_agent.verify import check_state
-from tests.conftest import missing
 
 pytestmark = pytest.mark.mosquitto
 

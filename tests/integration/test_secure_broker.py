@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from machine import missing
 from secure_harness import (
     Device,
     SecureAgent,
@@ -27,7 +28,6 @@ from edgeloop.backoff import Backoff
 from edgeloop.identity import client_context, facts, read_certificate
 from edgeloop.mqtt import MqttSession, Will
 from edgeloop.v1 import control_service_pb2 as pb
-from tests.conftest import missing
 
 pytestmark = pytest.mark.mosquitto
 
