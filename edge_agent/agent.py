@@ -33,6 +33,7 @@ from edge_agent.inbox import (
 from edge_agent.inference import InferenceEngine
 from edge_agent.known_time import KnownTime
 from edge_agent.runtime import ReferenceKernel, rss_bytes
+from edge_agent.sensors.wiring import Sensors
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
@@ -115,7 +116,10 @@ class Agent:
             num_threads=config.num_threads,
             rng=self._rng,
         )
-        self._api = LocalApi(config, self._engine, status=lambda: self._last_status)
+        self._sensors = Sensors(config, self._engine)
+        self._api = LocalApi(
+            config, self._engine, status=lambda: self._last_status, more_metrics=self._sensors.render
+        )
         self._time = KnownTime(config.state_dir)
         self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
@@ -165,6 +169,7 @@ class Agent:
         self._api.start(time.monotonic())
         self._write_status()
         self._supervisor.ready(self._what_it_does())
+        self._sensors.start()
         self._connect()
 
     def _connect(self) -> None:
@@ -485,6 +490,7 @@ class Agent:
         self._supervisor.stopping()
         for end in (
             self._close_source,
+            self._sensors.close,
             self._api.stop,
             self._updater.stop,
             lambda: self._updater.handle(Stopping()),

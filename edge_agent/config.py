@@ -15,8 +15,23 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NoReturn
 
+from edge_agent.config_values import (
+    Endpoint as Endpoint,
+)
+from edge_agent.config_values import (
+    Place,
+    between,
+    endpoint_value,
+    existing_file,
+    path_value,
+    text_value,
+    whole,
+)
+from edge_agent.config_values import (
+    parse_endpoint as parse_endpoint,
+)
+from edge_agent.source_settings import BridgeSettings, FolderSettings, read_bridges, read_folders
 from edgeloop import topics
 from edgeloop.errors import ConfigError, RejectedError
 
@@ -31,16 +46,6 @@ UNIX_PREFIX = "unix:"
 # Below the state folder; what `edgeloop-agent enroll` was told.
 ENROLMENT_FILE = Path("identity") / "enrolment.json"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Endpoint:
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 # Where applications of this gateway find the local inference API, unless told otherwise.
@@ -81,32 +86,25 @@ class AgentConfig:
     # How long a request of an application may wait and run.
     serve_timeout_s: float = 5.0
     serve_max_request_bytes: int = 16 * 1024 * 1024
+    # What feeds the model without an application: topics of a broker, and folders. Only in the file.
+    bridges: tuple[BridgeSettings, ...] = ()
+    folders: tuple[FolderSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        shared = {bridge.name for bridge in self.bridges} & {folder.name for folder in self.folders}
+        if shared:
+            raise ConfigError(
+                f"[[bridge]] and [[folder]] tables share the name {min(shared)!r}; give each its own",
+                code="config-value",
+            )
 
     @property
     def label_map(self) -> dict[str, str]:
         return dict(self.labels)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Place:
-    """Where a value was written, for messages and for relative paths."""
-
-    source: str
-    key: str
-    folder: Path
-
-    def fail(self, value: object, expected: str) -> NoReturn:
-        raise ConfigError(f"{self.source}: {self.key} is {value!r}; expected {expected}", code="config-value")
-
-
-def _text(value: object, place: _Place) -> str:
-    if not isinstance(value, str) or not value.strip():
-        place.fail(value, "a text")
-    return value.strip()
-
-
-def _device_id(value: object, place: _Place) -> str:
-    text = _text(value, place)
+def _device_id(value: object, place: Place) -> str:
+    text = text_value(value, place)
     try:
         topics.check_device_id(text)
     except RejectedError as error:
@@ -114,40 +112,8 @@ def _device_id(value: object, place: _Place) -> str:
     return text
 
 
-def _path(value: object, place: _Place) -> Path:
-    return place.folder / Path(_text(value, place)).expanduser()
-
-
-def _existing_file(value: object, place: _Place) -> Path:
-    path = _path(value, place)
-    if not path.is_file():
-        place.fail(value, "the name of a file that exists")
-    return path
-
-
-def parse_endpoint(text: str, *, lowest_port: int = 1) -> Endpoint:
-    """`host:port` or `[ipv6]:port`; ValueError says what is wrong."""
-    host, colon, port_text = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("host:port, with an IPv6 host in brackets")
-    whole = re.fullmatch(r"[0-9]{1,5}", port_text)
-    if not colon or not host or not whole or not lowest_port <= int(port_text) < 65536:
-        raise ValueError(f"host:port with a port from {lowest_port} to 65535")
-    return Endpoint(host=host, port=int(port_text))
-
-
-def _endpoint(value: object, place: _Place) -> Endpoint:
-    text = _text(value, place)
-    try:
-        return parse_endpoint(text)
-    except ValueError as error:
-        place.fail(value, str(error))
-
-
-def _serve_address(value: object, place: _Place) -> Endpoint | Path | None:
-    text = _text(value, place)
+def _serve_address(value: object, place: Place) -> Endpoint | Path | None:
+    text = text_value(value, place)
     if text == "off":
         return None
     if text.startswith(UNIX_PREFIX) and len(text) > len(UNIX_PREFIX):
@@ -158,7 +124,7 @@ def _serve_address(value: object, place: _Place) -> Endpoint | Path | None:
         place.fail(value, f"{error}, or unix: and the path of a socket, or off")
 
 
-def _director_keys(value: object, place: _Place) -> tuple[bytes, ...]:
+def _director_keys(value: object, place: Place) -> tuple[bytes, ...]:
     """One or several keys: 64 hex digits each, or the name of a file that holds them, one on a line."""
     expected = "a director's public key (64 hex digits), several of them, or a file that holds them"
     items = value if isinstance(value, list) else [value]
@@ -182,7 +148,7 @@ def _director_keys(value: object, place: _Place) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(bytes.fromhex(word) for word in words))
 
 
-def _labels(value: object, place: _Place) -> tuple[tuple[str, str], ...]:
+def _labels(value: object, place: Place) -> tuple[tuple[str, str], ...]:
     """A table in a file, `k=v,k=v` in the environment, a list of `k=v` from flags."""
     expected = "labels as key=value (keys of lower-case letters, digits, '.', '_', '/', '-')"
     found: dict[str, str] = {}
@@ -207,44 +173,8 @@ def _labels(value: object, place: _Place) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(found.items()))
 
 
-def _number(value: object, place: _Place, expected: str) -> float:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            place.fail(value, expected)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        place.fail(value, expected)
-    return float(value)
-
-
-def _between(low: float, high: float, unit: str) -> Callable[[object, _Place], float]:
-    expected = f"a number from {low:g} to {high:g}{' ' + unit if unit else ''}"
-
-    def parse(value: object, place: _Place) -> float:
-        number = _number(value, place, expected)
-        # Written so that NaN fails too.
-        if not low <= number <= high:
-            place.fail(value, expected)
-        return number
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[object, _Place], int]:
-    expected = f"a whole number from {low} to {high}"
-
-    def parse(value: object, place: _Place) -> int:
-        number = _number(value, place, expected)
-        if not low <= number <= high or number != int(number):
-            place.fail(value, expected)
-        return int(number)
-
-    return parse
-
-
-def _log_level(value: object, place: _Place) -> str:
-    text = _text(value, place).lower()
+def _log_level(value: object, place: Place) -> str:
+    text = text_value(value, place).lower()
     if text not in LOG_LEVELS:
         place.fail(value, "one of " + ", ".join(LOG_LEVELS))
     return text
@@ -252,30 +182,34 @@ def _log_level(value: object, place: _Place) -> str:
 
 # Key as written in the file -> (field of AgentConfig, parser). The environment has the same keys in
 # capitals, flags with dashes.
-_KEYS: Mapping[str, tuple[str, Callable[[object, _Place], object]]] = {
+_KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
     "device_id": ("device_id", _device_id),
-    "state_dir": ("state_dir", _path),
-    "server": ("server", _endpoint),
-    "broker": ("broker", _endpoint),
+    "state_dir": ("state_dir", path_value),
+    "server": ("server", endpoint_value),
+    "broker": ("broker", endpoint_value),
     "director_key": ("director_keys", _director_keys),
     "labels": ("labels", _labels),
-    "replay": ("replay", _existing_file),
-    "rate_hz": ("rate_hz", _between(0.01, 100_000, "Hz")),
-    "emulate_slowdown": ("emulate_slowdown", _whole(1, 1000)),
-    "report_interval_s": ("report_interval_s", _between(0.1, 86_400, "s")),
-    "num_threads": ("num_threads", _whole(1, 256)),
+    "replay": ("replay", existing_file),
+    "rate_hz": ("rate_hz", between(0.01, 100_000, "Hz")),
+    "emulate_slowdown": ("emulate_slowdown", whole(1, 1000)),
+    "report_interval_s": ("report_interval_s", between(0.1, 86_400, "s")),
+    "num_threads": ("num_threads", whole(1, 256)),
     "log_level": ("log_level", _log_level),
-    "trial_requests": ("trial_requests", _whole(1, 1_000_000)),
-    "trial_s": ("trial_s", _between(0, 86_400, "s")),
-    "self_test_timeout_s": ("self_test_timeout_s", _between(1, 3600, "s")),
-    "block_timeout_s": ("block_timeout_s", _between(0.05, 3600, "s")),
-    "reserve_bytes": ("reserve_bytes", _whole(0, 2**50)),
-    "spool_quota_bytes": ("spool_quota_bytes", _whole(64 * 1024, 2**40)),
+    "trial_requests": ("trial_requests", whole(1, 1_000_000)),
+    "trial_s": ("trial_s", between(0, 86_400, "s")),
+    "self_test_timeout_s": ("self_test_timeout_s", between(1, 3600, "s")),
+    "block_timeout_s": ("block_timeout_s", between(0.05, 3600, "s")),
+    "reserve_bytes": ("reserve_bytes", whole(0, 2**50)),
+    "spool_quota_bytes": ("spool_quota_bytes", whole(64 * 1024, 2**40)),
     "serve_grpc": ("serve_grpc", _serve_address),
     "serve_rest": ("serve_rest", _serve_address),
-    "serve_timeout_s": ("serve_timeout_s", _between(0.001, 3600, "s")),
-    "serve_max_request_bytes": ("serve_max_request_bytes", _whole(64 * 1024, 2**30)),
+    "serve_timeout_s": ("serve_timeout_s", between(0.001, 3600, "s")),
+    "serve_max_request_bytes": ("serve_max_request_bytes", whole(64 * 1024, 2**30)),
+    "bridge": ("bridges", read_bridges),
+    "folder": ("folders", read_folders),
 }
+# Tables, which neither a variable nor a flag can say.
+_ONLY_IN_FILE = frozenset({"bridge", "folder"})
 _REQUIRED = ("device_id", "state_dir", "server", "broker", "director_key")
 
 
@@ -304,7 +238,7 @@ def load_values(
     `flags` may hold None for flags that were not given.
     """
     here = working_dir or Path.cwd()
-    written: dict[str, tuple[_Place, object]] = {}
+    written: dict[str, tuple[Place, object]] = {}
     if config_file is not None:
         folder = config_file.absolute().parent
         for key, value in _read_file(config_file).items():
@@ -313,23 +247,25 @@ def load_values(
                     f"{config_file}: unknown key {key!r}; known are " + ", ".join(sorted(_KEYS)),
                     code="config-key",
                 )
-            written[key] = (_Place(source=str(config_file), key=key, folder=folder), value)
+            written[key] = (Place(source=str(config_file), key=key, folder=folder), value)
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or name[len(ENVIRONMENT_PREFIX) :] in _ENVIRONMENT_OTHER:
             continue
         key = name[len(ENVIRONMENT_PREFIX) :].lower()
-        if key not in _KEYS:
+        if key not in _KEYS or key in _ONLY_IN_FILE:
             raise ConfigError(
                 f"environment: unknown variable {name}; known are "
-                + ", ".join(ENVIRONMENT_PREFIX + known.upper() for known in sorted(_KEYS)),
+                + ", ".join(
+                    ENVIRONMENT_PREFIX + known.upper() for known in sorted(_KEYS.keys() - _ONLY_IN_FILE)
+                ),
                 code="config-key",
             )
-        written[key] = (_Place(source="environment", key=name, folder=here), value)
+        written[key] = (Place(source="environment", key=name, folder=here), value)
     for key, value in (flags or {}).items():
         if value is None or value in ([], ()):
             continue
         flag = "--" + ("label" if key == "labels" else key.replace("_", "-"))
-        written[key] = (_Place(source="command line", key=flag, folder=here), value)
+        written[key] = (Place(source="command line", key=flag, folder=here), value)
 
     missing = [key for key in required if key not in written]
     if missing:
@@ -382,7 +318,7 @@ def _enrolled(state_dir: object) -> dict[str, object]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         keys = ("device_id", "server", "broker", "director_key")
-        place = {key: _Place(source=str(path), key=key, folder=path.parent) for key in keys}
+        place = {key: Place(source=str(path), key=key, folder=path.parent) for key in keys}
         return {_KEYS[key][0]: _KEYS[key][1](told[key], place[key]) for key in keys}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}): enrol again", code="identity-files") from None

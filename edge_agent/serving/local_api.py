@@ -36,12 +36,18 @@ class LocalApi:
     """`start` once, then `retry` from time to time, then `stop`."""
 
     def __init__(
-        self, config: AgentConfig, engine: InferenceEngine, *, status: Callable[[], AgentStatus | None]
+        self,
+        config: AgentConfig,
+        engine: InferenceEngine,
+        *,
+        status: Callable[[], AgentStatus | None],
+        more_metrics: Callable[[], list[str]] = list,
     ) -> None:
         self._config = config
         self._service = ModelService(engine, timeout_s=config.serve_timeout_s)
         self._metrics = ServingMetrics()
         self._status = status
+        self._more_metrics = more_metrics
         self._running: dict[str, _Transport] = {}
         self._addresses: dict[str, str] = {}
         self._failed: set[str] = set()
@@ -121,4 +127,4 @@ class LocalApi:
 
     def _render_status(self) -> list[str]:
         status = self._status()
-        return render_status(status) if status is not None else []
+        return (render_status(status) if status is not None else []) + self._more_metrics()
