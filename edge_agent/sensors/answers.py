@@ -39,12 +39,9 @@ def encode_answer(
     return _encoded(said | more)
 
 
-def encode_error(error: EdgeloopError, *, source: str, more: dict[str, object]) -> bytes:
-    said: dict[str, object] = {}
-    sample_id: SampleId | None = getattr(error, "sample_id", None)
-    if sample_id is not None:
-        said["id"] = sample_id
-    return _encoded(said | {"source": source, "code": error.code, "error": error.message} | more)
+def encode_error(error: EdgeloopError, *, source: str, sample_id: SampleId | None = None) -> bytes:
+    said: dict[str, object] = {"id": sample_id} if sample_id is not None else {}
+    return _encoded(said | {"source": source, "code": error.code, "error": error.message})
 
 
 def _said(array: NDArray[Any], sample: Sample) -> object:

@@ -14,15 +14,24 @@ import threading
 import time
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from typing import Final
 
 from edge_agent.inference import InferenceEngine, InferenceResult
-from edge_agent.sensors.answers import encode_answer
-from edge_agent.sensors.samples import IdentifiedError, Sample, parse_sample
-from edgeloop.errors import RejectedError, TransientError
+from edge_agent.sensors.answers import encode_answer, encode_error
+from edge_agent.sensors.samples import Sample, SampleId, UnfitError, parse_sample
+from edgeloop.errors import EdgeloopError, RejectedError, TransientError
 
 _BUSY_WAIT_S: Final = 0.01
 _BUSY_CODE: Final = "inference-busy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What goes back, as JSON, and the error that it tells of, if any."""
+
+    data: bytes
+    error: EdgeloopError | None = None
 
 
 class Asker:
@@ -46,13 +55,26 @@ class Asker:
         source: str,
         classifier: bool,
         more: dict[str, object] | None = None,
-    ) -> bytes:
-        """The answer as JSON.
+    ) -> Reply:
+        """The answer, or what is wrong; never raises for either.
 
-        Raises ``TransientError`` (``no-model``, ``inference-busy``, ``inference-stopped``,
+        Errors are ``TransientError`` (``no-model``, ``inference-busy``, ``inference-stopped``,
         ``request-deadline``) and ``RejectedError`` (``input-...``, ``output-value``, ``request-too-large``,
         ``model-run``).
         """
+        sample_id: SampleId | None = None
+        try:
+            sample = self._parse(payload, sample_format)
+            sample_id = sample.id
+            result = self._result(sample)
+            data = encode_answer(sample, result, source=source, classifier=classifier, more=more or {})
+        except EdgeloopError as error:
+            if isinstance(error, UnfitError):
+                sample_id = error.sample_id
+            return Reply(data=encode_error(error, source=source, sample_id=sample_id), error=error)
+        return Reply(data=data)
+
+    def _parse(self, payload: bytes, sample_format: str) -> Sample:
         if len(payload) > self.max_bytes:
             raise RejectedError(
                 f"{len(payload)} bytes; at most {self.max_bytes} are taken (serve_max_request_bytes)",
@@ -61,14 +83,7 @@ class Asker:
         model = self._engine.serving
         if model is None:
             raise TransientError("no model is installed yet; try again later", code="no-model")
-        sample = parse_sample(payload, sample_format=sample_format, sample_shape=model.runtime.sample_shape)
-        try:
-            result = self._result(sample)
-            return encode_answer(sample, result, source=source, classifier=classifier, more=more or {})
-        except RejectedError as error:
-            if sample.id is None:
-                raise
-            raise IdentifiedError(error.message, code=error.code, sample_id=sample.id) from error
+        return parse_sample(payload, sample_format=sample_format, sample_shape=model.runtime.sample_shape)
 
     def _result(self, sample: Sample) -> InferenceResult:
         until_s = time.monotonic() + self._timeout_s

@@ -18,7 +18,6 @@ import threading
 from collections import deque
 from typing import Final
 
-from edge_agent.sensors.answers import encode_error
 from edge_agent.sensors.asker import Asker
 from edge_agent.sensors.counts import ANSWERED, DROPPED, FAILED, SourceCounts
 from edge_agent.serving.addresses import is_local
@@ -125,19 +124,17 @@ class Bridge:
 
     def _serve(self, topic: str, payload: bytes) -> None:
         settings = self._settings
-        try:
-            answer = self._asker.ask(
-                payload, sample_format=settings.format, source=topic, classifier=settings.classifier
-            )
-            to, outcome = settings.answer_topic(topic), ANSWERED
-        except EdgeloopError as error:
-            answer = encode_error(error, source=topic, more={})
+        reply = self._asker.ask(
+            payload, sample_format=settings.format, source=topic, classifier=settings.classifier
+        )
+        to, outcome = settings.answer_topic(topic), ANSWERED
+        if reply.error is not None:
             to, outcome = settings.errors_topic(topic), FAILED
-            self._say(topic, error)
+            self._say(topic, reply.error)
         if settings.takes(to) or len(to.encode()) > _MAX_TOPIC_BYTES:
             self._say(topic, TransientError(f"no answer may go to {to[:80]!r}", code="topic-loop"))
             outcome = FAILED
-        elif not self._publish(to, answer):
+        elif not self._publish(to, reply.data):
             outcome = DROPPED
         self._counts.add(settings.name, outcome)
 

@@ -159,19 +159,20 @@ class FolderSource:
         if taken is None:  # it went, or goes on being written
             return
         if not self._is_answered(taken):
-            try:
-                answer = self._asker.ask(
-                    taken.data,
-                    sample_format=settings.format,
-                    source=name,
-                    classifier=settings.classifier,
-                    more=taken.identity,
-                )
-            except RejectedError as error:
-                self._fail(path, version, error, digits=taken.digits)
+            reply = self._asker.ask(
+                taken.data,
+                sample_format=settings.format,
+                source=name,
+                classifier=settings.classifier,
+                more=taken.identity,
+            )
+            if isinstance(reply.error, RejectedError):
+                self._fail(path, version, reply.error, digits=taken.digits)
                 return
+            if reply.error is not None:
+                raise reply.error
             settings.output.mkdir(parents=True, exist_ok=True)
-            write_atomically(_free(*self._answer_paths(taken)), answer)
+            write_atomically(_free(*self._answer_paths(taken)), reply.data)
         _move(path, _free(settings.done / name, _with_digits(settings.done / name, taken.digits)))
         self._counts.add(settings.name, ANSWERED)
         self._said = ""

@@ -85,11 +85,11 @@ def _parse_json(payload: bytes, shape: Shape) -> Sample:
         return _from_lists(said, shape, sample_id)
     except RejectedError as error:
         if sample_id is not None:
-            raise IdentifiedError(error.message, code=error.code, sample_id=sample_id) from None
+            raise UnfitError(error.message, code=error.code, sample_id=sample_id) from None
         raise
 
 
-class IdentifiedError(RejectedError):
+class UnfitError(RejectedError):
     """A refused sample whose id could be read."""
 
     def __init__(self, message: str, *, code: str, sample_id: SampleId) -> None:

@@ -105,15 +105,18 @@ def started() -> Iterator[Started]:
     """Starts a bridge with an engine, and closes both."""
     with ExitStack() as stack:
 
-        def start(bridge_settings: BridgeSettings, *, runtime: Gate | None = None):  # type: ignore[no-untyped-def]
+        def start(  # type: ignore[no-untyped-def]
+            bridge_settings: BridgeSettings, *, runtime: Gate | None = None, timeout_s: float = 20
+        ):
             engine = started_engine(MODEL, TrialMeter(window_s=3600))
             stack.callback(engine.close)
             if runtime is not None:
                 served = serve(MODEL)
                 object.__setattr__(served, "runtime", runtime)
                 engine.swap(served)
+                stack.callback(runtime.open.set)
             counts = SourceCounts(["bridge-1"])
-            asker = Asker(engine, timeout_s=20, max_bytes=4096)
+            asker = Asker(engine, timeout_s=timeout_s, max_bytes=4096)
             bridge = Bridge(bridge_settings, asker, counts, client_id="gw", backoff=Backoff(0.05, 0.2))
             stack.callback(bridge.close)
             bridge.start()
@@ -146,6 +149,13 @@ def test_what_is_wrong_with_a_sample_comes_on_the_error_topic(mosquitto, sensor,
     assert (third[0], third[1]["source"]) == ("out/all", "in/c")
     wait_until(lambda: counts.get("bridge-1", ANSWERED) == 1, what="the count")
     assert counts.get("bridge-1", FAILED) == 2
+
+
+def test_a_sample_that_waits_for_too_long_is_told_so_by_its_id(mosquitto, sensor, started) -> None:
+    started(settings(mosquitto.port), runtime=Gate(), timeout_s=0.2)
+    sensor.send("in/a", json.dumps({"inputs": SAMPLES[0].tolist(), "id": 5}).encode())
+    topic, said = sensor.hear()
+    assert (topic, said["id"], said["code"]) == ("errors", 5, "request-deadline")
 
 
 def test_the_oldest_of_too_many_samples_go_and_are_counted(mosquitto, sensor, started, caplog) -> None:
@@ -265,6 +275,9 @@ def test_an_agent_serves_bridges_and_a_folder_by_configuration_alone(
         assert generations[1] > 0
         assert generations[2] >= 20
 
+        sensor.send("in/a", b'{"inputs": [1], "id": "short"}')
+        topic, said = sensor.hear()
+        assert (topic, said["id"], said["code"]) == ("errors", "short", "input-size")
         sensor.send("in/a", b"nonsense")
         assert sensor.hear()[1]["code"] == "input-json"
         status = agent.wait(lambda status: bool(status["rest_address"]))
@@ -272,7 +285,7 @@ def test_an_agent_serves_bridges_and_a_folder_by_configuration_alone(
             text = page.read().decode()
         for source, outcome, count in (
             ("bridge-1", "answered", number),
-            ("bridge-1", "failed", 1),
+            ("bridge-1", "failed", 2),
             ("bridge-1", "dropped", 0),
             ("vibration", "answered", 1),
             ("folder-1", "answered", 1),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from cloud.services.report_check import ReportBounds, check_report
 from edge_agent import fetch, journal
 from edge_agent.deployment_gate import DeploymentGate
 from edge_agent.known_time import KnownTime
+from edge_agent.sensors.samples import parse_sample
 from edge_agent.serving import grpc_messages, rest_messages
 from edge_agent.serving.inference import grpc_service_pb2 as oip
 from edge_agent.update_state import Slot, UpdateState
@@ -163,6 +165,16 @@ def _topic(raw: bytes) -> None:
             continue
 
 
+def _sample(sample_format: str) -> Callable[[bytes], object]:
+    return functools.partial(parse_sample, sample_format=sample_format, sample_shape=(1, 2))
+
+
+def _npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ones((1, 2), np.float32))
+    return file.getvalue()
+
+
 PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "manifest": (_manifest, MANIFEST),
     "block": (_block, DATA[:4096]),
@@ -186,6 +198,9 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
         b"\x1f\x8b\x08" + b"\0" * 40,
     ),
     "oip-grpc": (_protobuf(oip.ModelInferRequest, _oip), GRPC.SerializeToString()),
+    "sample-json": (_sample("json"), b'{"inputs": [[1.5, 2]], "id": "n-1"}'),
+    "sample-raw": (_sample("raw"), bytes(8)),
+    "sample-npy": (_sample("npy"), _npy()),
     "journal": (_journal, journal.encode(UpdateState())),
 }
 

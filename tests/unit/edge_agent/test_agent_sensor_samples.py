@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent.inference import InferenceResult
 from edge_agent.sensors.answers import encode_answer, encode_error
-from edge_agent.sensors.samples import Sample, parse_sample
+from edge_agent.sensors.samples import Sample, UnfitError, parse_sample
 from edgeloop.errors import RejectedError
 
 SHAPE = (2, 3)
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_refused_with_a_code(payload: bytes, sample_format:
     with np.errstate(invalid="ignore"), pytest.raises(RejectedError) as caught:
         parse(payload, sample_format)
     assert caught.value.code == code, caught.value.message
-    assert json.loads(encode_error(caught.value, source="s", more={}))["code"] == code
+    assert json.loads(encode_error(caught.value, source="s"))["code"] == code
 
 
 @given(payload=st.binary(max_size=300), sample_format=FORMATS)
@@ -120,7 +120,7 @@ def test_any_bytes_give_a_sample_or_a_refusal(payload: bytes, sample_format: str
     try:
         sample = parse(payload, sample_format)
     except RejectedError as error:
-        said = json.loads(encode_error(error, source="s", more={}))
+        said = json.loads(encode_error(error, source="s"))
     else:
         assert sample.inputs.shape[1:] == SHAPE
         assert np.isfinite(sample.inputs).all()
@@ -186,6 +186,7 @@ def test_a_model_that_answers_nan_is_an_error_and_no_invalid_json() -> None:
 
 
 def test_an_error_keeps_the_id_that_could_be_read() -> None:
-    with pytest.raises(RejectedError) as caught:
+    with pytest.raises(UnfitError) as caught:
         parse(b'{"inputs": [1, 2], "id": "n-2"}', "json")
-    assert json.loads(encode_error(caught.value, source="in/a", more={}))["id"] == "n-2"
+    said = json.loads(encode_error(caught.value, source="in/a", sample_id=caught.value.sample_id))
+    assert (said["id"], said["source"], said["code"]) == ("n-2", "in/a", "input-size")
