@@ -49,6 +49,8 @@ class InferenceResult:
     outputs: NDArray[np.float32]
     digest: str
     generation: int
+    #: What the model is judged by, as its manifest says: "accuracy" (also when empty), or another.
+    metric: str = ""
     #: What the request cost on the inference thread, all samples and emulated runs together.
     service_ms: float
 
@@ -61,6 +63,8 @@ class ServedModel:
     digest: str
     generation: int
     workload: str
+    #: See ``InferenceResult``.
+    metric: str = ""
     #: What its latencies are recorded under.
     key: WindowKey = field(init=False)
     #: Shape of a batch of one.
@@ -195,7 +199,11 @@ class InferenceEngine:
         service_ms = (time.perf_counter_ns() - begin_ns) / 1e6
         self._meter.record(model.key, service_ms, self._clock())
         return InferenceResult(
-            outputs=outputs, digest=model.digest, generation=model.generation, service_ms=service_ms
+            outputs=outputs,
+            digest=model.digest,
+            generation=model.generation,
+            metric=model.metric,
+            service_ms=service_ms,
         )
 
     def _serve_batch(self, model: ServedModel, inputs: NDArray[np.float32]) -> InferenceResult:
@@ -213,6 +221,7 @@ class InferenceEngine:
             outputs=np.concatenate([result.outputs for result in results]),
             digest=model.digest,
             generation=model.generation,
+            metric=model.metric,
             service_ms=sum(result.service_ms for result in results),
         )
 

@@ -51,8 +51,6 @@ class BridgeSettings:
     error_topic: str
     format: str = "json"
     qos: int = 1
-    #: Whether answers name the highest of several outputs as ``class``.
-    classifier: bool = True
     #: Samples that may wait for the model; the oldest go first.
     max_pending: int = 64
 
@@ -77,7 +75,6 @@ class FolderSettings:
     pattern: str
     output: Path
     format: str = "json"
-    classifier: bool = True
     #: How often the folder is looked at.
     poll_s: float = 1.0
     #: A file is whole once its size and time have stood still for so long.
@@ -243,12 +240,6 @@ def _one_of(words: tuple[str, ...]) -> Callable[[object, Place], str]:
     return parse
 
 
-def _truth(value: object, place: Place) -> bool:
-    if not isinstance(value, bool):
-        place.fail(value, "true or false")
-    return value
-
-
 def _pattern(value: object, place: Place) -> str:
     text = text_value(value, place)
     if "/" in text or text.startswith("."):
@@ -266,7 +257,6 @@ _BRIDGE_KEYS: Final[Mapping[str, Callable[[object, Place], object]]] = {
     "error_topic": _topic,
     "format": _one_of(BRIDGE_FORMATS),
     "qos": whole(0, 1),
-    "classifier": _truth,
     "max_pending": whole(1, 100_000),
 }
 _FOLDER_KEYS: Final[Mapping[str, Callable[[object, Place], object]]] = {
@@ -275,7 +265,6 @@ _FOLDER_KEYS: Final[Mapping[str, Callable[[object, Place], object]]] = {
     "pattern": _pattern,
     "output": path_value,
     "format": _one_of(FOLDER_FORMATS),
-    "classifier": _truth,
     "poll_s": between(0.05, 3600, "s"),
     "settle_s": between(0, 3600, "s"),
 }

@@ -369,14 +369,15 @@ class Updater:
         try:
             if serving is not None and serving.digest == slot.digest:
                 # The same bytes under another generation: nothing to load.
-                model = self._served(serving.runtime, slot)
+                model = self._served(serving.runtime, slot, serving.metric)
                 if serving.generation != slot.generation:
                     self._engine.swap(model)
             else:
                 manifest = self._blobs.read_manifest(slot.manifest_digest)
                 fetch.check_fits(slot, manifest)
                 data = self._blobs.read_artifact(manifest)
-                model = self._served(load_artifact(data, manifest, num_threads=self._num_threads), slot)
+                runtime = load_artifact(data, manifest, num_threads=self._num_threads)
+                model = self._served(runtime, slot, manifest.metric)
                 self._engine.swap(model)
         except RejectedError as error:
             logger.error(
@@ -388,12 +389,13 @@ class Updater:
         return []
 
     @staticmethod
-    def _served(runtime: Runtime, slot: Slot) -> ServedModel:
+    def _served(runtime: Runtime, slot: Slot, metric: str) -> ServedModel:
         return ServedModel(
             runtime=runtime,
             digest=slot.digest,
             generation=slot.generation,
             workload=slot.workload,
+            metric=metric,
         )
 
     def _collect(self) -> None:

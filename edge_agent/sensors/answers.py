@@ -5,13 +5,15 @@ Rules that this module keeps:
 - An answer names the model that computed it, by digest and generation, and what that cost.
 - An error has the code and the message of the error; both name their source (topic or file), and the id that
   the sample brought.
+- A model that is judged by its accuracy answers a class: the highest output, or, of one output, whether it is
+  above 0, as the cloud counts when it scores. A regression answers values alone.
 - What JSON cannot say (a model that answers NaN) is an error, not an invalid text.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +22,11 @@ from edge_agent.inference import InferenceResult
 from edge_agent.sensors.samples import Sample, SampleId
 from edgeloop.errors import EdgeloopError, RejectedError
 
+#: Manifests that say nothing are of classifiers.
+_CLASSIFIERS: Final = ("", "accuracy")
 
-def encode_answer(
-    sample: Sample, result: InferenceResult, *, source: str, classifier: bool, more: dict[str, object]
-) -> bytes:
+
+def encode_answer(sample: Sample, result: InferenceResult, *, source: str, more: dict[str, object]) -> bytes:
     """Raises ``RejectedError`` (``output-value``)."""
     outputs = result.outputs
     if not np.isfinite(outputs).all():
@@ -31,8 +34,9 @@ def encode_answer(
     said: dict[str, object] = {"id": sample.id} if sample.id is not None else {}
     said["source"] = source
     said["outputs"] = _said(outputs, sample)
-    if classifier and outputs.ndim == 2 and outputs.shape[1] > 1:
-        said["class"] = _said(outputs.argmax(axis=1), sample)
+    if result.metric in _CLASSIFIERS and outputs.ndim == 2:
+        classes = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).astype(int)
+        said["class"] = _said(classes, sample)
     said["model"] = result.digest
     said["generation"] = result.generation
     said["latency_ms"] = round(result.service_ms, 4)

@@ -53,7 +53,6 @@ class Asker:
         *,
         sample_format: str,
         source: str,
-        classifier: bool,
         more: dict[str, object] | None = None,
     ) -> Reply:
         """The answer, or what is wrong; never raises for either.
@@ -67,7 +66,7 @@ class Asker:
             sample = self._parse(payload, sample_format)
             sample_id = sample.id
             result = self._result(sample)
-            data = encode_answer(sample, result, source=source, classifier=classifier, more=more or {})
+            data = encode_answer(sample, result, source=source, more=more or {})
         except EdgeloopError as error:
             if isinstance(error, UnfitError):
                 sample_id = error.sample_id

@@ -74,11 +74,15 @@ class Bridge:
         self._session.start()
         logger.info("source %s: %s of %s", settings.name, settings.input_topic, settings.broker)
 
-    def close(self) -> None:
-        """Samples that wait are dropped, and counted as that."""
+    def stop(self) -> None:
+        """Asks its thread to end, and returns at once."""
         self._stop.set()
         with self._changed:
             self._changed.notify()
+
+    def close(self) -> None:
+        """Samples that wait are dropped, and counted as that."""
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join(_JOIN_S)
         self._session.close(1.0)
@@ -124,9 +128,7 @@ class Bridge:
 
     def _serve(self, topic: str, payload: bytes) -> None:
         settings = self._settings
-        reply = self._asker.ask(
-            payload, sample_format=settings.format, source=topic, classifier=settings.classifier
-        )
+        reply = self._asker.ask(payload, sample_format=settings.format, source=topic)
         to, outcome = settings.answer_topic(topic), ANSWERED
         if reply.error is not None:
             to, outcome = settings.errors_topic(topic), FAILED

@@ -87,9 +87,13 @@ class FolderSource:
         logger.info("source %s: %s in %s", self._settings.name, self._settings.pattern, self._settings.path)
         self._thread.start()
 
+    def stop(self) -> None:
+        """Asks its thread to end, and returns at once."""
+        self._stop.set()
+
     def close(self) -> None:
         """After the file under way; what waits is there at the next start."""
-        self._stop.set()
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join(_JOIN_S)
 
@@ -163,7 +167,6 @@ class FolderSource:
                 taken.data,
                 sample_format=settings.format,
                 source=name,
-                classifier=settings.classifier,
                 more=taken.identity,
             )
             if isinstance(reply.error, RejectedError):

@@ -18,6 +18,7 @@ from edge_agent.sensors.counts import SourceCounts
 
 class _Source(Protocol):
     def start(self) -> None: ...
+    def stop(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -53,6 +54,8 @@ class Sensors:
 
     def close(self) -> None:
         self._asker.stop()
+        for source in self._running:  # all at once, so that the waits for their threads overlap
+            source.stop()
         for source in self._running:
             source.close()
         self._running.clear()

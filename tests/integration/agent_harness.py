@@ -98,6 +98,7 @@ def ship(
     profile: str = "small",
     golden_offset: float = 0.0,
     packed: bool = False,
+    metric: str = "",
 ) -> Shipment:
     from edge_agent.runtime import load_onnx
 
@@ -119,6 +120,7 @@ def ship(
         outputs=[artifact_pb2.TensorSpec(name="y", datatype="FP32", shape=[0, NUM_OUTPUTS])],
         golden=artifact.golden_set(inputs, outputs, absolute_tolerance=1e-3),
         accuracy=0.9,
+        metric=metric,
         block_size_bytes=BLOCK_SIZE_BYTES,
     )
     return Shipment(data=data, manifest=manifest, raw_manifest=artifact.encode_manifest(manifest))

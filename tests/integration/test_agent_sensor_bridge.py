@@ -238,7 +238,7 @@ def test_an_agent_serves_bridges_and_a_folder_by_configuration_alone(
     samples = tmp_path / "samples"
     samples.mkdir()
     agent = AgentProcess(cloud, tmp_path, config=str(config), serve_rest="127.0.0.1:0")
-    models = [ship(make_model(seed)) for seed in (1, 2)]
+    models = [ship(make_model(1), metric="accuracy"), ship(make_model(2), metric="r2")]
     try:
         for model in models:
             cloud.publish(model)
@@ -270,6 +270,7 @@ def test_an_agent_serves_bridges_and_a_folder_by_configuration_alone(
             assert (topic, said.get("id")) == ("out/in/a", number), said
             generation = said["generation"]
             np.testing.assert_allclose(said["outputs"], expected[generation - 1][index], rtol=1e-4)
+            assert ("class" in said) == (generation == 1)  # the second is a regression
             generations[generation] += 1
             number += 1
         assert generations[1] > 0

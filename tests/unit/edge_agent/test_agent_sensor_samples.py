@@ -31,9 +31,9 @@ def npy(array: object, **options: object) -> bytes:
     return file.getvalue()
 
 
-def result(outputs: object) -> InferenceResult:
+def result(outputs: object, metric: str = "") -> InferenceResult:
     return InferenceResult(
-        outputs=np.array(outputs, np.float32), digest="d" * 64, generation=7, service_ms=0.25
+        outputs=np.array(outputs, np.float32), digest="d" * 64, generation=7, metric=metric, service_ms=0.25
     )
 
 
@@ -124,7 +124,7 @@ def test_any_bytes_give_a_sample_or_a_refusal(payload: bytes, sample_format: str
     else:
         assert sample.inputs.shape[1:] == SHAPE
         assert np.isfinite(sample.inputs).all()
-        answer = encode_answer(sample, result(sample.inputs), source="s", classifier=True, more={})
+        answer = encode_answer(sample, result(sample.inputs), source="s", more={})
         said = json.loads(answer)
     assert ("code" in said) != ("outputs" in said)
     assert len(json.dumps(said)) < 4000
@@ -151,9 +151,7 @@ def test_spliced_samples_give_a_sample_or_a_refusal(
 
 def test_an_answer_names_its_model_and_the_class() -> None:
     sample = parse(b'{"inputs": [1,2,3,4,5,6], "id": "n-1"}', "json")
-    said = json.loads(
-        encode_answer(sample, result([[0.5, 2.0, -1.0]]), source="in/a", classifier=True, more={})
-    )
+    said = json.loads(encode_answer(sample, result([[0.5, 2.0, -1.0]]), source="in/a", more={}))
     assert said == {
         "id": "n-1",
         "source": "in/a",
@@ -165,23 +163,34 @@ def test_an_answer_names_its_model_and_the_class() -> None:
     }
 
 
-def test_there_is_no_class_for_a_value_or_where_it_is_switched_off() -> None:
-    sample = parse(ONE.tobytes(), "raw")
-    for outputs, classifier in ([[3.5]], True), ([[1.0, 2.0]], False):
-        said = json.loads(encode_answer(sample, result(outputs), source="s", classifier=classifier, more={}))
-        assert "class" not in said
-        assert "id" not in said
+@pytest.mark.parametrize(
+    ("outputs", "metric", "expected"),
+    [
+        ([[0.5, 2.0, -1.0]], "accuracy", 1),
+        ([[0.5, 2.0, -1.0]], "r2", None),
+        ([[3.5]], "r2", None),
+        ([[3.5]], "", 1),
+        ([[-0.1]], "accuracy", 0),
+    ],
+)
+def test_only_a_classifier_answers_a_class(
+    outputs: list[list[float]], metric: str, expected: int | None
+) -> None:
+    answer = encode_answer(parse(ONE.tobytes(), "raw"), result(outputs, metric), source="s", more={})
+    said = json.loads(answer)
+    assert said.get("class") == expected
+    assert "id" not in said
 
 
 def test_a_batch_has_a_class_for_each_of_its_samples() -> None:
     sample = parse(ONE.tobytes() * 2, "raw")
-    said = json.loads(encode_answer(sample, result([[1, 0], [0, 1]]), source="s", classifier=True, more={}))
+    said = json.loads(encode_answer(sample, result([[1, 0], [0, 1]]), source="s", more={}))
     assert (said["outputs"], said["class"]) == ([[1.0, 0.0], [0.0, 1.0]], [0, 1])
 
 
 def test_a_model_that_answers_nan_is_an_error_and_no_invalid_json() -> None:
     with pytest.raises(RejectedError) as caught:
-        encode_answer(parse(ONE.tobytes(), "raw"), result([[np.nan]]), source="s", classifier=True, more={})
+        encode_answer(parse(ONE.tobytes(), "raw"), result([[np.nan]]), source="s", more={})
     assert caught.value.code == "output-value"
 
 

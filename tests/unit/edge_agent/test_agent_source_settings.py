@@ -79,7 +79,6 @@ def test_a_password_comes_from_its_file_and_is_not_shown(tmp_path: Path) -> None
         (FOLDER + 'output = "in/done"\n', ["folder[1].output"]),
         (FOLDER + 'pattern = "../*"\n', ["folder[1].pattern"]),
         (FOLDER + "settle_s = -1\n", ["folder[1].settle_s", "from 0"]),
-        (FOLDER + 'classifier = "yes"\n', ["folder[1].classifier", "true or false"]),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_key(tmp_path: Path, text: str, words: list[str]) -> None:
