@@ -82,11 +82,13 @@ class Gate:
     def __init__(self) -> None:
         self._runtime = load_onnx(MODEL)
         self.open = threading.Event()
+        self.begun = threading.Event()
         self.input_name, self.output_name = self._runtime.input_name, self._runtime.output_name
         self.sample_shape, self.output_shape = self._runtime.sample_shape, self._runtime.output_shape
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         if threading.current_thread().name == "inference":
+            self.begun.set()
             self.open.wait(20)
         return self._runtime.run(inputs)
 
@@ -163,7 +165,7 @@ def test_the_oldest_of_too_many_samples_go_and_are_counted(mosquitto, sensor, st
     _, counts = started(settings(mosquitto.port, max_pending=5), runtime=gate)
     for number in range(20):
         sensor.send("in/a", json.dumps({"inputs": SAMPLES[0].tolist(), "id": number}).encode())
-    # One is at the model, five wait.
+        assert gate.begun.wait(10)  # the first is at the model; of the others five wait
     wait_until(lambda: counts.get("bridge-1", DROPPED) == 14, what="drops")
     gate.open.set()
     ids = [sensor.hear()[1]["id"] for _ in range(6)]
@@ -176,7 +178,7 @@ def test_an_answer_outlives_the_broker(mosquitto, sensor, started, caplog) -> No
     gate = Gate()
     bridge, counts = started(settings(mosquitto.port), runtime=gate)
     sensor.send("in/a", json.dumps({"inputs": SAMPLES[0].tolist(), "id": "kept"}).encode())
-    wait_until(lambda: not bridge._pending, what="the sample at the model")
+    assert gate.begun.wait(10)
     mosquitto.kill()
     wait_until(lambda: not sensor.session.connected, what="the sensor to notice")
     gate.open.set()
