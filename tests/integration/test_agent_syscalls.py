@@ -37,6 +37,7 @@ CALLS = frozenset(filter(None, os.environ.get("EDGELOOP_SWEEP_CALLS", "").split(
 SYSCALLS = ("write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "mkdir")
 FAULTS = {"KILL": "signal=KILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
 NUM_SAMPLED = 2
+SETTLE_S = 0.7
 ENDED = {"active", "rejected", "rolled-back"}
 
 
@@ -91,6 +92,8 @@ class Scene:
             while process.poll() is None and time.monotonic() < until_s:
                 status = agent.status()
                 if status.get("generation") == 2 and status["state"] in ENDED:
+                    # The report spool is opened, and told of the end, only after that.
+                    time.sleep(SETTLE_S)
                     break
                 time.sleep(0.02)
         finally:
