@@ -94,6 +94,7 @@ class Journal:
 
     def load(self, *, move_aside: bool = True) -> UpdateState:
         """The newest readable state, or a fresh one. Read-only with move_aside=False."""
+        refused: tuple[Path, OSError] | None = None
         for path in self._paths:
             try:
                 return decode(path.read_bytes())
@@ -104,12 +105,15 @@ class Journal:
                 if move_aside:
                     self._move_aside(path)
             except OSError as error:
-                # Who may not read may not conclude either that there is nothing.
-                raise ConfigError(
-                    f"{path} cannot be read ({error.strerror}): run as the user that owns the state folder, "
-                    "and check the disk",
-                    code="state-dir",
-                ) from error
+                logger.error("state file cannot be read path=%s reason=%s", path, error.strerror)
+                refused = (path, error)
+        if refused is not None:
+            # Who may not read may not conclude either that there is nothing.
+            raise ConfigError(
+                f"{refused[0]} cannot be read ({refused[1].strerror}): run as the user that owns the state "
+                "folder, and check the disk",
+                code="state-dir",
+            ) from refused[1]
         return UpdateState()
 
     def problems(self) -> list[str]:

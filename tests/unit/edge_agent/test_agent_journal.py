@@ -224,6 +224,27 @@ def test_a_damaged_file_that_cannot_be_moved_leaves_its_copy_to_go_on_with(
     assert Journal(tmp_path).load() == a_state(3)
 
 
+@pytest.mark.parametrize("bad", [{STATE_FILE}, {STATE_FILE, COPY_FILE}], ids=["one", "both"])
+def test_a_sector_that_does_not_read_leaves_the_copy_and_without_one_a_person(
+    tmp_path: Path, monkeypatch, bad: set[str]
+) -> None:
+    Journal(tmp_path).save(a_state(3))
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name in bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    if len(bad) == 1:
+        assert Journal(tmp_path).load() == a_state(3)
+    else:
+        with pytest.raises(ConfigError, match="cannot be read") as caught:
+            Journal(tmp_path).load()
+        assert caught.value.code == "state-dir"
+
+
 def test_a_write_that_fails_leaves_no_half_file_behind(tmp_path: Path, monkeypatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
