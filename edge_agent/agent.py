@@ -3,7 +3,7 @@
 Rules:
 - MQTT, gRPC, self-test and signal handlers only post; nothing but the owner thread changes state.
 - Serving comes first: the committed model answers before any network library is even imported, and goes on
-  when broker and cloud are away.
+  when broker and cloud are away. It needs no write to the disk: a report that cannot be kept is counted.
 - A message that makes a handler fail in an unforeseen way is logged and costs nothing else.
 - A stop ends cleanly and soon: open windows go to the spool, and the next start is told that this was no
   crash.
@@ -169,6 +169,7 @@ class Agent:
         self._api.start(time.monotonic())
         self._write_status()
         self._supervisor.ready(self._what_it_does())
+        self._spool.open()
         self._sensors.start()
         self._connect()
 
@@ -354,6 +355,7 @@ class Agent:
             or (old.server_connected, old.first_inference_s > 0)
             != (status.server_connected, status.first_inference_s > 0)
             or (old.grpc_address, old.rest_address) != (status.grpc_address, status.rest_address)
+            or old.spool_problem != status.spool_problem
         )
 
     def _spool_windows(self, *, flush: bool) -> None:
@@ -373,7 +375,8 @@ class Agent:
             try:
                 self._spool.append(report)
             except TransientError as error:
-                logger.error("a latency window is lost reason=%s", error)
+                # The spool has said so, and counts them.
+                logger.debug("a latency window is lost reason=%s", error)
         if self._reporter is not None:
             self._reporter.wake()
 
@@ -465,6 +468,7 @@ class Agent:
             server_connected=self._reporter.connected if self._reporter else False,
             num_pending_reports=self._spool.num_pending,
             num_dropped_reports=self._spool.num_dropped,
+            spool_problem=self._spool.problem,
             num_requests=self._meter.num_served,
             num_errors=self._meter.num_failed,
             grpc_address=self._api.grpc_address,

@@ -9,6 +9,7 @@ Rules:
 - Only what the caller does not keep is collected.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -24,6 +25,12 @@ from edgeloop.v1 import artifact_pb2
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
+
+
+def _discard(path: Path) -> None:
+    """What did not verify. On a disk that takes no writes it stays, and fails its next read again."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def storage_error(error: OSError, what: str) -> RejectedError:
@@ -72,14 +79,14 @@ class BlobStore:
             ) from None
         except OSError as error:
             # A sector that does not read is damage like any other.
-            path.unlink(missing_ok=True)
+            _discard(path)
             raise RejectedError(
                 f"artifact {manifest.digest[:12]} cannot be read: {error.strerror}", code="artifact-altered"
             ) from error
         try:
             artifact.check_artifact(manifest, data)
         except RejectedError:
-            path.unlink(missing_ok=True)
+            _discard(path)
             raise
         return data
 
@@ -100,14 +107,14 @@ class BlobStore:
                 code="manifest-missing",
             ) from None
         except OSError as error:
-            path.unlink(missing_ok=True)
+            _discard(path)
             raise RejectedError(
                 f"manifest {manifest_digest[:12]} cannot be read: {error.strerror}", code="manifest-altered"
             ) from error
         try:
             return artifact.parse_manifest(raw, expected_digest=manifest_digest)
         except RejectedError:
-            path.unlink(missing_ok=True)
+            _discard(path)
             raise
 
     def find_manifest(self, manifest_digest: str) -> artifact_pb2.Manifest | None:
@@ -151,7 +158,7 @@ class BlobStore:
             try:
                 assembler.accept(int(path.name), path.read_bytes())
             except (OSError, RejectedError):
-                path.unlink(missing_ok=True)
+                _discard(path)
 
     def keep_block(self, digest: str, n: int, data: bytes) -> None:
         """The caller has verified it. A half-written one does not verify at the next start."""

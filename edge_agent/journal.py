@@ -10,6 +10,8 @@ Rules:
 - One agent per state folder: the lock lasts as long as the process, however it ends.
 """
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "state.json"
 COPY_FILE = "state.copy.json"
 LOCK_FILE = "agent.lock"
+_NO_WRITES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def fsync_folder(folder: Path) -> None:
@@ -42,12 +45,18 @@ def fsync_folder(folder: Path) -> None:
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Readers, and a start after a crash, see the old content or the new one, nothing between."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        # Half a file must not hold the room that a full disk lacks.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     if durable:
         fsync_folder(path.parent)
 
@@ -85,6 +94,7 @@ class Journal:
 
     def load(self, *, move_aside: bool = True) -> UpdateState:
         """The newest readable state, or a fresh one. Read-only with move_aside=False."""
+        refused: tuple[Path, OSError] | None = None
         for path in self._paths:
             try:
                 return decode(path.read_bytes())
@@ -95,12 +105,15 @@ class Journal:
                 if move_aside:
                     self._move_aside(path)
             except OSError as error:
-                # Who may not read may not conclude either that there is nothing.
-                raise ConfigError(
-                    f"{path} cannot be read ({error.strerror}): run as the user that owns the state folder, "
-                    "and check the disk",
-                    code="state-dir",
-                ) from error
+                logger.error("state file cannot be read path=%s reason=%s", path, error.strerror)
+                refused = (path, error)
+        if refused is not None:
+            # Who may not read may not conclude either that there is nothing.
+            raise ConfigError(
+                f"{refused[0]} cannot be read ({refused[1].strerror}): run as the user that owns the state "
+                "folder, and check the disk",
+                code="state-dir",
+            ) from refused[1]
         return UpdateState()
 
     def problems(self) -> list[str]:
@@ -124,12 +137,16 @@ class Journal:
         number = 1
         while (aside := path.with_name(f"{path.name}.unreadable-{number}")).exists():
             number += 1
-        os.replace(path, aside)
-        logger.error("state file moved aside to=%s; going on with what is left", aside)
+        try:
+            os.replace(path, aside)
+        except OSError as error:
+            logger.error("state file stays where it is reason=%s; going on with what is left", error.strerror)
+        else:
+            logger.error("state file moved aside to=%s; going on with what is left", aside)
 
 
 class StateLock:
-    """Held by the one agent that owns a state folder."""
+    """Held by the one agent that owns a state folder; also where nothing can be written any more."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -138,7 +155,7 @@ class StateLock:
     def __enter__(self) -> Self:
         try:
             self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self._state_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = self._open()
         except OSError as error:
             raise ConfigError(
                 f"state_dir {self._state_dir}: {error.strerror}; give a folder that this user may write",
@@ -154,10 +171,25 @@ class StateLock:
                 "stop that one, or give each agent a --state-dir of its own",
                 code="state-locked",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
+        try:
+            # Over what is there: a full disk has room for that.
+            written = os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.ftruncate(descriptor, written)
+        except OSError as error:
+            # Only whoever is kept out misses the number.
+            logger.warning("the lock file does not name this process reason=%s", error.strerror)
         return self
+
+    def _open(self) -> int:
+        path = self._state_dir / LOCK_FILE
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_WRITES:
+                raise
+            # A lock needs no write, and a disk that takes none may hold a model that serves.
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __exit__(
         self,

@@ -25,7 +25,7 @@ from edgeloop.errors import ConfigError, EdgeloopError
 EXIT_USAGE = 2
 EXIT_STATE = 3
 _STATE_CODES = frozenset(
-    {"state-dir", "state-locked", "state-version", "spool-open", "status-missing", "status-unreadable"}
+    {"state-dir", "state-locked", "state-version", "status-missing", "status-unreadable"}
 )
 
 

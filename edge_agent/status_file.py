@@ -3,11 +3,15 @@
 Rules:
 - Replaced atomically, so that a reader never sees half of it. Not flushed to the disk: it says how things
   are, and nothing depends on it after a crash.
+- On a full disk it is written over where it stands: just then somebody wants to know how things are. A
+  reader that sees half of it reads again.
 - Versioned; a reader refuses what it does not know.
 """
 
+import errno
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -44,7 +48,10 @@ class AgentStatus:
     broker_connected: bool = False
     server_connected: bool = False
     num_pending_reports: int = 0
+    # Since the device was installed: the spool was full, or its disk failed.
     num_dropped_reports: int = 0
+    # Why no report can be kept now.
+    spool_problem: str = ""
     num_requests: int = 0
     num_errors: int = 0
     # Where the local inference API listens; empty where it does not.
@@ -60,13 +67,39 @@ class AgentStatus:
 
 def write_status(state_dir: Path, status: AgentStatus) -> None:
     data = json.dumps(asdict(status), indent=1).encode() + b"\n"
-    write_atomically(state_dir / STATUS_FILE, data, durable=False)
+    path = state_dir / STATUS_FILE
+    try:
+        write_atomically(path, data, durable=False)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+            raise
+        _write_over(path, data)
+
+
+def _write_over(path: Path, data: bytes) -> None:
+    """Takes no room but what the file has; blanks after the JSON fill up what was longer."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        data = data.ljust(os.fstat(descriptor).st_size)
+        if os.pwrite(descriptor, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
+
+
+def _load(path: Path) -> object:
+    for _ in range(3):
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError:
+            time.sleep(0.05)
+    return json.loads(path.read_bytes())
 
 
 def read_status(state_dir: Path) -> AgentStatus:
     path = state_dir / STATUS_FILE
     try:
-        said = json.loads(path.read_bytes())
+        said = _load(path)
         if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {FORMAT_VERSION} expected")
         known = {field.name for field in fields(AgentStatus)}

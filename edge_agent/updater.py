@@ -114,11 +114,16 @@ class Updater:
     # --- from the agent -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Serves what may serve, before anything else."""
+        """Serves what may serve, before anything else; statuses wait for the first tick."""
+        self._deliver_at_s = self._monotonic()
         self.handle(Started())
-        if self._engine.serving is None and self._pending and self.state.committed is not None:
-            # The start itself could not be saved; the model that is known good needs no saving.
-            self._pending.extend(self._activate(self.state.committed))
+        if self._engine.serving is None and self._pending:
+            # The start itself could not be saved; a model that is known good needs no saving.
+            for slot in filter(None, (self.state.committed, self.state.previous)):
+                failed = self._activate(slot)
+                self._pending.extend(failed)
+                if not failed:
+                    break
 
     def handle(self, event: Event) -> None:
         self._pending.append(event)
@@ -230,7 +235,8 @@ class Updater:
             try:
                 self._deliver(note, self.progress)
             except TransientError as error:
-                logger.warning("a status waits to be kept for the cloud reason=%s", error)
+                # The spool says once what is wrong.
+                logger.debug("a status waits to be kept for the cloud reason=%s", error)
                 self._deliver_at_s = self._monotonic() + RETRY_S
                 return
             self._pending.append(StatusDelivered(note=note))

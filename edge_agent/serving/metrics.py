@@ -88,8 +88,14 @@ def render_status(status: AgentStatus) -> list[str]:
         (
             "edgeloop_reports_dropped_total",
             "counter",
-            "Reports lost to the quota.",
+            "Reports lost to the quota, or to a disk that failed.",
             status.num_dropped_reports,
+        ),
+        (
+            "edgeloop_reports_spool_failed",
+            "gauge",
+            "1 while the disk lets no report be kept.",
+            bool(status.spool_problem),
         ),
         ("edgeloop_quarantined_models", "gauge", "Models that failed here.", status.num_quarantined),
         ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", status.rss_bytes),

@@ -180,3 +180,76 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="state_dir"), StateLock(tmp_path / "file" / "state"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_no_writes_can_be_locked_all_the_same(
+    tmp_path: Path, monkeypatch, number: int
+) -> None:
+    with StateLock(tmp_path):
+        pass
+    real = os.open
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with StateLock(tmp_path):
+        with pytest.raises(ConfigError) as caught, StateLock(tmp_path):
+            pass
+        assert caught.value.code == "state-locked"
+
+
+def test_a_lock_file_that_cannot_be_written_keeps_nobody_from_starting(tmp_path: Path, monkeypatch) -> None:
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with StateLock(tmp_path), pytest.raises(ConfigError, match="in use"), StateLock(tmp_path):
+        pass
+
+
+def test_a_damaged_file_that_cannot_be_moved_leaves_its_copy_to_go_on_with(
+    tmp_path: Path, monkeypatch
+) -> None:
+    Journal(tmp_path).save(a_state(3))
+    (tmp_path / STATE_FILE).write_text("{")
+
+    def full(old: Path, new: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert Journal(tmp_path).load() == a_state(3)
+
+
+@pytest.mark.parametrize("bad", [{STATE_FILE}, {STATE_FILE, COPY_FILE}], ids=["one", "both"])
+def test_a_sector_that_does_not_read_leaves_the_copy_and_without_one_a_person(
+    tmp_path: Path, monkeypatch, bad: set[str]
+) -> None:
+    Journal(tmp_path).save(a_state(3))
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name in bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    if len(bad) == 1:
+        assert Journal(tmp_path).load() == a_state(3)
+    else:
+        with pytest.raises(ConfigError, match="cannot be read") as caught:
+            Journal(tmp_path).load()
+        assert caught.value.code == "state-dir"
+
+
+def test_a_write_that_fails_leaves_no_half_file_behind(tmp_path: Path, monkeypatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        Journal(tmp_path).save(a_state(1))
+    assert list(tmp_path.iterdir()) == []

@@ -222,6 +222,53 @@ def test_a_start_on_trial_that_cannot_be_saved_serves_the_last_good_model(
     assert device.serving == FIRST.digest
 
 
+def test_a_damaged_model_and_a_state_that_cannot_be_saved_leave_the_one_before_it(
+    device: Device, monkeypatch
+) -> None:
+    device.install(FIRST, 1)
+    device.install(SECOND, 2)
+
+    def full(journal: Journal, state: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = device.folder / "blobs" / "artifacts" / SECOND.digest
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "save", full)
+        device.restart()
+        assert device.serving == FIRST.digest
+    device.tick(RETRY_S)
+    assert (device.serving, device.updater.state.state) == (FIRST.digest, State.FETCHING)
+    device.fetch(SECOND)
+    device.pass_test()
+    assert device.serving == SECOND.digest
+
+
+def test_what_does_not_verify_and_cannot_be_deleted_is_not_served(device: Device, monkeypatch) -> None:
+    device.install(FIRST, 1)
+    device.install(SECOND, 2)
+    path = device.folder / "blobs" / "artifacts" / SECOND.digest
+    path.write_bytes(b"\0")
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    device.restart()
+    assert device.serving == FIRST.digest
+
+
+def test_serving_does_not_wait_for_the_spool(device: Device, monkeypatch) -> None:
+    device.spool_fails = True
+    device.install(FIRST, 1)
+    served: list[str] = []
+    monkeypatch.setattr(device, "deliver", lambda note, progress: served.append(device.serving))
+    device.restart()
+    assert (device.serving, served) == (FIRST.digest, [])
+    device.tick()
+    assert served == [FIRST.digest]
+
+
 def test_statuses_wait_for_a_spool_that_fails_and_survive_a_restart(device: Device) -> None:
     device.spool_fails = True
     device.install(FIRST, 1)

@@ -1,0 +1,60 @@
+"""The status file: whole for its readers, and written also where no new file fits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_agent.status_file import STATUS_FILE, AgentStatus, read_status, write_status
+from edgeloop.errors import ConfigError
+
+STATUS = AgentStatus(
+    pid=1,
+    running=True,
+    device_id="gw-1",
+    boot_id="b",
+    agent_version="1",
+    state="active",
+    message="a long word about what happened",
+    start_time_s=1.0,
+    update_time_s=2.0,
+)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(old: Path, new: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+
+
+@pytest.mark.parametrize("message", ["", "short", "long " * 100])
+def test_on_a_full_disk_it_is_written_over(tmp_path: Path, request: pytest.FixtureRequest, message) -> None:
+    write_status(tmp_path, STATUS)
+    request.getfixturevalue("full_disk")
+    changed = replace(STATUS, message=message, spool_problem="database or disk is full")
+    write_status(tmp_path, changed)
+    assert read_status(tmp_path) == changed
+    assert [path.name for path in tmp_path.iterdir()] == [STATUS_FILE]
+
+
+def test_without_a_file_a_full_disk_is_an_error(tmp_path: Path, full_disk: None) -> None:
+    with pytest.raises(OSError, match="No space"):
+        write_status(tmp_path, STATUS)
+
+
+def test_a_reader_that_meets_half_of_it_reads_again(tmp_path: Path) -> None:
+    (tmp_path / STATUS_FILE).write_text('{"format_version": 1,')
+    later = threading.Timer(0.03, write_status, (tmp_path, STATUS))
+    later.start()
+    assert read_status(tmp_path) == STATUS
+    later.join()
+    (tmp_path / STATUS_FILE).write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_status(tmp_path)
