@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from agent_harness import AgentProcess, Cloud, golden_inputs, make_model, ship, wait_until
-
-from tests.conftest import free_port, missing
+from machine import free_port, missing
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.timeout(60)]
 
