@@ -406,8 +406,8 @@ def test_a_changed_registration_is_said_on_the_same_connection(world: World) -> 
     world.reporter.start()
     wait_until(lambda: world.reporter.connected)
     world.reporter.register_again()
-    wait_until(lambda: len(world.fleet.registrations) == 2)
-    assert len(world.answers) == 2
+    wait_until(lambda: len(world.answers) == 2)
+    assert len(world.fleet.registrations) == 2
 
 
 def test_an_absent_server_is_mentioned_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
