@@ -130,5 +130,6 @@ def _opened(module: nn.Module) -> nn.Module | None:
         layers = [_opened(layer) for layer in module.layers]
         if any(layer is None for layer in layers):
             return None
+        # torch types the members of a ModuleList as Tensor | Module
         return nn.Sequential(*layers, *([] if module.norm is None else [module.norm]))  # type: ignore[arg-type]
     return None

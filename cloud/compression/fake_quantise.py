@@ -70,6 +70,7 @@ class RoundedWeight(nn.Module):
         rounded = torch.from_numpy(self._grid.values(self._grid.codes(rows))).reshape(weight.shape)
         kept = self.kept
         assert kept is None or isinstance(kept, Tensor)
+        # torch publishes no types for Function.apply
         result: Tensor = _StraightThrough.apply(weight, rounded.to(weight.device), kept)  # type: ignore[no-untyped-call]
         return result
 

@@ -70,6 +70,7 @@ class Hints:
 
 
 def _channels(module: nn.Module) -> int:
+    # torch types what a module holds as Tensor | Module
     return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
 
 
