@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "edgeloop-test"
-#: A container that stays, to ask from: one for each question would cost more processor time than the question.
+#: A container that stays, to ask from: one for each question would cost more than the question.
 OPERATOR = f"{PROJECT}-operator"
 POLL_S = 2.0
 EXAMPLE = "examples/gateways"
@@ -136,15 +137,17 @@ def cpu_seconds() -> dict[str, float]:
         ["docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}"],
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
-    used = {}
-    for container in ids:
-        connection = _EngineConnection("localhost")
-        connection.request("GET", f"/containers/{container}/stats?stream=false&one-shot=true")
-        stats = json.loads(connection.getresponse().read())
-        connection.close()
-        name = stats["name"].lstrip("/").removeprefix(f"{PROJECT}_").removeprefix(f"{PROJECT}-")
-        used[name] = stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
-    return used
+    with ThreadPoolExecutor(max_workers=max(1, len(ids))) as pool:
+        return dict(pool.map(_cpu_seconds_of, ids))
+
+
+def _cpu_seconds_of(container: str) -> tuple[str, float]:
+    connection = _EngineConnection("localhost")
+    connection.request("GET", f"/containers/{container}/stats?stream=false&one-shot=true")
+    stats = json.loads(connection.getresponse().read())
+    connection.close()
+    name = stats["name"].lstrip("/").removeprefix(f"{PROJECT}_").removeprefix(f"{PROJECT}-")
+    return name, stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
 
 
 def say_cpu() -> None:
