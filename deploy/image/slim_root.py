@@ -25,9 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 #: Of the standard library: tests, installers, and what needs a screen.
-_LEFT_OUT = frozenset(
-    "test idlelib lib2to3 tkinter turtledemo ensurepip pydoc_data venv site-packages dist-packages "
-    "__pycache__ sitecustomize.py".split()
+_LEFT_OUT = (
+    *("test", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data", "venv"),
+    *("site-packages", "dist-packages", "__pycache__", "sitecustomize.py"),
 )
 _LEFT_OUT_MODULES = re.compile(r"config-.*|_tkinter\..*|_?test.*\.so|_ctypes_test\..*|_xx.*\.so|xx.*\.so")
 _ELF = b"\x7fELF"
