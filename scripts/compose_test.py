@@ -7,6 +7,9 @@ What it shows, each with a figure:
 - after ``kill`` and ``up`` of each service the system is as it was: same generations, nothing lost, devices
   connected, reports counted, the cluster ready to build.
 
+With ``--agent-from COMMIT`` the gateways run the agent as it was at that commit, against this control plane, until
+all of that has passed; then they are upgraded to this one, which may change nothing either.
+
 It needs an engine and docker-compose (or ``docker compose``), and takes 10 to 20 minutes on two cores. It
 uses a project name and ports of its own, and removes what it made; with --keep all of it stays for a look.
 """
@@ -21,6 +24,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +64,10 @@ class Compose:
             "EDGELOOP_POLICY_MAX_AGE_S": "180",
             **ports,
         }
+
+    def use_agent(self, image: str) -> None:
+        """From the next ``up`` on; "" stands for the agent of this checkout."""
+        self._environment["EDGELOOP_AGENT_IMAGE"] = image
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
         command = [*self._command, "-p", PROJECT, "--profile", "agents", *arguments]
@@ -318,6 +326,27 @@ def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
         say(f"killed {service}: whole again in {taken_s:.0f} s, same generations, nothing lost")
 
 
+def build_agent_of(commit: str) -> str:
+    """The image of the agent as it was at that commit."""
+    image = f"edgeloop-agent:{commit}"
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        command = ["docker", "build", "-q", "-f", f"{folder}/edge_agent/Dockerfile", "-t", image, folder]
+        subprocess.run(command, capture_output=True, check=True)
+    return image
+
+
+def upgrade_agents(compose: Compose, loop: Loop) -> None:
+    before = loop.state()
+    compose.use_agent("")
+    compose("up", "-d", "--no-build")
+    taken_s = wait("whole with upgraded agents", partial(loop.is_whole, time.time()), CONVERGE_TIMEOUT_S)
+    if loop.state() != before:
+        raise SystemExit("FAILED: the upgrade of the agents changed the state")
+    say(f"agents upgraded: whole again in {taken_s:.0f} s, same generations, nothing lost")
+
+
 def figures() -> None:
     ids = subprocess.run(
         ["docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}"],
@@ -339,6 +368,9 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     parser.add_argument("--no-build", action="store_true", help="use the images that are there")
     parser.add_argument("--kill", default=",".join(SERVICES), help="services to kill, separated by commas")
+    parser.add_argument(
+        "--agent-from", metavar="COMMIT", default="", help="first run the agent of this commit"
+    )
     parser.add_argument("--attach", action="store_true", help="to what --keep left: only kill its services")
     options = parser.parse_args()
     compose = Compose(_ports(again=options.attach))
@@ -354,6 +386,9 @@ def main() -> int:
             began_s = time.monotonic()
             compose("build", "-q", "init", "agent-small")
             say(f"images built in {time.monotonic() - began_s:.0f} s")
+        if options.agent_from:
+            compose.use_agent(build_agent_of(options.agent_from))
+            say(f"the gateways run the agent of {options.agent_from}")
         loop = Loop(compose)
         compose("up", "-d", "--no-build")
         say(f"up in {time.monotonic() - loop.began_s:.0f} s")
@@ -371,6 +406,8 @@ def main() -> int:
         loop.close()
         figures()
         kill_each(compose, loop, services)
+        if options.agent_from:
+            upgrade_agents(compose, loop)
         say("PASSED")
     finally:
         if not options.keep:
