@@ -7,7 +7,7 @@ What it shows, each with a figure:
 - after ``kill`` and ``up`` of each service the system is as it was: same generations, nothing lost, devices
   connected, reports counted, the cluster ready to build.
 
-With ``--agent-from COMMIT`` the gateways run the agent as it was at that commit, until all of that has passed;
+With ``--agent-from COMMIT`` the gateways run the agent as it was at that commit until all of that has passed;
 then they are upgraded to this one, which may change nothing either.
 
 It needs an engine and docker-compose (or ``docker compose``), and takes 10 to 20 minutes on two cores. It
