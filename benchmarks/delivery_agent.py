@@ -1,8 +1,9 @@
-"""One device: how fast it receives, and what a real agent process costs when it is killed, restarted, updated."""
+"""One device: how fast it receives, and what a real agent costs when it is killed, restarted, updated."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import numpy as np
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.agent import DEVICE_ID, SIZE, Fleet, Gateway, conv_graph, publish, samples
+from benchmarks.agent import DEVICE_ID, SIZE, WORKLOAD, Fleet, Gateway, conv_graph, publish, samples
 from benchmarks.delivery_fleet import HOST, Broker, Subscriber, memory_bytes, running_broker
 from benchmarks.serving import INFER, grpc_request
 from edgeloop import topics, trust
@@ -189,7 +190,7 @@ def bytes_after_a_kill(folder: Path, size_bytes: int) -> tuple[int, int]:
 
 
 def restarts_after_a_kill(folder: Path, data: bytes, num_starts: int) -> tuple[list[float], list[float]]:
-    """Seconds from the start of a process that follows a SIGKILL to its first answer: within, and over gRPC."""
+    """Seconds from a start that follows a SIGKILL to the first answer: within it, and over gRPC."""
     within_s, over_grpc_s = [], []
     request = grpc_request(samples(1))
     with site(folder, listen=LISTEN) as place:
@@ -247,6 +248,42 @@ def memory_of_an_update(folder: Path) -> UpdateMemory:
                 raise RuntimeError("the update did not end")
             time.sleep(0.01)
         return UpdateMemory(agent_bytes=memory_bytes(process.pid, "VmHWM"), self_test_bytes=peak_child)
+
+
+def waits_in_swaps(folder: Path, num_swaps: int) -> dict[str, float]:
+    """What tritonclient waits for an answer while models are swapped under it, in ms, and before.
+
+    ``worst_ms`` counts from each deployment to its commit, the self-test in a process beside it included.
+    """
+    graphs = [conv_graph(24, 2), conv_graph(25, 2)]
+    stop = folder / "stop"
+    with site(folder, listen=LISTEN) as place:
+        first = publish(place.session, place.key, graphs[0])
+        place.gateway.start()
+        status = place.gateway.wait(lambda status: status["committed_digest"] == first)
+        words = [sys.executable, "-m", "benchmarks.triton_load", status["grpc_address"], WORKLOAD]
+        asking = subprocess.Popen([*words, str(SIZE), str(stop)], stdout=subprocess.PIPE)
+        time.sleep(5)
+        swapping_s = time.monotonic()
+        for number in range(num_swaps):
+            digest = publish(place.session, place.key, graphs[(number + 1) % 2], generation=number + 2)
+            place.gateway.wait(
+                lambda status, digest=digest, generation=number + 2: (  # type: ignore[misc]
+                    status["committed_digest"] == digest and status["generation"] == generation
+                )
+            )
+        stop.touch()
+        said = json.loads(asking.communicate(timeout=30)[0])
+    before = [wait_s for at_s, wait_s in said["waits"] if at_s < swapping_s]
+    during = [wait_s for at_s, wait_s in said["waits"] if at_s >= swapping_s]
+    return {
+        "num_swaps": num_swaps,
+        "num_failed": len(said["failures"]),
+        "num_during": len(during),
+        "steady_p99_ms": 1000 * float(np.quantile(before, 0.99)),
+        "p99_ms": 1000 * float(np.quantile(during, 0.99)),
+        "worst_ms": 1000 * max(during),
+    }
 
 
 if __name__ == "__main__":

@@ -346,11 +346,14 @@ def subscribe_fleet(pipe: Connection, names: list[str], port: int, director_key:
         device.session.close(1.0)
 
 
-# --- the peer: a sender without any protocol ------------------------------------------------------------------
+# --- the peer: a sender without any protocol --------------------------------------------------------
 
 
 def send_raw(path: Path, *, num_subscribers: int, processes: int, hashing: bool) -> tuple[float, float]:
-    """Seconds, and CPU seconds of the sender, in which one thread with sendfile(2) serves the file to as many sockets, all at once."""
+    """One thread serves the file to so many sockets at once with sendfile(2).
+
+    Returns the seconds until the last receiver had it, and the CPU seconds of the sender.
+    """
     size_bytes = path.stat().st_size
     with socket.create_server((HOST, 0), backlog=num_subscribers) as server, path.open("rb") as file:
         port = server.getsockname()[1]
