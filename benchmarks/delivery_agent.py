@@ -71,6 +71,28 @@ def receive_by_fetch(broker: Broker, device_id: str, director_key: bytes) -> flo
     return took_s
 
 
+def receive_at_once(broker: Broker, manifest: artifact_pb2.Manifest) -> float:
+    """Seconds of a session that takes all blocks at once and throws them away, as the peer does."""
+    done = threading.Event()
+    waiting = {topics.block(manifest.digest, n) for n in range(len(manifest.block_digests))}
+
+    def take(topic: str, _payload: bytes) -> None:
+        waiting.discard(topic)
+        if not waiting:
+            done.set()
+
+    session = MqttSession(HOST, broker.port, "gw-at-once")
+    for topic in sorted(waiting):
+        session.subscribe(topic, take)
+    start_s = time.monotonic()
+    session.start()
+    if not done.wait(60):
+        raise RuntimeError("the blocks did not come")
+    took_s = time.monotonic() - start_s
+    session.close(1.0)
+    return took_s
+
+
 def receive_by_mosquitto_sub(broker: Broker, manifest: artifact_pb2.Manifest) -> float:
     """Seconds of a mosquitto_sub that takes the same blocks, all topics at once, and throws them away."""
     num_blocks = len(manifest.block_digests)
