@@ -127,6 +127,7 @@ class Agent:
         self._session: MqttSession | None = None
         self._renewer: Renewer | None = None
         self._hardware = device_pb2.Hardware()
+        self._time_zone = ""
         self._profile = ""
         self._profile_message = ""
         self._broker_connected = False
@@ -175,13 +176,14 @@ class Agent:
 
     def _connect(self) -> None:
         # Imported here: they cost a third of the start, and the model serves already.
-        from edge_agent.hardware import probe
+        from edge_agent.hardware import probe, time_zone
         from edge_agent.identity import load_identity
         from edge_agent.reporter import FleetReporter
         from edgeloop.mqtt import MqttSession, Will
 
         config = self._config
         self._hardware = probe()
+        self._time_zone = time_zone()
         identity = load_identity(config.state_dir)
         session = MqttSession(
             config.broker.host,
@@ -439,6 +441,7 @@ class Agent:
             emulated_slowdown=self._config.emulate_slowdown,
             generation=self._updater.state.generation,
             serving_digest=serving.digest if serving else "",
+            time_zone=self._time_zone,
         )
 
     # --- status file and end ------------------------------------------------------------------------
