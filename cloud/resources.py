@@ -83,6 +83,10 @@ class TrainingSection(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     augment_pixels: Annotated[int, Field(ge=0, le=64, description="largest random shift of an image")] = 0
     augment_flip: Annotated[bool, Field(description="mirror half of the images")] = False
+    bfloat16: Annotated[
+        bool,
+        Field(description="halves the cost of training where the processor multiplies bfloat16, else slow"),
+    ] = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
