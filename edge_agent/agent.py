@@ -294,6 +294,7 @@ class Agent:
             emulated_slowdown=self._config.emulate_slowdown,
             generation=generation,
             serving_digest=serving_digest,
+            time_zone=self._network.time_zone,
         )
 
     # --- status file and end ------------------------------------------------------------------------

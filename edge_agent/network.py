@@ -33,6 +33,7 @@ class Network:
         self._rng = rng
         self.wire = BrokerWire(config.device_id, inbox)
         self.hardware = device_pb2.Hardware()
+        self.time_zone = ""
         self._reporter: FleetReporter | None = None
         self._session: MqttSession | None = None
         self._renewer: Renewer | None = None
@@ -43,13 +44,14 @@ class Network:
 
     def connect(self, spool: ReportSpool, registration: Callable[[], device_pb2.Registration]) -> None:
         """Begins both; `registration` is called on the reporter's thread."""
-        from edge_agent.hardware import probe
+        from edge_agent.hardware import probe, time_zone
         from edge_agent.identity import load_identity
         from edge_agent.reporter import FleetReporter
         from edgeloop.mqtt import MqttSession, Will
 
         config = self._config
         self.hardware = probe()
+        self.time_zone = time_zone()
         identity = load_identity(config.state_dir)
         session = MqttSession(
             config.broker.host,
