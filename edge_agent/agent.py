@@ -32,6 +32,7 @@ from edge_agent.inbox import (
 )
 from edge_agent.inference import InferenceEngine
 from edge_agent.known_time import KnownTime
+from edge_agent.release_gate import ReleaseGate
 from edge_agent.runtime import ReferenceKernel, rss_bytes
 from edge_agent.sensors.wiring import Sensors
 from edge_agent.serving.local_api import LocalApi
@@ -42,11 +43,11 @@ from edge_agent.supervisor import Supervisor
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
-from edge_agent.update_state import State, StatusNote
+from edge_agent.update_state import Slot, State, StatusNote
 from edge_agent.updater import Updater
 from edgeloop import topics
 from edgeloop.backoff import Backoff
-from edgeloop.errors import TransientError
+from edgeloop.errors import RejectedError, TransientError
 from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Agent:
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
         )
         self._wire = BrokerWire(config.device_id, self._inbox)
+        self._time = KnownTime(config.state_dir)
         self._updater = Updater(
             state_dir=config.state_dir,
             blobs=BlobStore(config.state_dir / "blobs", reserve_bytes=config.reserve_bytes),
@@ -110,6 +112,7 @@ class Agent:
             ),
             deliver=self._deliver,
             on_ignored=self._on_ignored,
+            release_gate=self._release_gate(),
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
             fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
             self_test_timeout_s=config.self_test_timeout_s,
@@ -120,7 +123,6 @@ class Agent:
         self._api = LocalApi(
             config, self._engine, status=lambda: self._last_status, more_metrics=self._sensors.render
         )
-        self._time = KnownTime(config.state_dir)
         self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
         self._reporter: FleetReporter | None = None
@@ -296,6 +298,31 @@ class Agent:
                 monotonic=time.monotonic,
             )
         return self._gate_made
+
+    def _release_gate(self) -> ReleaseGate | None:
+        config = self._config
+        if config.tuf_root is None:
+            logger.warning(
+                "no TUF root is configured (tuf_root): what the director signs is run, released or not"
+            )
+            return None
+        return ReleaseGate(
+            config.state_dir,
+            root=config.tuf_root,
+            wire=self._wire,
+            known_time=self._time,
+            on_trouble=self._on_release_trouble,
+            timeout_s=config.block_timeout_s,
+            backoff=Backoff(config.block_timeout_s, max(300.0, config.block_timeout_s), self._rng),
+            monotonic=time.monotonic,
+        )
+
+    def _on_release_trouble(self, slot: Slot, error: RejectedError) -> None:
+        from edge_agent.deployment_gate import Refusal
+
+        self._gate.refuse(
+            Refusal(generation=slot.generation, digest=slot.digest, code=error.code, message=error.message)
+        )
 
     def _on_ignored(self, ignored: Ignored) -> None:
         from edge_agent.deployment_gate import Refusal
