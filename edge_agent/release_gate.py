@@ -12,12 +12,16 @@ Rules:
 """
 
 import logging
+import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from edge_agent.config import AgentConfig
 from edge_agent.known_time import KnownTime
+from edge_agent.update_events import Ignored
 from edge_agent.update_state import Slot
 from edgeloop import released, topics
 from edgeloop.backoff import Backoff
@@ -55,7 +59,7 @@ class ReleaseGate:
         wire: Wire,
         known_time: KnownTime,
         # Something is wrong with the metadata, and the deployment waits.
-        on_trouble: Callable[[Slot, RejectedError], None],
+        on_trouble: Callable[[Ignored], None],
         timeout_s: float,
         backoff: Backoff,
         monotonic: Callable[[], float],
@@ -133,6 +137,9 @@ class ReleaseGate:
             return error
         self._deadline_s = self._monotonic() + self._timeout_s + self._backoff.next()
         logger.info("asking for TUF metadata again lacking=%s", self._lacks or "a newer timestamp")
+        # Whatever became of the subscriptions: a new one brings what is retained.
+        for name in sorted(self._wanted):
+            self._wire.subscribe(topics.tuf(name))
         self._wire.request_metadata()
         # Time passes, and a full disk is emptied.
         return self._decide() if not self._lacks else None
@@ -149,7 +156,10 @@ class ReleaseGate:
 
     def _trouble(self, error: RejectedError) -> None:
         assert self._candidate is not None
-        self._on_trouble(self._candidate.slot, error)
+        slot = self._candidate.slot
+        self._on_trouble(
+            Ignored(generation=slot.generation, digest=slot.digest, code=error.code, message=error.message)
+        )
 
     def _decide(self) -> bool | RejectedError | None:
         from edge_agent import tuf_client
@@ -201,3 +211,28 @@ class ReleaseGate:
         logger.info("released digest=%s", slot.digest[:12])
         self.stop()
         return True
+
+
+def gate_for(
+    config: AgentConfig,
+    *,
+    wire: Wire,
+    known_time: KnownTime,
+    on_trouble: Callable[[Ignored], None],
+    rng: random.Random,
+) -> ReleaseGate | None:
+    """As configured; None, and a word about it, where no root is."""
+    if config.tuf_root is None:
+        logger.warning("no TUF root is configured (tuf_root): what the director signs runs, released or not")
+        return None
+    longest_s = max(300.0, config.block_timeout_s)
+    return ReleaseGate(
+        config.state_dir,
+        root=config.tuf_root,
+        wire=wire,
+        known_time=known_time,
+        on_trouble=on_trouble,
+        timeout_s=config.block_timeout_s,
+        backoff=Backoff(config.block_timeout_s, longest_s, rng),
+        monotonic=time.monotonic,
+    )

@@ -1,4 +1,4 @@
-"""What TUF is there for, against one running agent: what was never released, lying metadata, keys that change.
+"""What TUF is there for, against one agent: what was never released, lying metadata, keys that change.
 
 Every deployment here is signed by the genuine director: the second signature is what is attacked.
 """
