@@ -65,6 +65,10 @@ class ReceivedFetcher(FetcherInterface):
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """As the interface says, without its temporary file."""
         data = self._named(url)
+        if max_length < len(data) <= released.max_bytes(url.removeprefix(_BASE_URL)):
+            raise exceptions.LengthOrHashMismatchError(
+                f"{urlsplit(url).path} has {len(data)} bytes, {max_length} were signed for"
+            )
         if len(data) > max_length:
             raise exceptions.DownloadLengthMismatchError(
                 f"{len(data)} bytes for {urlsplit(url).path}, at most {max_length}"

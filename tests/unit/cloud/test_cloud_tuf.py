@@ -43,7 +43,9 @@ class Plane:
 
 def versions(files: dict[str, bytes]) -> tuple[int, ...]:
     """Of targets, snapshot and timestamp."""
-    parsed = {json.loads(raw)["signed"]["_type"]: json.loads(raw)["signed"]["version"] for raw in files.values()}
+    parsed = {
+        json.loads(raw)["signed"]["_type"]: json.loads(raw)["signed"]["version"] for raw in files.values()
+    }
     return parsed["targets"], parsed["snapshot"], parsed["timestamp"]
 
 
@@ -75,7 +77,9 @@ def test_nothing_is_signed_while_nothing_changes_and_the_timestamp_is_renewed_in
     assert versions(renewed)[2] > versions(first)[2]
 
 
-def test_killed_at_every_write_no_version_goes_down_and_the_next_start_releases(tmp_path, monkeypatch) -> None:
+def test_killed_at_every_write_no_version_goes_down_and_the_next_start_releases(
+    tmp_path, monkeypatch
+) -> None:
     """A device that saw anything that was published is never shown less."""
     for killed_at in range(1, 4):
         base = tmp_path / str(killed_at)
@@ -102,7 +106,9 @@ def test_killed_at_every_write_no_version_goes_down_and_the_next_start_releases(
             tuf_client.lookup(device, plane.disk.root_bytes(), files, target_path(digest(1)), now_s=NOW_S + 6)
 
 
-def test_restored_from_an_old_backup_it_begins_above_all_that_devices_saw(plane: Plane, tmp_path: Path) -> None:
+def test_restored_from_an_old_backup_it_begins_above_all_that_devices_saw(
+    plane: Plane, tmp_path: Path
+) -> None:
     plane.release(1)
     kept = {path: path.read_bytes() for path in plane.disk.metadata.iterdir()}
     for number in range(2, 6):
