@@ -31,6 +31,7 @@ import sqlalchemy as sa
 from cloud.director_keys import CHAIN_FILE, KEY_FILE, NEW_KEY_FILE, OLD_KEY_FILE
 from cloud.settings import ServeSettings
 from cloud.state_folder import locked
+from cloud.tuf_files import TufFiles
 from edgeloop import __version__
 from edgeloop.errors import ConfigError, RejectedError
 
