@@ -24,6 +24,7 @@ from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, S
 from edge_agent.known_time import KnownTime
 from edge_agent.network import Network
 from edge_agent.postbox import Postbox
+from edge_agent.release_gate import gate_for
 from edge_agent.runtime import rss_bytes
 from edge_agent.sensors.wiring import Sensors
 from edge_agent.served_workload import ServedWorkload
@@ -63,6 +64,7 @@ class Agent:
         self._inbox: SimpleQueue[Post] = SimpleQueue()
         self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
         self._replay_inputs = load_replay(config.replay) if config.replay else None
+        self._time = KnownTime(config.state_dir)
         self._network = Network(config, self._inbox, rng=self._rng)
         self._spool = ReportSpool(
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
@@ -76,6 +78,13 @@ class Agent:
             post=self._inbox.put,
             deliver=self._postbox.deliver,
             on_ignored=self._on_ignored,
+            release_gate=gate_for(
+                config,
+                wire=self._network.wire,
+                known_time=self._time,
+                on_trouble=self._on_ignored,
+                rng=self._rng,
+            ),
             window_s=self._interval_s,
             rng=self._rng,
         )
@@ -86,7 +95,6 @@ class Agent:
             status=lambda: self._last_status,
             more_metrics=self._sensors.render,
         )
-        self._time = KnownTime(config.state_dir)
         self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
         self._profile = ""

@@ -75,6 +75,9 @@ def run(
     server: Annotated[str | None, typer.Option(help="Control plane, host:port.")] = None,
     broker: Annotated[str | None, typer.Option(help="MQTT broker, host:port.")] = None,
     director_key: KeyOption = None,
+    tuf_root: Annotated[
+        str | None, typer.Option(help="File of TUF root metadata: only what was released is run.")
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="key=value that profiles match on; repeatable.")
     ] = None,
@@ -108,6 +111,7 @@ def run(
         "server": server,
         "broker": broker,
         "director_key": director_key,
+        "tuf_root": tuf_root,
         "labels": label,
         "replay": replay,
         "rate_hz": rate_hz,

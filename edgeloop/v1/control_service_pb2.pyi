@@ -50,7 +50,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "broker_host", "broker_port", "broker_embedded", "broker_connected", "director_public_key", "state_dir", "compute", "start_time", "controller_paused")
+    __slots__ = ("version", "broker_host", "broker_port", "broker_embedded", "broker_connected", "director_public_key", "state_dir", "compute", "start_time", "controller_paused", "tuf_root")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BROKER_HOST_FIELD_NUMBER: _ClassVar[int]
     BROKER_PORT_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class GetServerInfoResponse(_message.Message):
     COMPUTE_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     CONTROLLER_PAUSED_FIELD_NUMBER: _ClassVar[int]
+    TUF_ROOT_FIELD_NUMBER: _ClassVar[int]
     version: str
     broker_host: str
     broker_port: int
@@ -71,7 +72,8 @@ class GetServerInfoResponse(_message.Message):
     compute: str
     start_time: _timestamp_pb2.Timestamp
     controller_paused: bool
-    def __init__(self, version: _Optional[str] = ..., broker_host: _Optional[str] = ..., broker_port: _Optional[int] = ..., broker_embedded: _Optional[bool] = ..., broker_connected: _Optional[bool] = ..., director_public_key: _Optional[bytes] = ..., state_dir: _Optional[str] = ..., compute: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., controller_paused: _Optional[bool] = ...) -> None: ...
+    tuf_root: bytes
+    def __init__(self, version: _Optional[str] = ..., broker_host: _Optional[str] = ..., broker_port: _Optional[int] = ..., broker_embedded: _Optional[bool] = ..., broker_connected: _Optional[bool] = ..., director_public_key: _Optional[bytes] = ..., state_dir: _Optional[str] = ..., compute: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., controller_paused: _Optional[bool] = ..., tuf_root: _Optional[bytes] = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("kind", "json", "source")
