@@ -46,7 +46,7 @@ from edge_agent.update_state import State, StatusNote
 from edge_agent.updater import Updater
 from edgeloop import topics
 from edgeloop.backoff import Backoff
-from edgeloop.errors import TransientError
+from edgeloop.errors import EdgeloopError, TransientError
 from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ DEFAULT_REPORT_INTERVAL_S = 30.0
 STATUS_INTERVAL_S = 5.0
 PROGRESS_INTERVAL_S = 2.0
 MAX_WAIT_S = 1.0
+# A damaged identity is read again after this, so that mending it needs no restart.
+IDENTITY_RETRY_S = 30.0
 # What the server says is taken only within these.
 MIN_SERVER_INTERVAL_S, MAX_SERVER_INTERVAL_S = 1.0, 86_400.0
 
@@ -126,6 +128,8 @@ class Agent:
         self._reporter: FleetReporter | None = None
         self._session: MqttSession | None = None
         self._renewer: Renewer | None = None
+        self._connect_at_s: float | None = None
+        self._identity_problem = ""
         self._hardware = device_pb2.Hardware()
         self._profile = ""
         self._profile_message = ""
@@ -171,7 +175,25 @@ class Agent:
         self._supervisor.ready(self._what_it_does())
         self._spool.open()
         self._sensors.start()
-        self._connect()
+        self._try_connect()
+
+    def _try_connect(self) -> None:
+        """Without a usable identity the model serves all the same, and the network waits."""
+        self._connect_at_s = None
+        try:
+            self._connect()
+        except EdgeloopError as error:
+            if error.message != self._identity_problem:
+                logger.error(
+                    "no connection to broker and control plane: %s; what is committed serves on, and the "
+                    "identity is read again every %g s",
+                    error.message,
+                    IDENTITY_RETRY_S,
+                )
+            self._identity_problem = error.message
+            self._connect_at_s = time.monotonic() + IDENTITY_RETRY_S
+        else:
+            self._identity_problem = ""
 
     def _connect(self) -> None:
         # Imported here: they cost a third of the start, and the model serves already.
@@ -182,14 +204,17 @@ class Agent:
 
         config = self._config
         self._hardware = probe()
+        # All that may be damaged is read before anything is started.
         identity = load_identity(config.state_dir)
+        tls = identity.broker_context() if identity is not None else None
+        credentials = identity.fleet_credentials() if identity is not None else None
         session = MqttSession(
             config.broker.host,
             config.broker.port,
             config.device_id,
             will=Will(topic=topics.presence(config.device_id), payload=topics.OFFLINE),
             backoff=Backoff(0.5, 60.0, self._rng),
-            tls=identity.broker_context() if identity is not None else None,
+            tls=tls,
         )
         session.on_state(lambda connected: self._inbox.put(BrokerChanged(connected=connected)))
         self._session = session
@@ -203,7 +228,7 @@ class Agent:
             registration=self._registration,
             on_registered=lambda response: self._inbox.put(Registered(response=response)),
             backoff=Backoff(0.5, 60.0, random.Random()),
-            credentials=identity.fleet_credentials() if identity is not None else None,
+            credentials=credentials,
         )
         self._reporter.start()
         if identity is not None:
@@ -323,6 +348,8 @@ class Agent:
             self._meter.set_window(self._interval_s)
 
     def _tick(self) -> None:
+        if self._connect_at_s is not None and time.monotonic() >= self._connect_at_s:
+            self._try_connect()
         self._updater.on_tick()
         self._time.on_tick()
         self._api.retry(time.monotonic())
@@ -355,7 +382,7 @@ class Agent:
             or (old.server_connected, old.first_inference_s > 0)
             != (status.server_connected, status.first_inference_s > 0)
             or (old.grpc_address, old.rest_address) != (status.grpc_address, status.rest_address)
-            or old.spool_problem != status.spool_problem
+            or (old.spool_problem, old.identity_problem) != (status.spool_problem, status.identity_problem)
         )
 
     def _spool_windows(self, *, flush: bool) -> None:
@@ -469,6 +496,8 @@ class Agent:
             num_pending_reports=self._spool.num_pending,
             num_dropped_reports=self._spool.num_dropped,
             spool_problem=self._spool.problem,
+            identity_problem=self._identity_problem,
+            sources=self._sensors.counts.by_source(),
             num_requests=self._meter.num_served,
             num_errors=self._meter.num_failed,
             grpc_address=self._api.grpc_address,

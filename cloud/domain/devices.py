@@ -58,7 +58,7 @@ class DeploymentState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing follows but a crash loop of what was active; of several reported, the first counts."""
+        """Whether nothing follows but the crash loop of what was active; of several, the first counts."""
         return self in _TERMINAL
 
 
