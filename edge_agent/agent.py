@@ -103,7 +103,11 @@ class Agent:
         self._wire = BrokerWire(config.device_id, self._inbox)
         self._updater = Updater(
             state_dir=config.state_dir,
-            blobs=BlobStore(config.state_dir / "blobs", reserve_bytes=config.reserve_bytes),
+            blobs=BlobStore(
+                config.state_dir / "blobs",
+                reserve_bytes=config.reserve_bytes,
+                quota_bytes=config.blob_quota_bytes,
+            ),
             engine=self._engine,
             meter=self._meter,
             wire=self._wire,

@@ -309,7 +309,13 @@ class Updater:
         if self._blobs.has_artifact(manifest):
             self._stop_fetch()
             return [FetchCompleted(generation=fetcher.slot.generation)]
+        kept = self.state.kept
         try:
+            self._blobs.keep_within_quota(
+                manifest,
+                keep_artifacts={slot.digest for slot in kept},
+                keep_manifests={slot.manifest_digest for slot in kept},
+            )
             self._blobs.check_room(manifest)
         except RejectedError as error:
             return self._fetch_failed(error)
