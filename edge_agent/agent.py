@@ -73,7 +73,11 @@ class Agent:
         self._workload = ServedWorkload(
             config,
             state_dir=config.state_dir,
-            blobs=BlobStore(config.state_dir / "blobs", reserve_bytes=config.reserve_bytes),
+            blobs=BlobStore(
+                config.state_dir / "blobs",
+                reserve_bytes=config.reserve_bytes,
+                quota_bytes=config.blob_quota_bytes,
+            ),
             wire=self._network.wire,
             post=self._inbox.put,
             deliver=self._postbox.deliver,
@@ -140,7 +144,7 @@ class Agent:
         self._supervisor.ready(self._workload.describe())
         self._spool.open()
         self._sensors.start()
-        self._network.connect(self._spool, self._registration)
+        self._network.connect(self._spool, self._registration, time.monotonic())
 
     def _loop(self) -> None:
         while True:
@@ -240,6 +244,9 @@ class Agent:
             self._workload.meter.set_window(self._interval_s)
 
     def _tick(self) -> None:
+        now_s = time.monotonic()
+        if self._network.is_due(now_s):
+            self._network.connect(self._spool, self._registration, now_s)
         self._workload.updater.on_tick()
         self._time.on_tick()
         self._api.retry(time.monotonic())
@@ -269,7 +276,7 @@ class Agent:
             or (old.server_connected, old.first_inference_s > 0)
             != (status.server_connected, status.first_inference_s > 0)
             or (old.grpc_address, old.rest_address) != (status.grpc_address, status.rest_address)
-            or old.spool_problem != status.spool_problem
+            or (old.spool_problem, old.identity_problem) != (status.spool_problem, status.identity_problem)
         )
 
     def _spool_windows(self, *, flush: bool) -> None:
@@ -333,6 +340,8 @@ class Agent:
             num_pending_reports=self._spool.num_pending,
             num_dropped_reports=self._spool.num_dropped,
             spool_problem=self._spool.problem,
+            identity_problem=self._network.identity_problem,
+            sources=self._sensors.counts.by_source(),
             num_requests=self._workload.meter.num_served,
             num_errors=self._workload.meter.num_failed,
             grpc_address=self._api.grpc_address,

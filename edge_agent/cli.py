@@ -195,8 +195,11 @@ def status(
         typer.echo(json.dumps(said, indent=1))
         return
     said["age_s"] = round(time.time() - found.update_time_s, 1)
-    for name in ("start_time_s", "update_time_s", "format_version"):
+    for name in ("start_time_s", "update_time_s", "format_version", "sources"):
         del said[name]
+    # One line a source, beside the others.
+    for name, counts in found.sources.items():
+        said[f"source {name}"] = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
     width = max(map(len, said))
     for name, value in said.items():
         typer.echo(f"{name.ljust(width)}  {value if value != '' else '-'}")

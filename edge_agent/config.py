@@ -80,6 +80,8 @@ class AgentConfig:
     block_timeout_s: float = 5.0
     # Room that fetching leaves free on the disk.
     reserve_bytes: int = 64 * 1024 * 1024
+    # Most that models, manifests and blocks may take; None: what the disk has, less the reserve.
+    blob_quota_bytes: int | None = None
     spool_quota_bytes: int = 32 * 1024 * 1024
     # Where the local inference API listens: an endpoint (port 0: any that is free), the path of a unix
     # socket, or None for not at all.
@@ -216,6 +218,7 @@ _KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
     "self_test_timeout_s": ("self_test_timeout_s", between(1, 3600, "s")),
     "block_timeout_s": ("block_timeout_s", between(0.05, 3600, "s")),
     "reserve_bytes": ("reserve_bytes", whole(0, 2**50)),
+    "blob_quota_bytes": ("blob_quota_bytes", whole(64 * 1024, 2**50)),
     "spool_quota_bytes": ("spool_quota_bytes", whole(64 * 1024, 2**40)),
     "serve_grpc": ("serve_grpc", _serve_address),
     "serve_rest": ("serve_rest", _serve_address),

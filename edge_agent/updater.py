@@ -27,6 +27,7 @@ from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import (
     Activate,
+    ActivateLater,
     ActivationFailed,
     CollectGarbage,
     Effect,
@@ -40,6 +41,7 @@ from edge_agent.update_events import (
     SelfTestPassed,
     Started,
     StatusDelivered,
+    Steady,
     StopFetch,
     StopSelfTest,
     StopServing,
@@ -56,6 +58,8 @@ from edgeloop.v1 import artifact_pb2
 logger = logging.getLogger(__name__)
 
 RETRY_S = 5.0
+# Time for the cloud to be heard before a model is loaded that may end this process.
+LATER_S = 60.0
 
 
 class Wire(Protocol):
@@ -113,6 +117,9 @@ class Updater:
         self._deliver_at_s: float | None = None
         self._fetcher: Fetcher | None = None
         self._connected = False
+        self._started_at_s = monotonic()
+        # A slot that is to serve from then on, unless another does.
+        self._later: tuple[Slot, float] | None = None
         self._self_test: SelfTestProcess | None = None
         self.state = self._journal.load()
 
@@ -173,6 +180,18 @@ class Updater:
             self._pending.extend(self._fetch_on(self._fetcher.on_tick(now_s)))
         if self._release_gate is not None:
             self._pending.extend(self._released(self._release_gate.on_tick()))
+        if self._later is not None and now_s >= self._later[1]:
+            slot, self._later = self._later[0], None
+            if self._engine.serving is None and slot == self.state.committed:
+                self._started_at_s = now_s
+                self._pending.extend(self._activate(slot))
+        if (
+            self.state.num_unsteady
+            and self._retry_at_s is None
+            and self._engine.serving is not None
+            and now_s >= self._started_at_s + self._update_settings.steady_s
+        ):
+            self._pending.append(Steady())
         progress = self._meter.progress()
         if progress is not None and self._retry_at_s is None:
             self._pending.append(progress)
@@ -268,6 +287,13 @@ class Updater:
                 self._stop_self_test()
             case Activate(slot=slot):
                 return self._activate(slot)
+            case ActivateLater(slot=slot):
+                logger.error(
+                    "digest=%s is loaded in %g s only: it may be what ended the agent; deploy another one",
+                    slot.digest[:12],
+                    LATER_S,
+                )
+                self._later = (slot, self._monotonic() + LATER_S)
             case StopServing():
                 logger.error("nothing is left that may serve; waiting for a newer deployment")
                 self._engine.withdraw()
@@ -296,7 +322,13 @@ class Updater:
         if self._blobs.has_artifact(manifest):
             self._stop_fetch()
             return self._fetched(fetcher.slot, manifest)
+        kept = self.state.kept
         try:
+            self._blobs.keep_within_quota(
+                manifest,
+                keep_artifacts={slot.digest for slot in kept},
+                keep_manifests={slot.manifest_digest for slot in kept},
+            )
             self._blobs.check_room(manifest)
         except RejectedError as error:
             return self._fetch_failed(error)
