@@ -7,8 +7,8 @@ NNCF's are the peers. For each seed: an elastic family; students cut from it; so
 minute of distillation at most) or *finished* (what a search would give them); and, of the same widths,
 networks from random weights with as many epochs as family and refinement together: *alone* (distilled) and
 *scratch* (on the labels) + PTQ. Choices are made on the validation split; figures come from the test
-split, which is looked at once, for what was built. All artifacts of a seed are timed interleaved in one process: ONNX
-Runtime, one thread, batch 1, medians.
+split, which is looked at once, for what was built. All artifacts of a seed are timed interleaved in one
+process: ONNX Runtime, one thread, batch 1, medians.
 
 Everything that was trained is kept (``--cache``) by what it depends on, so that a run that was killed goes
 on, and ``--report`` prints the table of the seeds that are complete. Rows on rules are measured elsewhere.
