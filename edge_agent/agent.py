@@ -20,41 +20,26 @@ from typing import TYPE_CHECKING
 
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
-from edge_agent.fetch import FetchSettings
-from edge_agent.inbox import (
-    BrokerChanged,
-    BrokerWire,
-    MessageReceived,
-    Post,
-    Registered,
-    SelfTestEnded,
-    StopAsked,
-)
-from edge_agent.inference import InferenceEngine
+from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, SelfTestEnded, StopAsked
 from edge_agent.known_time import KnownTime
-from edge_agent.runtime import ReferenceKernel, rss_bytes
+from edge_agent.network import Network
+from edge_agent.postbox import Postbox
+from edge_agent.runtime import rss_bytes
 from edge_agent.sensors.wiring import Sensors
+from edge_agent.served_workload import ServedWorkload
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
 from edge_agent.status_file import AgentStatus, write_status
 from edge_agent.supervisor import Supervisor
-from edge_agent.trial import TrialMeter
-from edge_agent.update import UpdateSettings
-from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
+from edge_agent.update_events import Ignored
 from edge_agent.update_state import State, StatusNote
-from edge_agent.updater import Updater
 from edgeloop import topics
-from edgeloop.backoff import Backoff
 from edgeloop.errors import TransientError
-from edgeloop.v1 import deployment_pb2, device_pb2, fleet_service_pb2
+from edgeloop.v1 import device_pb2, fleet_service_pb2
 
 if TYPE_CHECKING:
-    from edge_agent.deployment_gate import DeploymentGate, Refusal
-    from edge_agent.identity import Identity
-    from edge_agent.renewal import Renewer
-    from edge_agent.reporter import FleetReporter
-    from edgeloop.mqtt import MqttSession
+    from edge_agent.deployment_gate import DeploymentGate
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +49,6 @@ PROGRESS_INTERVAL_S = 2.0
 MAX_WAIT_S = 1.0
 # What the server says is taken only within these.
 MIN_SERVER_INTERVAL_S, MAX_SERVER_INTERVAL_S = 1.0, 86_400.0
-
-WIRE_STATES = {
-    State.FETCHING: deployment_pb2.DEPLOYMENT_STATE_FETCHING,
-    State.VERIFYING: deployment_pb2.DEPLOYMENT_STATE_VERIFYING,
-    State.TESTING: deployment_pb2.DEPLOYMENT_STATE_TESTING,
-    State.TRIAL: deployment_pb2.DEPLOYMENT_STATE_TRIAL,
-    State.ACTIVE: deployment_pb2.DEPLOYMENT_STATE_ACTIVE,
-    State.REJECTED: deployment_pb2.DEPLOYMENT_STATE_REJECTED,
-    State.ROLLED_BACK: deployment_pb2.DEPLOYMENT_STATE_ROLLED_BACK,
-    State.SUPERSEDED: deployment_pb2.DEPLOYMENT_STATE_SUPERSEDED,
-}
 
 
 class Agent:
@@ -89,44 +63,32 @@ class Agent:
         self._inbox: SimpleQueue[Post] = SimpleQueue()
         self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
         self._replay_inputs = load_replay(config.replay) if config.replay else None
-        self._meter = TrialMeter(window_s=self._interval_s)
-        self._engine = InferenceEngine(
-            meter=self._meter,
-            emulated_slowdown=config.emulate_slowdown,
-            reference=ReferenceKernel(),
-        )
+        self._network = Network(config, self._inbox, rng=self._rng)
         self._spool = ReportSpool(
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
         )
-        self._wire = BrokerWire(config.device_id, self._inbox)
-        self._updater = Updater(
+        self._postbox = Postbox(config, self._spool, wake=self._network.wake)
+        self._workload = ServedWorkload(
+            config,
             state_dir=config.state_dir,
             blobs=BlobStore(config.state_dir / "blobs", reserve_bytes=config.reserve_bytes),
-            engine=self._engine,
-            meter=self._meter,
-            wire=self._wire,
-            post_self_test=lambda process, result: self._inbox.put(
-                SelfTestEnded(process=process, result=result)
-            ),
-            deliver=self._deliver,
+            wire=self._network.wire,
+            post=self._inbox.put,
+            deliver=self._postbox.deliver,
             on_ignored=self._on_ignored,
-            update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
-            fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
-            self_test_timeout_s=config.self_test_timeout_s,
-            num_threads=config.num_threads,
+            window_s=self._interval_s,
             rng=self._rng,
         )
-        self._sensors = Sensors(config, self._engine)
+        self._sensors = Sensors(config, self._workload.engine)
         self._api = LocalApi(
-            config, self._engine, status=lambda: self._last_status, more_metrics=self._sensors.render
+            config,
+            self._workload.engine,
+            status=lambda: self._last_status,
+            more_metrics=self._sensors.render,
         )
         self._time = KnownTime(config.state_dir)
         self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
-        self._reporter: FleetReporter | None = None
-        self._session: MqttSession | None = None
-        self._renewer: Renewer | None = None
-        self._hardware = device_pb2.Hardware()
         self._profile = ""
         self._profile_message = ""
         self._broker_connected = False
@@ -157,69 +119,20 @@ class Agent:
             self._close()
 
     def _start(self) -> None:
-        self._updater.start()
-        self._engine.start()
+        self._workload.start()
         if self._replay_inputs is not None:
             self._source = ReplaySource(
-                self._replay_inputs, rate_hz=self._config.rate_hz, submit=self._engine.submit
+                self._replay_inputs, rate_hz=self._config.rate_hz, submit=self._workload.engine.submit
             )
             self._source.start()
         self._write_status()
         # Before the network: an application on this gateway waits for nothing that is elsewhere.
         self._api.start(time.monotonic())
         self._write_status()
-        self._supervisor.ready(self._what_it_does())
+        self._supervisor.ready(self._workload.describe())
         self._spool.open()
         self._sensors.start()
-        self._connect()
-
-    def _connect(self) -> None:
-        # Imported here: they cost a third of the start, and the model serves already.
-        from edge_agent.hardware import probe
-        from edge_agent.identity import load_identity
-        from edge_agent.reporter import FleetReporter
-        from edgeloop.mqtt import MqttSession, Will
-
-        config = self._config
-        self._hardware = probe()
-        identity = load_identity(config.state_dir)
-        session = MqttSession(
-            config.broker.host,
-            config.broker.port,
-            config.device_id,
-            will=Will(topic=topics.presence(config.device_id), payload=topics.OFFLINE),
-            backoff=Backoff(0.5, 60.0, self._rng),
-            tls=identity.broker_context() if identity is not None else None,
-        )
-        session.on_state(lambda connected: self._inbox.put(BrokerChanged(connected=connected)))
-        self._session = session
-        self._wire.attach(session)
-        self._wire.subscribe(topics.DIRECTOR_KEYS)
-        self._wire.subscribe(topics.deployment(config.device_id))
-        session.start()
-        self._reporter = FleetReporter(
-            server=str(config.server),
-            spool=self._spool,
-            registration=self._registration,
-            on_registered=lambda response: self._inbox.put(Registered(response=response)),
-            backoff=Backoff(0.5, 60.0, random.Random()),
-            credentials=identity.fleet_credentials() if identity is not None else None,
-        )
-        self._reporter.start()
-        if identity is not None:
-            from edge_agent.renewal import Renewer
-
-            self._renewer = Renewer(
-                config.state_dir, identity, server=str(config.server), on_renewed=self._use_identity
-            )
-            self._renewer.start()
-
-    def _use_identity(self, identity: "Identity") -> None:
-        """Called on the renewer's thread: both connections take what is new at their next beginning."""
-        if self._session is not None:
-            self._session.set_tls(identity.broker_context())
-        if self._reporter is not None:
-            self._reporter.set_credentials(identity.fleet_credentials())
+        self._network.connect(self._spool, self._registration)
 
     def _loop(self) -> None:
         while True:
@@ -234,19 +147,14 @@ class Agent:
                 if post is not None:
                     self._handle(post)
                 self._tick()
-                self._supervisor.alive(self._what_it_does())
+                self._supervisor.alive(self._workload.describe())
             except Exception:
                 # Whatever one message or tick ran into, the model goes on serving.
                 logger.exception("unforeseen failure; going on")
 
-    def _what_it_does(self) -> str:
-        state, serving = self._updater.state, self._engine.serving
-        what = f"serves {serving.digest[:12]}" if serving else "serves nothing yet"
-        return f"{what}, generation {state.generation} {state.state.value}"
-
     def _wait_s(self) -> float:
         now_s = time.monotonic()
-        deadline_s = self._updater.deadline_s
+        deadline_s = self._workload.updater.deadline_s
         wait_s = min(MAX_WAIT_S, self._interval_s / 4, self._supervisor.interval_s or MAX_WAIT_S)
         if deadline_s is not None:
             wait_s = min(wait_s, deadline_s - now_s)
@@ -261,25 +169,26 @@ class Agent:
                     if payload and (waiting := self._gate.on_chain(payload)):
                         self._on_deployment(waiting)
                 else:
-                    self._updater.on_message(topic, payload)
+                    self._workload.updater.on_message(topic, payload)
             case BrokerChanged(connected=connected):
                 self._broker_connected = connected
-                self._updater.on_broker(connected)
+                self._workload.updater.on_broker(connected)
                 if connected:
-                    self._wire.publish(topics.presence(self._config.device_id), topics.ONLINE, retain=True)
+                    self._network.wire.publish(
+                        topics.presence(self._config.device_id), topics.ONLINE, retain=True
+                    )
             case SelfTestEnded(process=process, result=result):
-                self._updater.on_self_test(process, result)
+                self._workload.updater.on_self_test(process, result)
             case Registered(response=response):
                 self._on_registered(response)
 
     def _on_deployment(self, payload: bytes) -> None:
-        target = self._updater.state.target
-        if not payload or (target is not None and payload == target.signed):
-            # Cleared; or accepted when it was fresh and retained since, however long ago it expired.
+        if not payload or self._workload.accepted(payload):
+            # Cleared; or accepted when it was fresh and retained since.
             return
         slot = self._gate.open(payload)
         if slot is not None:
-            self._updater.handle(DeploymentSeen(slot=slot))
+            self._workload.follow(slot)
 
     @property
     def _gate(self) -> "DeploymentGate":
@@ -292,7 +201,7 @@ class Agent:
                 device_id=self._config.device_id,
                 configured_keys=self._config.director_keys,
                 known_time=self._time,
-                on_refused=self._on_refused,
+                on_refused=self._postbox.refused,
                 monotonic=time.monotonic,
             )
         return self._gate_made
@@ -320,21 +229,18 @@ class Agent:
             self._interval_s = min(
                 max(float(response.report_interval_s), MIN_SERVER_INTERVAL_S), MAX_SERVER_INTERVAL_S
             )
-            self._meter.set_window(self._interval_s)
+            self._workload.meter.set_window(self._interval_s)
 
     def _tick(self) -> None:
-        self._updater.on_tick()
+        self._workload.updater.on_tick()
         self._time.on_tick()
         self._api.retry(time.monotonic())
         self._spool_windows(flush=False)
-        state, serving = self._updater.state, self._engine.serving
-        runs = (state.generation, serving.digest if serving else "")
-        if runs != self._registered_as:
-            self._registered_as = runs
-            if self._reporter is not None:
-                self._reporter.register_again()
+        if self._workload.runs != self._registered_as:
+            self._registered_as = self._workload.runs
+            self._network.register_again()
         now_s = time.monotonic()
-        if state.state is State.FETCHING and now_s >= self._progress_at_s:
+        if self._workload.state.state is State.FETCHING and now_s >= self._progress_at_s:
             self._progress_at_s = now_s + PROGRESS_INTERVAL_S
             self._report_progress()
         status = self._status(running=True)
@@ -359,92 +265,41 @@ class Agent:
         )
 
     def _spool_windows(self, *, flush: bool) -> None:
-        now_s = time.time()
-        windows = self._meter.flush(now_s) if flush else self._meter.roll(now_s)
-        if not windows:
-            return
-        from edge_agent.reporter import build_report
-
-        for window in windows:
-            report = build_report(
-                window,
-                device_id=self._config.device_id,
-                rss_bytes=rss_bytes(),
-                emulated_slowdown=self._config.emulate_slowdown,
-            )
-            try:
-                self._spool.append(report)
-            except TransientError as error:
-                # The spool has said so, and counts them.
-                logger.debug("a latency window is lost reason=%s", error)
-        if self._reporter is not None:
-            self._reporter.wake()
+        meter, now_s = self._workload.meter, time.time()
+        self._postbox.windows(meter.flush(now_s) if flush else meter.roll(now_s))
 
     # --- to the cloud -------------------------------------------------------------------------------
 
-    def _deliver(self, note: StatusNote, progress: float) -> None:
-        status = deployment_pb2.DeploymentStatus(
-            device_id=self._config.device_id,
-            generation=note.generation,
-            digest=note.digest,
-            state=WIRE_STATES[note.state],
-            code=note.code,
-            message=note.message[:1000],
-            progress=progress,
-        )
-        status.event_time.FromNanoseconds(int(note.event_s * 1e9))
-        self._spool.enqueue_status(status)
-        if self._reporter is not None:
-            self._reporter.wake()
-
-    def _on_refused(self, refusal: "Refusal") -> None:
-        status = deployment_pb2.DeploymentStatus(
-            device_id=self._config.device_id,
-            generation=refusal.generation,
-            digest=refusal.digest,
-            state=deployment_pb2.DEPLOYMENT_STATE_REFUSED,
-            code=refusal.code,
-            message=refusal.message[:1000],
-        )
-        status.event_time.FromNanoseconds(time.time_ns())
-        try:
-            self._spool.enqueue_status(status)
-        except TransientError as error:
-            logger.warning("a refusal is not kept for the cloud reason=%s", error)
-            return
-        if self._reporter is not None:
-            self._reporter.wake()
-
     def _report_progress(self) -> None:
-        target, progress = self._updater.state.target, self._updater.progress
+        target, progress = self._workload.updater.state.target, self._workload.updater.progress
         if target is None or progress <= 0:
             return
         note = StatusNote(
             generation=target.generation, digest=target.digest, state=State.FETCHING, event_s=time.time()
         )
         try:
-            self._deliver(note, progress)
+            self._postbox.deliver(note, progress)
         except TransientError as error:
             logger.debug("progress is not reported reason=%s", error)
 
     def _registration(self) -> device_pb2.Registration:
         """Called on the reporter's thread; reads one reference at a time and changes nothing."""
-        serving = self._engine.serving
+        generation, serving_digest = self._workload.runs
         return device_pb2.Registration(
             device_id=self._config.device_id,
-            hardware=self._hardware,
+            hardware=self._network.hardware,
             labels=self._config.label_map,
             agent_version=metadata.version("edgeloop"),
             boot_id=self._boot_id,
             emulated_slowdown=self._config.emulate_slowdown,
-            generation=self._updater.state.generation,
-            serving_digest=serving.digest if serving else "",
+            generation=generation,
+            serving_digest=serving_digest,
         )
 
     # --- status file and end ------------------------------------------------------------------------
 
     def _status(self, *, running: bool) -> AgentStatus:
-        state, serving = self._updater.state, self._engine.serving
+        state, serving = self._workload.state, self._workload.serving
         return AgentStatus(
             pid=os.getpid(),
             running=running,
@@ -456,7 +311,7 @@ class Agent:
             state=state.state.value,
             generation=state.generation,
             digest=state.target.digest if state.target else "",
-            progress=self._updater.progress,
+            progress=self._workload.updater.progress,
             code=state.code,
             message=state.message,
             serving_digest=serving.digest if serving else "",
@@ -465,18 +320,18 @@ class Agent:
             committed_digest=state.committed.digest if state.committed else "",
             num_quarantined=len(state.quarantine),
             broker_connected=self._broker_connected,
-            server_connected=self._reporter.connected if self._reporter else False,
+            server_connected=self._network.server_connected,
             num_pending_reports=self._spool.num_pending,
             num_dropped_reports=self._spool.num_dropped,
             spool_problem=self._spool.problem,
-            num_requests=self._meter.num_served,
-            num_errors=self._meter.num_failed,
+            num_requests=self._workload.meter.num_served,
+            num_errors=self._workload.meter.num_failed,
             grpc_address=self._api.grpc_address,
             rest_address=self._api.rest_address,
             emulated_slowdown=self._config.emulate_slowdown,
             rss_bytes=rss_bytes(),
             start_time_s=self._start_s,
-            first_inference_s=self._meter.first_record_s,
+            first_inference_s=self._workload.meter.first_record_s,
             update_time_s=time.time(),
         )
 
@@ -496,11 +351,10 @@ class Agent:
             self._close_source,
             self._sensors.close,
             self._api.stop,
-            self._updater.stop,
-            lambda: self._updater.handle(Stopping()),
-            self._engine.close,
+            self._workload.stop,
+            self._workload.close,
             lambda: self._spool_windows(flush=True),
-            self._close_network,
+            self._network.close,
             self._close_status,
             self._spool.close,
         ):
@@ -512,14 +366,6 @@ class Agent:
     def _close_source(self) -> None:
         if self._source is not None:
             self._source.close()
-
-    def _close_network(self) -> None:
-        if self._renewer is not None:
-            self._renewer.close()
-        if self._reporter is not None:
-            self._reporter.close(timeout_s=2.0)
-        if self._session is not None:
-            self._session.close(1.0)
 
     def _close_status(self) -> None:
         self._write_status(self._status(running=False))

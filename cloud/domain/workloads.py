@@ -14,7 +14,10 @@ from cloud.domain.methods import Method
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBudget:
-    """How long and how the teacher is trained. ``augment_pixels`` is the largest random shift of an image."""
+    """How long and how the teacher is trained. ``augment_pixels`` is the largest random shift of an image.
+
+    ``bfloat16`` holds for students and families too: see ``cloud.training.arithmetic``.
+    """
 
     num_epochs: int = 12
     batch_size: int = 64
@@ -23,6 +26,7 @@ class TrainingBudget:
     label_smoothing: float = 0.05
     augment_pixels: int = 0
     augment_flip: bool = False
+    bfloat16: bool = False
     seed: int = 0
 
 
@@ -87,6 +91,8 @@ class Workload:
         for name in ("methods", "tolerance"):
             if getattr(self.search, name) == getattr(SearchBudget(), name):
                 del values["search"][name]
+        if not self.training.bfloat16:
+            del values["training"]["bfloat16"]
         return values
 
     @property

@@ -129,7 +129,7 @@ def test_no_spec_twice_the_budget_is_held_and_there_are_two_rungs(
         return rung(tried, found, constraints=Constraints(), budget=budget, max_trials=max_trials)
 
     more = go_on(made)
-    assert more == rung(made[::-1])
+    assert more == go_on(made[::-1])
     everything = [*tried, *more]
     assert len({spec.digest for spec in everything}) == len(everything) <= max(max_trials, len(tried))
     assert len({spec.width_ratio for spec in more}) <= math.ceil(len(tried) / 2)
