@@ -48,6 +48,7 @@ FIRST_WIDTHS = {SMALL: 1.0, "gateway-medium": 0.25, "gateway-large": 0.5}
 OBJECTIVE_RATIO = 0.5
 MIN_SAMPLES = 300
 SERVICES = ("control", "mosquitto", "postgres", "ray-worker", "ray-head", "agent-small")
+WITH_HEALTH_CHECK = ("control", "mosquitto", "postgres", "ray-head")
 LOOP_TIMEOUT_S = 600.0
 CONVERGE_TIMEOUT_S = 180.0
 
@@ -97,6 +98,14 @@ class Compose:
 
     def stop_operator(self) -> None:
         subprocess.run(["docker", "rm", "-f", OPERATOR], capture_output=True, check=False)
+
+    def are_healthy(self) -> bool:
+        """Whether all that others wait for says so: ``up`` gives up on what depends on one that does not."""
+        ids = self("ps", "-q", *WITH_HEALTH_CHECK).split()
+        found = _docker_json("inspect", *ids) if ids else []
+        return len(found) == len(WITH_HEALTH_CHECK) and all(
+            item["State"].get("Health", {}).get("Status") == "healthy" for item in found
+        )
 
     def exit_codes(self) -> dict[str, int]:
         """Of the containers that ended."""
@@ -269,6 +278,7 @@ class Loop:
             self._num_connected() == len(PROFILES)
             and min(heard) > since_s
             and all(self._is_measured(name) for name in PROFILES)
+            and self._compose.are_healthy()
         )
 
     def is_quiet(self) -> bool:

@@ -109,6 +109,14 @@ ROLLOUTS = [
     Column("MESSAGE", lambda r: r.message, note=True),
 ]
 
+ROLLOUT_DEVICES = [
+    Column("DEVICE", lambda d: d.device_id),
+    Column("GROUP", lambda d: d.group),
+    Column("STAGE", lambda d: d.stage),
+    Column("UNTIL (UTC)", lambda d: clock_text(d.until_time), rank=1),
+    Column("WHY", lambda d: d.wait_reason or d.message, note=True),
+]
+
 DECISIONS = [
     Column("TIME (UTC)", lambda d: clock_text(d.decide_time)),
     Column("PROFILE", lambda d: d.profile),

@@ -242,7 +242,9 @@ class Operations:
         target = self._store.targets().get(profile.name)
         plan = profile.rollout
         if request.canary_share:
-            plan = replace(plan, canary_share=request.canary_share)
+            plan = replace(plan, canary_share=request.canary_share, groups=())
+        if request.max_per_minute:
+            plan = replace(plan, max_per_minute=request.max_per_minute)
         rollout = plan_rollout(
             rollout_id=rollout_id,
             profile=profile,

@@ -116,7 +116,7 @@ def _group_info(group: RolloutGroup) -> pb.RolloutGroupInfo:
     )
 
 
-def decision_info(entry: LedgerEntry) -> pb.DecisionInfo:
+def decision_info(entry: LedgerEntry, *, with_inputs: bool = True) -> pb.DecisionInfo:
     decision: Decision = entry.decision
     return pb.DecisionInfo(
         decision_id=entry.decision_id,
@@ -130,7 +130,7 @@ def decision_info(entry: LedgerEntry) -> pb.DecisionInfo:
         measured_p95_ms=decision.measured_p95_ms,
         num_samples=decision.num_samples,
         decide_time=timestamp(entry.decide_time_s),
-        inputs_json=decision.inputs_json(),
+        inputs_json=decision.inputs_json() if with_inputs else "",
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from memory_registry import Memory
 from onnx import numpy_helper
 from torch import nn
 
@@ -41,21 +42,6 @@ from edgeloop.errors import ConfigError, TransientError
 from edgeloop.v1 import artifact_pb2
 
 torch.set_num_threads(1)
-
-
-class Memory:
-    """A registry in a dictionary."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
 
 
 def stripes(count: int, seed: int) -> Split:
