@@ -81,6 +81,9 @@ def candidate_info(
         rejected_reason=candidate.rejected_reason,
         predicted_p95_ms=predicted_p95_ms,
         create_time=timestamp(candidate.create_time_s),
+        executable_bytes=metrics.executable_bytes,
+        proposed_reason=candidate.proposed_reason,
+        int8_loss=metrics.int8_loss or 0.0,
     )
 
 

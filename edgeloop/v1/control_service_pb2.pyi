@@ -222,7 +222,7 @@ class DeviceInfo(_message.Message):
     def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., message: _Optional[str] = ..., identity_state: _Optional[str] = ..., certificate_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class CandidateInfo(_message.Message):
-    __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time", "metric")
+    __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time", "metric", "executable_bytes", "proposed_reason", "int8_loss")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +242,9 @@ class CandidateInfo(_message.Message):
     PREDICTED_P95_MS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    EXECUTABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_REASON_FIELD_NUMBER: _ClassVar[int]
+    INT8_LOSS_FIELD_NUMBER: _ClassVar[int]
     digest: str
     workload: str
     profile: str
@@ -261,7 +264,10 @@ class CandidateInfo(_message.Message):
     predicted_p95_ms: float
     create_time: _timestamp_pb2.Timestamp
     metric: str
-    def __init__(self, digest: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p95_ms: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metric: _Optional[str] = ...) -> None: ...
+    executable_bytes: int
+    proposed_reason: str
+    int8_loss: float
+    def __init__(self, digest: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p95_ms: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metric: _Optional[str] = ..., executable_bytes: _Optional[int] = ..., proposed_reason: _Optional[str] = ..., int8_loss: _Optional[float] = ...) -> None: ...
 
 class RolloutGroupInfo(_message.Message):
     __slots__ = ("name", "state", "num_devices", "num_pending", "num_in_progress", "num_active", "num_failed", "num_by_stage")
