@@ -11,7 +11,7 @@ import random
 import threading
 from typing import Protocol
 
-from cloud.jobrunner import Compute
+from cloud.job_parts import Compute
 from edgeloop.backoff import Backoff
 
 logger = logging.getLogger(__name__)

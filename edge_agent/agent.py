@@ -24,6 +24,7 @@ from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, S
 from edge_agent.known_time import KnownTime
 from edge_agent.network import Network
 from edge_agent.postbox import Postbox
+from edge_agent.release_gate import gate_for
 from edge_agent.runtime import rss_bytes
 from edge_agent.sensors.wiring import Sensors
 from edge_agent.served_workload import ServedWorkload
@@ -63,6 +64,7 @@ class Agent:
         self._inbox: SimpleQueue[Post] = SimpleQueue()
         self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
         self._replay_inputs = load_replay(config.replay) if config.replay else None
+        self._time = KnownTime(config.state_dir)
         self._network = Network(config, self._inbox, rng=self._rng)
         self._spool = ReportSpool(
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
@@ -71,11 +73,22 @@ class Agent:
         self._workload = ServedWorkload(
             config,
             state_dir=config.state_dir,
-            blobs=BlobStore(config.state_dir / "blobs", reserve_bytes=config.reserve_bytes),
+            blobs=BlobStore(
+                config.state_dir / "blobs",
+                reserve_bytes=config.reserve_bytes,
+                quota_bytes=config.blob_quota_bytes,
+            ),
             wire=self._network.wire,
             post=self._inbox.put,
             deliver=self._postbox.deliver,
             on_ignored=self._on_ignored,
+            release_gate=gate_for(
+                config,
+                wire=self._network.wire,
+                known_time=self._time,
+                on_trouble=self._on_ignored,
+                rng=self._rng,
+            ),
             window_s=self._interval_s,
             rng=self._rng,
         )
@@ -86,7 +99,6 @@ class Agent:
             status=lambda: self._last_status,
             more_metrics=self._sensors.render,
         )
-        self._time = KnownTime(config.state_dir)
         self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
         self._profile = ""
@@ -132,7 +144,7 @@ class Agent:
         self._supervisor.ready(self._workload.describe())
         self._spool.open()
         self._sensors.start()
-        self._network.connect(self._spool, self._registration)
+        self._network.connect(self._spool, self._registration, time.monotonic())
 
     def _loop(self) -> None:
         while True:
@@ -232,6 +244,9 @@ class Agent:
             self._workload.meter.set_window(self._interval_s)
 
     def _tick(self) -> None:
+        now_s = time.monotonic()
+        if self._network.is_due(now_s):
+            self._network.connect(self._spool, self._registration, now_s)
         self._workload.updater.on_tick()
         self._time.on_tick()
         self._api.retry(time.monotonic())
@@ -261,7 +276,7 @@ class Agent:
             or (old.server_connected, old.first_inference_s > 0)
             != (status.server_connected, status.first_inference_s > 0)
             or (old.grpc_address, old.rest_address) != (status.grpc_address, status.rest_address)
-            or old.spool_problem != status.spool_problem
+            or (old.spool_problem, old.identity_problem) != (status.spool_problem, status.identity_problem)
         )
 
     def _spool_windows(self, *, flush: bool) -> None:
@@ -294,6 +309,7 @@ class Agent:
             emulated_slowdown=self._config.emulate_slowdown,
             generation=generation,
             serving_digest=serving_digest,
+            time_zone=self._network.time_zone,
         )
 
     # --- status file and end ------------------------------------------------------------------------
@@ -324,6 +340,8 @@ class Agent:
             num_pending_reports=self._spool.num_pending,
             num_dropped_reports=self._spool.num_dropped,
             spool_problem=self._spool.problem,
+            identity_problem=self._network.identity_problem,
+            sources=self._sensors.counts.by_source(),
             num_requests=self._workload.meter.num_served,
             num_errors=self._workload.meter.num_failed,
             grpc_address=self._api.grpc_address,

@@ -92,6 +92,11 @@ class BrokerWire:
         )
         self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
 
+    def request_metadata(self) -> None:
+        """The current TUF metadata, once more."""
+        message = deployment_pb2.BlockRequest(device_id=self._device_id, tuf=True)
+        self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
+
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         if self._session is None:
             return

@@ -12,6 +12,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.fetch import FetchSettings
 from edge_agent.inbox import Post, SelfTestEnded
 from edge_agent.inference import InferenceEngine, ServedModel
+from edge_agent.release_gate import ReleaseGate
 from edge_agent.runtime import ReferenceKernel
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
@@ -34,6 +35,7 @@ class ServedWorkload:
         # As the updater's.
         deliver: Callable[[StatusNote, float], None],
         on_ignored: Callable[[Ignored], None],
+        release_gate: ReleaseGate | None,
         window_s: float,
         rng: random.Random,
     ) -> None:
@@ -52,6 +54,7 @@ class ServedWorkload:
             post_self_test=lambda process, result: post(SelfTestEnded(process=process, result=result)),
             deliver=deliver,
             on_ignored=on_ignored,
+            release_gate=release_gate,
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
             fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
             self_test_timeout_s=config.self_test_timeout_s,

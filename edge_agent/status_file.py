@@ -12,7 +12,8 @@ import errno
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from edge_agent.journal import write_atomically
@@ -52,6 +53,10 @@ class AgentStatus:
     num_dropped_reports: int = 0
     # Why no report can be kept now.
     spool_problem: str = ""
+    # Why there is no connection to anything: key, certificate or authority do not read.
+    identity_problem: str = ""
+    # Samples of each bridge and folder since the start, by outcome.
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     num_requests: int = 0
     num_errors: int = 0
     # Where the local inference API listens; empty where it does not.
@@ -102,7 +107,7 @@ def read_status(state_dir: Path) -> AgentStatus:
         said = _load(path)
         if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {FORMAT_VERSION} expected")
-        known = {field.name for field in fields(AgentStatus)}
+        known = {each.name for each in fields(AgentStatus)}
         return AgentStatus(**{key: value for key, value in said.items() if key in known})
     except FileNotFoundError as error:
         raise ConfigError(

@@ -20,12 +20,14 @@ from edge_agent.blobs import BlobStore
 from edge_agent.fetch import Fetcher, FetchSettings
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.journal import Journal
+from edge_agent.release_gate import Candidate, ReleaseGate
 from edge_agent.runtime import Runtime, load_artifact
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import (
     Activate,
+    ActivateLater,
     ActivationFailed,
     CollectGarbage,
     Effect,
@@ -39,6 +41,7 @@ from edge_agent.update_events import (
     SelfTestPassed,
     Started,
     StatusDelivered,
+    Steady,
     StopFetch,
     StopSelfTest,
     StopServing,
@@ -47,6 +50,7 @@ from edge_agent.update_events import (
     VerifyFailed,
 )
 from edge_agent.update_state import Slot, State, StatusNote
+from edgeloop import topics
 from edgeloop.artifact import BlockAssembler
 from edgeloop.errors import RejectedError, TransientError
 from edgeloop.v1 import artifact_pb2
@@ -54,6 +58,8 @@ from edgeloop.v1 import artifact_pb2
 logger = logging.getLogger(__name__)
 
 RETRY_S = 5.0
+# Time for the cloud to be heard before a model is loaded that may end this process.
+LATER_S = 60.0
 
 
 class Wire(Protocol):
@@ -79,6 +85,8 @@ class Updater:
         deliver: Callable[[StatusNote, float], None],
         # A deployment that the update rules would not follow.
         on_ignored: Callable[[Ignored], None],
+        # None: this device checks no TUF metadata.
+        release_gate: ReleaseGate | None = None,
         update_settings: UpdateSettings,
         fetch_settings: FetchSettings,
         self_test_timeout_s: float,
@@ -95,6 +103,7 @@ class Updater:
         self._post_self_test = post_self_test
         self._deliver = deliver
         self._on_ignored = on_ignored
+        self._release_gate = release_gate
         self._update_settings = update_settings
         self._fetch_settings = fetch_settings
         self._self_test_timeout_s = self_test_timeout_s
@@ -108,6 +117,9 @@ class Updater:
         self._deliver_at_s: float | None = None
         self._fetcher: Fetcher | None = None
         self._connected = False
+        self._started_at_s = monotonic()
+        # A slot that is to serve from then on, unless another does.
+        self._later: tuple[Slot, float] | None = None
         self._self_test: SelfTestProcess | None = None
         self.state = self._journal.load()
 
@@ -130,8 +142,11 @@ class Updater:
         self._work()
 
     def on_message(self, topic: str, payload: bytes) -> None:
-        """A manifest or a block."""
-        if self._fetcher is not None:
+        """A manifest, a block or TUF metadata."""
+        if self._release_gate is not None and topic.startswith(topics.TUF):
+            self._pending.extend(self._released(self._release_gate.on_message(topic, payload)))
+            self._work()
+        elif self._fetcher is not None:
             self._pending.extend(self._fetch_on(self._fetcher.on_message(topic, payload, self._monotonic())))
             self._work()
 
@@ -163,6 +178,20 @@ class Updater:
             self._flush_outbox()
         if self._fetcher is not None and self._fetcher.deadline_s is not None:
             self._pending.extend(self._fetch_on(self._fetcher.on_tick(now_s)))
+        if self._release_gate is not None:
+            self._pending.extend(self._released(self._release_gate.on_tick()))
+        if self._later is not None and now_s >= self._later[1]:
+            slot, self._later = self._later[0], None
+            if self._engine.serving is None and slot == self.state.committed:
+                self._started_at_s = now_s
+                self._pending.extend(self._activate(slot))
+        if (
+            self.state.num_unsteady
+            and self._retry_at_s is None
+            and self._engine.serving is not None
+            and now_s >= self._started_at_s + self._update_settings.steady_s
+        ):
+            self._pending.append(Steady())
         progress = self._meter.progress()
         if progress is not None and self._retry_at_s is None:
             self._pending.append(progress)
@@ -176,6 +205,7 @@ class Updater:
             self._retry_at_s,
             self._deliver_at_s,
             self._fetcher.deadline_s if self._fetcher else None,
+            self._release_gate.deadline_s if self._release_gate else None,
         ]
         if self.state.state is State.TRIAL:
             deadlines.append(self._monotonic() + 0.1)
@@ -192,6 +222,8 @@ class Updater:
         if self._fetcher is not None:
             self._fetcher.stop()
             self._fetcher = None
+        if self._release_gate is not None:
+            self._release_gate.stop()
 
     # --- the loop -----------------------------------------------------------------------------------
 
@@ -255,6 +287,13 @@ class Updater:
                 self._stop_self_test()
             case Activate(slot=slot):
                 return self._activate(slot)
+            case ActivateLater(slot=slot):
+                logger.error(
+                    "digest=%s is loaded in %g s only: it may be what ended the agent; deploy another one",
+                    slot.digest[:12],
+                    LATER_S,
+                )
+                self._later = (slot, self._monotonic() + LATER_S)
             case StopServing():
                 logger.error("nothing is left that may serve; waiting for a newer deployment")
                 self._engine.withdraw()
@@ -282,8 +321,14 @@ class Updater:
     def _begin_blocks(self, fetcher: Fetcher, manifest: artifact_pb2.Manifest) -> list[Event]:
         if self._blobs.has_artifact(manifest):
             self._stop_fetch()
-            return [FetchCompleted(generation=fetcher.slot.generation)]
+            return self._fetched(fetcher.slot, manifest)
+        kept = self.state.kept
         try:
+            self._blobs.keep_within_quota(
+                manifest,
+                keep_artifacts={slot.digest for slot in kept},
+                keep_manifests={slot.manifest_digest for slot in kept},
+            )
             self._blobs.check_room(manifest)
         except RejectedError as error:
             return self._fetch_failed(error)
@@ -318,9 +363,10 @@ class Updater:
                         self._blobs.keep_manifest(fetcher.slot.manifest_digest, raw)
                         return self._begin_blocks(fetcher, manifest)
                     case fetch.Complete():
-                        self._blobs.assemble(self._blobs.read_manifest(fetcher.slot.manifest_digest))
+                        whole = self._blobs.read_manifest(fetcher.slot.manifest_digest)
+                        self._blobs.assemble(whole)
                         self._stop_fetch()
-                        return [FetchCompleted(generation=generation)]
+                        return self._fetched(fetcher.slot, whole)
                     case fetch.Refuse(code=code, message=message):
                         self._fetcher = None
                         return [FetchFailed(generation=generation, code=code, message=message)]
@@ -340,6 +386,23 @@ class Updater:
                 self._wire.unsubscribe(topic)
             self._fetcher.stop()
             self._fetcher = None
+        if self._release_gate is not None:
+            self._release_gate.stop()
+
+    def _fetched(self, slot: Slot, manifest: artifact_pb2.Manifest) -> list[Event]:
+        """It is all here: may it run at all?"""
+        if self._release_gate is None:
+            return [FetchCompleted(generation=slot.generation)]
+        self._release_gate.begin(Candidate(slot=slot, size_bytes=manifest.size_bytes))
+        return []
+
+    def _released(self, verdict: bool | RejectedError | None) -> list[Event]:
+        """Asked while the state is FETCHING, of its target."""
+        if verdict is None:
+            return []
+        if isinstance(verdict, RejectedError):
+            return [FetchFailed(generation=self.state.generation, code=verdict.code, message=verdict.message)]
+        return [FetchCompleted(generation=self.state.generation)]
 
     # --- trying and serving -------------------------------------------------------------------------
 

@@ -144,6 +144,8 @@ class Demo:
         )
         server = self._call("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
         self._director_key = server.director_public_key.hex()
+        self._tuf_root = self._folder / "root.json"
+        self._tuf_root.write_bytes(server.tuf_root)
         self._console.print(
             f"  {server.compute}; broker at {server.broker_host}:{server.broker_port}", style="dim"
         )
@@ -247,7 +249,7 @@ class Demo:
                     *("--state-dir", str(self._folder / "agents" / name)),
                     *("--server", f"127.0.0.1:{self._state.fleet_port}"),
                     *("--broker", f"127.0.0.1:{self._state.broker_port}"),
-                    *("--director-key", self._director_key),
+                    *("--director-key", self._director_key, "--tuf-root", str(self._tuf_root)),
                     *("--label", f"class={item.profile}"),
                     *("--replay", str(inputs), "--rate-hz", str(self._plan.rate_hz)),
                     *("--emulate-slowdown", str(item.slowdown)),
