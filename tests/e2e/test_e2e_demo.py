@@ -108,7 +108,7 @@ def test_the_loop_closes_though_everything_is_killed_once(tmp_path: Path) -> Non
         first.wait_for("students:", 300)
         family = first.family()
         first.process.send_signal(signal.SIGINT)
-        assert first.end(60) == 130, first.output
+        assert first.end(180) == 130, first.output  # on a busy machine Ray takes its time to end
         assert "--resume" in first.output
         _, alive = psutil.wait_procs(family, timeout=20)
         assert not alive, f"left running after Ctrl-C: {alive}"
