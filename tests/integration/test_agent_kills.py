@@ -69,9 +69,10 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
         ),
         timeout_s=60,
     )
-    # Many kills in one risky state are a crash loop by the rules; a good model serves either way.
+    # Many kills in one risky state, or soon after starts on a committed model, are a crash loop by the rules,
+    # and its digest is quarantined; a good model serves either way.
     assert status["serving_digest"] in digests
-    assert status["code"] in ("", "crash-loop"), status
+    assert status["code"] in ("", "crash-loop", "digest-quarantined"), status
     generation += 1
     fresh = ship(make_model(9))
     cloud.publish(fresh)
@@ -81,7 +82,8 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
     wait_until(lambda: "ACTIVE" in cloud.fleet.states(generation), what="the cloud to hear of the last one")
     for number in range(1, generation + 1):
         endings = TERMINAL & set(cloud.fleet.states(number))
-        assert len(endings) <= 1, (number, endings)
+        # A committed model that three starts in a row did not survive is taken back: the one second ending.
+        assert len(endings) <= 1 or endings == {"ACTIVE", "ROLLED_BACK"}, (number, endings)
 
 
 class Blobs:
