@@ -178,12 +178,15 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-def wait(what: str, done: Callable[[], bool], timeout_s: float) -> float:
-    """Seconds until it held. Ends the test when it does not."""
+def wait(
+    what: str, done: Callable[[], bool], timeout_s: float, lacking: Callable[[], str] = lambda: ""
+) -> float:
+    """Seconds until it held. Ends the test when it does not, with what was ``lacking``."""
     began_s = time.monotonic()
     while not done():
         if time.monotonic() - began_s > timeout_s:
-            raise SystemExit(f"FAILED: {what}: not within {timeout_s:.0f} s")
+            why = f": {lacking()}" if lacking() else ""
+            raise SystemExit(f"FAILED: {what}: not within {timeout_s:.0f} s{why}")
         time.sleep(POLL_S)
     return time.monotonic() - began_s
 
@@ -194,6 +197,8 @@ class Loop:
     def __init__(self, compose: Compose) -> None:
         self._compose = compose
         self.began_s = time.monotonic()
+        # What the last look for it being whole found missing.
+        self.lacking = ""
 
     def profiles(self) -> dict[str, Any]:
         return {item["name"]: item for item in self._compose.listed("get", "profiles") or []}
@@ -269,17 +274,29 @@ class Loop:
 
     def is_whole(self, since_s: float) -> bool:
         """Devices connected and heard of since then, what they measure known, the cluster there."""
+        self.lacking = self._what_is_lacking(since_s)
+        return not self.lacking
+
+    def _what_is_lacking(self, since_s: float) -> str:
         info = self._compose.listed("info")
-        if not info or not info.get("broker_connected") or " 2 CPU" not in str(info.get("compute")):
-            return False
-        devices = self.devices().values()
-        heard = [datetime.fromisoformat(item["last_seen_time"]).timestamp() for item in devices]
-        return (
-            self._num_connected() == len(PROFILES)
-            and min(heard) > since_s
-            and all(self._is_measured(name) for name in PROFILES)
-            and self._compose.are_healthy()
-        )
+        if not info:
+            return "the control plane does not answer"
+        if not info.get("broker_connected"):
+            return "the control plane is not connected to the broker"
+        if " 2 CPU" not in str(info.get("compute")):
+            return f"the cluster is {info.get('compute')!r}"
+        devices = self.devices()
+        for name, item in devices.items():
+            if not item.get("connected"):
+                return f"{name} is not connected: docker-compose logs {name}"
+            if datetime.fromisoformat(item["last_seen_time"]).timestamp() <= since_s:
+                return f"{name} was not heard of since"
+        if len(devices) != len(PROFILES):
+            return f"devices are {sorted(devices)}"
+        thin = [name for name in PROFILES if not self._is_measured(name)]
+        if thin:
+            return f"fewer than {MIN_SAMPLES} samples of {thin}"
+        return "" if self._compose.are_healthy() else "a service is not healthy: docker-compose ps"
 
     def is_quiet(self) -> bool:
         """No job is left that could bring something new."""
@@ -329,7 +346,9 @@ def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
         compose("kill", service)
         compose("up", "-d", "--no-build")
         whole = partial(loop.is_whole, time.time())
-        taken_s = wait(f"whole again after kill of {service}", whole, CONVERGE_TIMEOUT_S)
+        taken_s = wait(
+            f"whole again after kill of {service}", whole, CONVERGE_TIMEOUT_S, lambda: loop.lacking
+        )
         after = loop.state()
         if after != before:
             raise SystemExit(f"FAILED: kill of {service} changed the state:\n{before}\n{after}")
