@@ -262,7 +262,7 @@ class Loop:
         return float(after["measured_p95_ms"]), str(after["current_digest"])
 
     def _settled(self) -> dict[str, float]:
-        """What each profile measures, once the noise of installing and training is out of the small one's figure.
+        """What each profile measures, once the noise of installing and training is out of it.
 
         An objective made from that noise is met by whatever serves, and nothing would be built.
         """
