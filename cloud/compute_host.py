@@ -16,6 +16,9 @@ from edgeloop.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
+#: How old the description of a cluster gets: machines join it and leave it at any time.
+DESCRIBE_INTERVAL_S = 10.0
+
 
 class StartableCompute(Compute, Protocol):
     """cloud.jobs.RayCompute. ``start`` blocks for seconds; ``stop`` may be followed by ``start``."""
@@ -30,8 +33,15 @@ class StartableCompute(Compute, Protocol):
 class ComputeHost:
     """One thread that owns the cluster's life."""
 
-    def __init__(self, compute: StartableCompute, *, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        compute: StartableCompute,
+        *,
+        backoff: Backoff | None = None,
+        describe_interval_s: float = DESCRIBE_INTERVAL_S,
+    ) -> None:
         self._compute = compute
+        self._describe_interval_s = describe_interval_s
         self._backoff = backoff or Backoff(1.0, 60.0, random.Random())
         self._lost = threading.Event()
         self._stopping = threading.Event()
@@ -81,7 +91,10 @@ class ComputeHost:
             self._backoff.reset()
             self.message = self._described()
             self.ready = self._compute
-            self._lost.wait()
+            while not self._lost.wait(self._describe_interval_s):
+                message = self._described()
+                if not self._lost.is_set():
+                    self.message = message
             self._lost.clear()
             self.ready = None
             try:

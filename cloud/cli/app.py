@@ -129,6 +129,8 @@ def info(
     if output is not Output.TABLE:
         show_values(values, output)
     else:
+        if answer.tuf_root:  # some thousand digits say nothing to people
+            values["tuf_root"] = f"{len(answer.tuf_root)} bytes, as 'edgeloop info -o json' shows in hex"
         stdout.print(make_table(["FIELD", "VALUE"], [[key, str(value)] for key, value in values.items()]))
 
 
