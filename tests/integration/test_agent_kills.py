@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_harness import AgentProcess, Cloud, Shipment, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, Shipment, make_model, ship
+from machine import wait_until
 
 from cloud import publisher
 from cloud.publisher import Publisher

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import triton_calls
-from agent_harness import NUM_INPUTS, AgentProcess, Cloud, golden_inputs, make_model, ship, wait_until
+from agent_harness import NUM_INPUTS, AgentProcess, Cloud, golden_inputs, make_model, ship
+from machine import wait_until
 
 from edge_agent.runtime import load_onnx
 

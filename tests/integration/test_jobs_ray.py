@@ -26,9 +26,9 @@ from jobs_harness import (
     slow_task,
     student_task,
     teacher_task,
-    wait_until,
     workload,
 )
+from machine import wait_until
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.tasks import TaskFailed, TaskSucceeded, TeacherResult

@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 import pytest
-from agent_harness import AgentProcess, Shipment, make_model, ship, wait_until
-from machine import free_port, missing
+from agent_harness import AgentProcess, Shipment, make_model, ship
+from machine import free_port, missing, wait_until
 from test_serve import DIGITS, FLEET, WAIT_S, Served, await_that
 
 from cloud.domain.candidates import Candidate, CandidateMetrics

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import AgentProcess, Cloud, Shipment, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, Shipment, make_model, ship
+from machine import wait_until
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import MetaFile, TargetFile
 from tuf_harness import Repository
