@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -272,6 +274,10 @@ def memory_of_an_update(folder: Path) -> UpdateMemory:
         return UpdateMemory(agent_bytes=memory_bytes(process.pid, "VmHWM"), self_test_bytes=peak_child)
 
 
+def has_committed(status: dict[str, Any], *, digest: str, generation: int) -> bool:
+    return bool(status["committed_digest"] == digest and status["generation"] == generation)
+
+
 def waits_in_swaps(folder: Path, num_swaps: int) -> dict[str, float]:
     """What tritonclient waits for an answer while models are swapped under it, in ms, and before.
 
@@ -289,11 +295,7 @@ def waits_in_swaps(folder: Path, num_swaps: int) -> dict[str, float]:
         swapping_s = time.monotonic()
         for number in range(num_swaps):
             digest = publish(place.session, place.key, graphs[(number + 1) % 2], generation=number + 2)
-            place.gateway.wait(
-                lambda status, digest=digest, generation=number + 2: (  # type: ignore[misc]
-                    status["committed_digest"] == digest and status["generation"] == generation
-                )
-            )
+            place.gateway.wait(partial(has_committed, digest=digest, generation=number + 2))
         stop.touch()
         said = json.loads(asking.communicate(timeout=30)[0])
     before = [wait_s for at_s, wait_s in said["waits"] if at_s < swapping_s]

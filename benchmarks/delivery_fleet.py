@@ -366,10 +366,10 @@ def send_raw(path: Path, *, num_subscribers: int, processes: int, hashing: bool)
                 offsets = dict.fromkeys(sockets, 0)
                 for sock in sockets:
                     sock.setblocking(False)
-                    selector.register(sock, selectors.EVENT_WRITE)
+                    selector.register(sock, selectors.EVENT_WRITE, sock)
                 while offsets:
                     for key, _ in selector.select():
-                        sock = key.fileobj  # type: ignore[assignment]
+                        sock = key.data
                         offset = offsets[sock]
                         offsets[sock] += os.sendfile(sock.fileno(), file.fileno(), offset, PIECE_BYTES)
                         if offsets[sock] >= size_bytes:
@@ -390,10 +390,10 @@ def receive_raw(pipe: Connection, share: list[int], port: int, size_bytes: int, 
     buffer = memoryview(bytearray(PIECE_BYTES))
     with selectors.DefaultSelector() as selector:
         for sock in sockets:
-            selector.register(sock, selectors.EVENT_READ)
+            selector.register(sock, selectors.EVENT_READ, sock)
         while missing:
             for key, _ in selector.select():
-                sock = key.fileobj  # type: ignore[assignment]
+                sock = key.data
                 num_bytes = sock.recv_into(buffer)
                 if hashing:
                     hashlib.sha256(buffer[:num_bytes]).digest()
