@@ -16,8 +16,10 @@ from edgeloop.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
-#: How old the description of a cluster gets: machines join it and leave it at any time.
-DESCRIBE_INTERVAL_S = 10.0
+#: How old the description of a cluster gets, at first (machines join one after the other) and in the end. More
+#: looks would cost recovery: while a head is gone and nobody knows it yet, a look waits for it.
+DESCRIBE_INTERVAL_S = 5.0
+MAX_DESCRIBE_INTERVAL_S = 60.0
 
 
 class StartableCompute(Compute, Protocol):
@@ -91,7 +93,9 @@ class ComputeHost:
             self._backoff.reset()
             self.message = self._described()
             self.ready = self._compute
-            while not self._lost.wait(self._describe_interval_s):
+            interval_s = self._describe_interval_s
+            while not self._lost.wait(interval_s):
+                interval_s = min(2 * interval_s, MAX_DESCRIBE_INTERVAL_S)
                 message = self._described()
                 if not self._lost.is_set():
                     self.message = message
