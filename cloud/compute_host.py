@@ -16,8 +16,8 @@ from edgeloop.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
-#: How old the description of a cluster gets, at first (machines join one after the other) and in the end. More
-#: looks would cost recovery: while a head is gone and nobody knows it yet, a look waits for it.
+#: How old the description of a cluster gets, at first (machines join one after the other) and in the end.
+#: More looks would cost recovery: while a head is gone and nobody knows it yet, a look waits for it.
 DESCRIBE_INTERVAL_S = 5.0
 MAX_DESCRIBE_INTERVAL_S = 60.0
 
