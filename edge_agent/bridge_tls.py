@@ -73,7 +73,7 @@ class BridgeTls:
             complain(
                 "certificate_file",
                 str(self.certificate_file),
-                "a file that also holds its private key in PEM, without passphrase, or a key_file beside it "
+                "a file that holds its private key too (PEM, no passphrase), or a key_file beside it "
                 f"({reason})",
             )
 
