@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[2] / "integration"))
 
 from agent_harness import NUM_INPUTS, NUM_OUTPUTS, Shipment, make_model, ship
 
+from edge_agent import selftest
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult, read_result, run_self_test
 from edgeloop import artifact
 from edgeloop.v1 import artifact_pb2
@@ -137,10 +138,10 @@ def test_a_child_that_got_no_processor_time_is_tried_again_as_an_ordinary_proces
                 given.append(json.loads(words)["spare_time_only"])
                 if len(given) == 1:
                     self.send_signal(signal.SIGSTOP)
-                    timeout = 0.5
             return super().communicate(words, timeout)
 
     monkeypatch.setattr(subprocess, "Popen", FirstStarves)
+    monkeypatch.setattr(selftest, "SPARE_S", 0.5)
     assert run_self_test(job(tmp_path, ship(make_model(1)))).passed
     assert given == [True, False]
 
