@@ -26,7 +26,7 @@ def doctor(
 ) -> None:
     """Check disk, database, clock, keys, broker and cluster, and say what to do. Exit code 1: one failed."""
     from cloud.doctor import Verdict, examine
-    from cloud.settings import settings_from
+    from cloud.settings import is_loopback, settings_from
 
     flags = {
         "state_dir": state_dir,
@@ -38,6 +38,13 @@ def doctor(
     # Where it listens does not matter here.
     environ = {name: text for name, text in os.environ.items() if name != "EDGELOOP_HOST"}
     found = []
+    server = os.environ.get("EDGELOOP_SERVER", "")
+    if server and not is_loopback(server.rpartition(":")[0]):
+        typer.echo(
+            f"this looks at the machine that it runs on, not at {server}: run it there, in the compose file "
+            "'docker-compose exec control edgeloop doctor'",
+            err=True,
+        )
     for finding in examine(settings_from(flags, environ)):
         found.append(finding)
         if output is Output.TABLE:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.cli.doctor import doctor
 from cloud.doctor import Finding, Verdict, examine
 from cloud.pki.key_folder import init_folder
 from cloud.settings import ServeSettings
@@ -86,3 +87,21 @@ def test_certificates_are_told_before_they_end_and_after(tmp_path: Path) -> None
         found(ServeSettings(state_dir=tmp_path, tls_dir=tmp_path / "no"))["certificates"].verdict
         is Verdict.FAIL
     )
+
+
+@pytest.mark.parametrize(
+    ("server", "is_told"), [("control:50062", True), ("127.0.0.1:50062", False), ("", False)]
+)
+def test_asked_where_no_control_plane_runs_it_says_whose_machine_it_looks_at(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    server: str,
+    is_told: bool,
+) -> None:
+    monkeypatch.setenv("EDGELOOP_SERVER", server)
+    monkeypatch.delenv("EDGELOOP_TLS_DIR", raising=False)
+    doctor(state_dir=tmp_path)
+    said = capsys.readouterr()
+    assert ("not at control:50062" in said.err) is is_told
+    assert "disk:" in said.out
