@@ -12,6 +12,7 @@ import sys
 BENCHMARKS = (
     "benchmarks.agent",
     "benchmarks.delivery",
+    "benchmarks.fleet",
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",

@@ -306,7 +306,7 @@ class ControlPlane:
         )
         if keys is not None:
             self.enrol_port = await self._serve(
-                keys.enrol_server(self._directions),
+                await keys.enrol_server(store, self._directions, self._stack),
                 "enrol",
                 settings.enrol_port,
                 "",
