@@ -3,8 +3,8 @@
     python -m benchmarks fleet        (``python -m benchmarks.fleet --devices 500 --hold-s 120`` for less)
 
 A real ``edgeloop serve`` with mutual TLS and its authority, held on one core, beside PostgreSQL and Mosquitto
-(SQLite and the embedded broker where those are not installed, or as asked). Simulated devices enrol, each with a
-key of its own, hold a session each and report every 30 s, all deployed to and judged by the controller
+(SQLite and the embedded broker where those are not installed, or as asked). Simulated devices enrol, each
+with a key of its own, hold a session each and report every 30 s, all deployed to and judged by the controller
 meanwhile. In the end the database is asked: every report that was made was acknowledged, and is there exactly
 once.
 
@@ -222,7 +222,8 @@ def show(found: dict[str, Any]) -> bool:
     )
     print(
         f"held for {hold['hold_s']:.0f} s: {hold['hold_cpu_share']:.0%} of the core "
-        f"({hold['ramp_cpu_share']:.0%} while connecting), RSS {hold['rss_bytes'] / 1e6:.0f} MB (peak {hold['peak_rss_bytes'] / 1e6:.0f}), "
+        f"({hold['ramp_cpu_share']:.0%} while connecting), RSS {hold['rss_bytes'] / 1e6:.0f} MB "
+        f"(peak {hold['peak_rss_bytes'] / 1e6:.0f}), "
         f"{hold['num_reconnects']} reconnects"
     )
     print(
