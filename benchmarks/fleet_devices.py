@@ -62,13 +62,16 @@ class Plan:
 
 @dataclass(slots=True)
 class Counts:
-    """Of one device. ``num_sent`` and ``num_acknowledged`` are distinct reports."""
+    """Of one device. ``num_sent`` and ``num_acknowledged`` are distinct reports.
+
+    Of each batch, when it was sent (since all began) and how long its acknowledgement took.
+    """
 
     num_sent: int = 0
     num_acknowledged: int = 0
     num_connections: int = 0
     num_rejected: int = 0
-    latencies_s: list[float] = field(default_factory=list)
+    latencies_s: list[tuple[float, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
@@ -87,6 +90,7 @@ class Device:
         self._certificate_pem = b""
         self._waiting: list[telemetry_pb2.LatencyReport] = []
         self._made = asyncio.Event()
+        self._began_s = 0.0
 
     async def enrol(self) -> float:
         """Seconds from the connection's begin to the certificate."""
@@ -102,7 +106,7 @@ class Device:
 
     async def run(self, began_s: float) -> None:
         """Hold a session until all that was reported by the end is acknowledged, or time is up."""
-        plan = self._plan
+        plan, self._began_s = self._plan, began_s
         await asyncio.sleep(self._rng.uniform(0.0, plan.ramp_s))
         end_s = began_s + plan.ramp_s + plan.hold_s
         making = asyncio.create_task(self._make_reports(end_s))
@@ -199,7 +203,7 @@ class Device:
                 reply = await asyncio.wait_for(anext(replies), _ACK_S)
             except StopAsyncIteration:
                 raise TimeoutError from None
-            self.counts.latencies_s.append(time.monotonic() - sent_s)
+            self.counts.latencies_s.append((sent_s - self._began_s, time.monotonic() - sent_s))
             self.counts.num_rejected += len(reply.rejected)
             self.counts.num_acknowledged += reply.num_accepted
             del self._waiting[: len(sent)]
