@@ -123,9 +123,9 @@ class ControlPlane:
                 new_session=lambda: self._new_session(director.key, keys if broker is None else None),
             )
         )
-        await self._start_servers(store, acting.poke, ports)
+        fleet_servicer = await self._start_servers(store, acting.poke, ports)
         await self._start_acting(store, acting, holder_name(state_dir))
-        await start_pages(settings, store, acting, keys, stack)
+        await start_pages(settings, store, acting, fleet_servicer, keys, stack)
         ports.save(
             fleet=self.fleet_port,
             control=self.control_port,
@@ -246,7 +246,9 @@ class ControlPlane:
             )
         )
 
-    async def _start_servers(self, store: Store, poke: Callable[[], None], ports: RememberedPorts) -> None:
+    async def _start_servers(
+        self, store: Store, poke: Callable[[], None], ports: RememberedPorts
+    ) -> fleet.FleetServicer:
         settings = self.settings
         fleet_servicer = fleet.FleetServicer(
             store,
@@ -304,6 +306,7 @@ class ControlPlane:
                 ports,
                 server_credentials,
             )
+        return fleet_servicer
 
     def _directions(self) -> Directions:
         assert self._director is not None
