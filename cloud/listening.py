@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import resource
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,12 @@ from grpc_reflection.v1alpha import reflection
 from cloud.settings import spelled_address
 from edgeloop.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _GRACE_S = 1.0
+#: One for each device that holds a session, and some for the rest.
+_MAX_FILES = 65_536
+_FEW_FILES = 4_096
 
 
 async def listen(
@@ -78,3 +85,23 @@ def _bind(
         f"permitted: choose another with --{name}-port (0 takes a free one)",
         code="port-in-use",
     )
+
+
+def allow_many_sessions() -> int:
+    """Raise the number of files that this process may have open, as far as it may; returns what it is now.
+
+    Shells and systemd begin with 1024, and each device holds one connection.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
+        logger.warning(
+            "this process may have %d files open, one for each device: allow more with 'ulimit -Hn' or with "
+            "systemd's LimitNOFILE=",
+            soft,
+        )
+    return soft

@@ -35,7 +35,7 @@ from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY
 from cloud.director_keys import DirectorKeys
 from cloud.elector import holder_name
-from cloud.listening import listen, service_name
+from cloud.listening import allow_many_sessions, listen, service_name
 from cloud.log_ring import LogRing
 from cloud.pages import start_pages
 from cloud.registry import Registry
@@ -245,7 +245,7 @@ class ControlPlane:
         )
         if keys is not None:
             self.enrol_port = await self._serve(
-                keys.enrol_server(self._directions),
+                await keys.enrol_server(store, self._directions, self._stack),
                 "enrol",
                 settings.enrol_port,
                 "",
@@ -343,6 +343,7 @@ class ControlPlane:
 async def serve(settings: ServeSettings) -> None:
     """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
     logs = set_up_logging(settings)
+    allow_many_sessions()
     if settings.tls_dir is None:  # else secure_parts asks for more, and reads it
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
