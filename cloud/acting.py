@@ -57,6 +57,7 @@ class Acting:
         self._loop: ControlLoop | None = None
         self._session: MqttSession | None = None
         self._compute: ComputeHost | NoCompute | None = None
+        self._publisher: Publisher | None = None
 
     @property
     def acts(self) -> bool:
@@ -67,6 +68,12 @@ class Acting:
     def connected(self) -> bool:
         """Whether the broker answers."""
         return self._session is not None and self._session.connected
+
+    @property
+    def publisher_backlog(self) -> int:
+        """Changes that the broker does not hold yet; 0 while another acts."""
+        publisher = self._publisher
+        return 0 if publisher is None else publisher.backlog
 
     def describe_compute(self) -> str:
         """For people."""
@@ -122,6 +129,7 @@ class Acting:
         session.on_state(presence.on_connected)
         session.subscribe(topics.ALL_PRESENCE, presence.heard)
         session.subscribe(topics.ALL_REQUESTS, publisher.on_request)
+        self._publisher = publisher
         publisher.start()
         stack.push_async_callback(asyncio.to_thread, publisher.stop)
         session.start()
@@ -138,6 +146,7 @@ class Acting:
         finally:
             self._session = None
             self._compute = None
+            self._publisher = None
 
 
 def _artifact_bytes(registry: Registry, manifest_digest: str) -> int:

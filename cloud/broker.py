@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeloop.backoff import Backoff
@@ -180,6 +181,23 @@ class EmbeddedBroker:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def start_embedded(*, host: str, ports: Sequence[int], state_dir: Path) -> EmbeddedBroker:
+    """One that serves on the first port that is free. Raises ``ConfigError`` when none of them is."""
+    last: ConfigError | None = None
+    for port in ports:
+        broker = EmbeddedBroker(
+            host=host, port=port, work_dir=state_dir, log_path=state_dir / "logs" / "broker.log"
+        )
+        try:
+            broker.start()
+        except ConfigError as error:
+            last = error
+        else:
+            return broker
+    assert last is not None
+    raise last
 
 
 def _write_ready(path: Path, port: int) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a control plane: the fleet by profile, rollouts, jobs, and whether this one acts.
+"""What Prometheus reads of a control plane: the fleet by profile, rollouts, jobs, queues, who acts.
 
 Rules that this module keeps:
 
@@ -22,6 +22,7 @@ from typing import Any
 from cloud.domain.jobs import JobKind, JobState
 from cloud.domain.rollout import RolloutState
 from cloud.domain.settings import PolicySettings
+from cloud.job_times import JobTimes
 from cloud.services.queries import Queries
 from cloud.store import Store
 from edgeloop import __version__
@@ -40,6 +41,11 @@ class PlaneState:
 
     acts: bool
     broker_connected: bool
+    #: Reports that agents sent and that are not in the database yet; and those that are, since it began.
+    num_queued_reports: int = 0
+    num_stored_reports: int = 0
+    #: Changes that the broker does not hold yet; 0 where another control plane acts.
+    publisher_backlog: int = 0
 
 
 class FleetMetrics:
@@ -57,6 +63,7 @@ class FleetMetrics:
         self._queries = Queries(store, settings=settings, now_s=now_s)
         self._plane = plane
         self._now_s = now_s
+        self._job_times = JobTimes(store)
         self._lock = threading.Lock()
         self._made_s = float("-inf")
         self._page = b""
@@ -78,6 +85,22 @@ class FleetMetrics:
                 "edgeloop_broker_connected",
                 "1 while the broker answers the control plane that acts.",
                 [({}, plane.broker_connected)],
+            ),
+            *_family(
+                "edgeloop_report_queue_reports",
+                "Reports that agents sent to this control plane and that the database does not hold yet.",
+                [({}, plane.num_queued_reports)],
+            ),
+            *_family(
+                "edgeloop_reports_stored_total",
+                "Reports that this control plane stored.",
+                [({}, plane.num_stored_reports)],
+                kind="counter",
+            ),
+            *_family(
+                "edgeloop_publisher_backlog",
+                "Changes that the broker does not hold yet; 0 where another control plane acts.",
+                [({}, plane.publisher_backlog)],
             ),
         ]
 
@@ -141,10 +164,24 @@ class FleetMetrics:
                 if not state.finished
             ],
         )
+        tasks = Counter((job.kind.value, _queued(trial.state)) for job in jobs for trial in job.trials)
+        yield from _family(
+            "edgeloop_job_tasks",
+            "Tasks of jobs that have not ended.",
+            [
+                ({"kind": kind.value, "state": state}, tasks[kind.value, state])
+                for kind in JobKind
+                for state in ("waiting", "running", "ended")
+            ],
+        )
         oldest_s = max((self._now_s() - job.create_time_s for job in jobs), default=0.0)
         yield from _family(
             "edgeloop_oldest_job_seconds", "Age of the oldest job that has not ended.", [({}, oldest_s)]
         )
+        name = "edgeloop_job_duration_seconds"
+        yield from _head(name, "From when a job was asked for to its end, by how it ended.", "histogram")
+        self._job_times.update()
+        yield from (_sample(*sample) for sample in self._job_times.lines(name))
 
 
 _OF_PROFILE: tuple[tuple[str, str, Callable[[pb.ProfileInfo], float]], ...] = (
@@ -211,12 +248,25 @@ class MetricsServer:
         self._thread.join()
 
 
-def _family(name: str, text: str, series: Iterable[tuple[Mapping[str, str], float]]) -> list[str]:
-    lines = [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
-    for labels, value in series:
-        said = ",".join(f'{key}="{_escaped(found)}"' for key, found in labels.items())
-        lines.append(f"{name}{{{said}}} {float(value):.10g}" if said else f"{name} {float(value):.10g}")
-    return lines
+def _queued(state: JobState) -> str:
+    if state.finished:
+        return "ended"
+    return "waiting" if state is JobState.PENDING else "running"
+
+
+def _family(
+    name: str, text: str, series: Iterable[tuple[Mapping[str, str], float]], *, kind: str = "gauge"
+) -> list[str]:
+    return [*_head(name, text, kind), *(_sample(name, labels, value) for labels, value in series)]
+
+
+def _head(name: str, text: str, kind: str) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+
+
+def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    said = ",".join(f'{key}="{_escaped(found)}"' for key, found in labels.items())
+    return f"{name}{{{said}}} {float(value):.10g}" if said else f"{name} {float(value):.10g}"
 
 
 def _escaped(text: str) -> str:

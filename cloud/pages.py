@@ -13,6 +13,7 @@ from cloud.acting import Acting
 from cloud.audit import AuditLog
 from cloud.metrics import FleetMetrics, MetricsServer, PlaneState
 from cloud.secure_parts import SecureParts
+from cloud.services.fleet import FleetServicer
 from cloud.settings import ServeSettings, is_loopback, reachable, spelled_address
 from cloud.store import Store
 from cloud.web.gather import FleetPage
@@ -25,13 +26,20 @@ async def start_pages(
     settings: ServeSettings,
     store: Store,
     acting: Acting,
+    fleet: FleetServicer,
     keys: SecureParts | None,
     stack: contextlib.AsyncExitStack,
 ) -> None:
     """Start those that have a port; ``stack`` ends them. Raises ``ConfigError`` for a port that is in use."""
 
     def plane() -> PlaneState:
-        return PlaneState(acts=acting.acts, broker_connected=acting.connected)
+        return PlaneState(
+            acts=acting.acts,
+            broker_connected=acting.connected,
+            num_queued_reports=fleet.num_queued_reports,
+            num_stored_reports=fleet.num_stored_reports,
+            publisher_backlog=acting.publisher_backlog,
+        )
 
     if settings.metrics_port is not None:
         metrics = FleetMetrics(store, settings=settings.policy, plane=plane)

@@ -177,6 +177,12 @@ class Publisher:
             wanted = self._num_posted
             return self._progress.wait_for(lambda: self._num_settled >= wanted, timeout_s)
 
+    @property
+    def backlog(self) -> int:
+        """How many changes it was told of since the broker last held all that was desired."""
+        with self._progress:
+            return self._num_posted - self._num_settled
+
     def _post(self, action: Callable[[], None]) -> None:
         with self._progress:
             self._num_posted += 1

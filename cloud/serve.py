@@ -18,27 +18,24 @@ import contextlib
 import logging
 import logging.handlers
 import os
-import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from cloud import tuf_root
 from cloud.acting import Acting, ActingParts
 from cloud.audit import AuditLog
-from cloud.broker import EmbeddedBroker
+from cloud.broker import EmbeddedBroker, start_embedded
 from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY
 from cloud.director_keys import DirectorKeys
-from cloud.elector import CONTROLLER, PATIENT, Elector, LeaseTimes, holder_name
+from cloud.elector import holder_name
+from cloud.listening import allow_many_sessions, listen, service_name
 from cloud.log_ring import LogRing
 from cloud.pages import start_pages
 from cloud.registry import Registry
@@ -49,8 +46,9 @@ from cloud.services.enrolment import Directions
 from cloud.services.operator_guard import OperatorGuard
 from cloud.settings import ServeSettings, is_loopback, reachable, spelled_address
 from cloud.state_folder import RememberedPorts, locked, write_json
-from cloud.store import Lease, Store
+from cloud.store import Store
 from cloud.tuf_files import TufFiles
+from cloud.turns import Turns
 from edgeloop import __version__
 from edgeloop.backoff import Backoff
 from edgeloop.errors import ConfigError, TransientError
@@ -60,12 +58,7 @@ from edgeloop.v1 import control_service_pb2, fleet_service_pb2
 
 logger = logging.getLogger(__name__)
 
-_GRACE_S = 1.0
 _DATABASE_WAIT_S = 60.0
-_RETRY_S = 5.0
-#: One for each device that holds a session, and some for the rest.
-_MAX_FILES = 65_536
-_FEW_FILES = 4_096
 
 
 class ControlPlane:
@@ -127,9 +120,11 @@ class ControlPlane:
                 new_session=lambda: self._new_session(director.key, keys if broker is None else None),
             )
         )
-        await self._start_servers(store, acting.poke, ports)
-        await self._start_acting(store, acting, holder_name(state_dir))
-        await start_pages(settings, store, acting, keys, stack)
+        fleet_servicer = await self._start_servers(store, acting.poke, ports)
+        turns = Turns(store, acting, holder=holder_name(state_dir))
+        stack.push_async_callback(turns.stop)
+        await turns.start()
+        await start_pages(settings, store, acting, fleet_servicer, keys, stack)
         ports.save(
             fleet=self.fleet_port,
             control=self.control_port,
@@ -137,50 +132,6 @@ class ControlPlane:
             **({"enrol": self.enrol_port} if keys is not None else {}),
         )
         self._announce(state_dir, director)
-
-    async def _start_acting(self, store: Store, acting: Acting, holder: str) -> None:
-        """Act at once where nobody else does; stand by otherwise, and act when it is our turn."""
-        elector = Elector(store, holder=holder, times=PATIENT if store.is_single_machine else LeaseTimes())
-        lease = await elector.try_once()
-        if lease is None:
-            current = await asyncio.to_thread(store.lease, CONTROLLER)
-            logger.info("standing by: control plane %s acts", current.holder if current else "unknown")
-        else:
-            await self._begin(elector, acting, lease)
-        task = asyncio.create_task(self._take_turns(elector, acting, lease), name="elector")
-
-        async def end() -> None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-        self._stack.push_async_callback(end)
-
-    async def _begin(self, elector: Elector, acting: Acting, lease: Lease) -> None:
-        logger.info("acting, as number %d of those that did", lease.epoch)
-        try:
-            await acting.start(lease.epoch)
-        except BaseException:
-            await acting.stop()
-            await elector.give_back(lease)
-            raise
-
-    async def _take_turns(self, elector: Elector, acting: Acting, lease: Lease | None) -> None:
-        while True:
-            try:
-                if lease is None:
-                    lease = await elector.win()
-                    await self._begin(elector, acting, lease)
-                held, lease = lease, None
-                try:
-                    logger.warning("this control plane stands by again: %s", await elector.hold(held))
-                finally:
-                    await acting.stop()
-                    await elector.give_back(held)
-            except Exception:
-                lease = None
-                logger.exception("acting failed: this control plane stands by, and tries again")
-                await asyncio.sleep(_RETRY_S)
 
     async def _await_database(self, store: Store) -> None:
         """A server may come up after us, as after a power cut."""
@@ -202,30 +153,21 @@ class ControlPlane:
         if address is not None:
             self.broker_host, self.broker_port = address
             return None
-        last: ConfigError | None = None
-        for port in ports.to_try("broker", self.settings.broker_port):
-            broker = EmbeddedBroker(
-                host=self.settings.host,
-                port=port,
-                work_dir=state_dir,
-                log_path=state_dir / "logs" / "broker.log",
+        broker = await asyncio.to_thread(
+            start_embedded,
+            host=self.settings.host,
+            ports=ports.to_try("broker", self.settings.broker_port),
+            state_dir=state_dir,
+        )
+        self._stack.push_async_callback(asyncio.to_thread, broker.stop)
+        self.broker_host, self.broker_port = reachable(self.settings.host), broker.port
+        if not is_loopback(self.settings.host):
+            logger.warning(
+                "the embedded broker takes anonymous clients on %s: use one with certificates (--broker) "
+                "wherever others can reach it",
+                self.settings.host,
             )
-            try:
-                await asyncio.to_thread(broker.start)
-            except ConfigError as error:
-                last = error
-                continue
-            self._stack.push_async_callback(asyncio.to_thread, broker.stop)
-            self.broker_host, self.broker_port = reachable(self.settings.host), broker.port
-            if not is_loopback(self.settings.host):
-                logger.warning(
-                    "the embedded broker takes anonymous clients on %s: use one with certificates (--broker) "
-                    "wherever others can reach it",
-                    self.settings.host,
-                )
-            return broker
-        assert last is not None
-        raise last
+        return broker
 
     def _new_session(self, director: DirectorKey, keys: SecureParts | None) -> MqttSession:
         return MqttSession(
@@ -250,7 +192,9 @@ class ControlPlane:
             )
         )
 
-    async def _start_servers(self, store: Store, poke: Callable[[], None], ports: RememberedPorts) -> None:
+    async def _start_servers(
+        self, store: Store, poke: Callable[[], None], ports: RememberedPorts
+    ) -> fleet.FleetServicer:
         settings = self.settings
         fleet_servicer = fleet.FleetServicer(
             store,
@@ -273,7 +217,7 @@ class ControlPlane:
             fleet_server,
             "fleet",
             settings.fleet_port,
-            _service_name(fleet_service_pb2),
+            service_name(fleet_service_pb2),
             ports,
             keys.fleet_credentials() if keys is not None else None,
         )
@@ -295,7 +239,7 @@ class ControlPlane:
             control_server,
             "control",
             settings.control_port,
-            _service_name(control_service_pb2),
+            service_name(control_service_pb2),
             ports,
             server_credentials,
         )
@@ -308,6 +252,7 @@ class ControlPlane:
                 ports,
                 server_credentials,
             )
+        return fleet_servicer
 
     def _directions(self) -> Directions:
         assert self._director is not None
@@ -335,23 +280,15 @@ class ControlPlane:
         ports: RememberedPorts,
         credentials: grpc.ServerCredentials | None,
     ) -> int:
-        """``service`` is what reflection shows besides health; empty shows nothing at all."""
-        checker = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-        if service:
-            shown = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(shown, server)
-        bound = _bind(server, self.settings.host, name, ports.to_try(name, port), credentials)
-        await server.start()
-        for known in {"", service}:
-            await checker.set(known, health_pb2.HealthCheckResponse.SERVING)
-
-        async def end() -> None:
-            await checker.enter_graceful_shutdown()
-            await server.stop(_GRACE_S)
-
-        self._stack.push_async_callback(end)
-        return bound
+        return await listen(
+            server,
+            name,
+            host=self.settings.host,
+            ports=ports.to_try(name, port),
+            service=service,
+            credentials=credentials,
+            stack=self._stack,
+        )
 
     def _info(self) -> control_service_pb2.GetServerInfoResponse:
         assert self._store is not None
@@ -432,26 +369,6 @@ async def serve(settings: ServeSettings) -> None:
         await plane.stop()
 
 
-def allow_many_sessions() -> int:
-    """Raise the number of files that this process may have open, as far as it may; returns what it is now.
-
-    Shells and systemd begin with 1024, and each device holds one connection.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
-        logger.warning(
-            "this process may have %d files open, one for each device: allow more with 'ulimit -Hn' or with "
-            "systemd's LimitNOFILE=",
-            soft,
-        )
-    return soft
-
-
 def set_up_logging(settings: ServeSettings) -> LogRing:
     """To standard error, to ``logs/serve.log`` in the state folder, and to what ``edgeloop logs`` reads.
 
@@ -478,33 +395,3 @@ def set_up_logging(settings: ServeSettings) -> LogRing:
     root.addHandler(ring)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return ring
-
-
-def _bind(
-    server: grpc.aio.Server,
-    host: str,
-    name: str,
-    ports: list[int],
-    credentials: grpc.ServerCredentials | None,
-) -> int:
-    for port in ports:
-        address = spelled_address(host, port)
-        try:
-            if credentials is None:
-                bound = server.add_insecure_port(address)
-            else:
-                bound = server.add_secure_port(address, credentials)
-        except RuntimeError:
-            bound = 0
-        if bound:
-            return bound
-    raise ConfigError(
-        f"{name}_port {ports[0]} on {host} cannot be listened on: another program uses it, or it is not "
-        f"permitted: choose another with --{name}-port (0 takes a free one)",
-        code="port-in-use",
-    )
-
-
-def _service_name(module: Any) -> str:
-    (service,) = module.DESCRIPTOR.services_by_name.values()
-    return str(service.full_name)

@@ -30,7 +30,7 @@ class JobState(StrEnum):
 class Trial:
     """One task of a job. ``spec`` is None for a teacher's; ``digest`` is the candidate that came of it.
 
-    ``reason`` is why the search proposed the spec, empty where a person or the controller asked for it.
+    ``reason`` is why the search or the controller proposed the spec, empty where a person asked for it.
     """
 
     task_id: str

@@ -94,6 +94,16 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
         self._device_ids_read_s = float("-inf")
         self._device_ids_lock = asyncio.Lock()
 
+    @property
+    def num_queued_reports(self) -> int:
+        """Those that were sent and are not durable yet. Any thread may ask."""
+        return self._writer.num_queued
+
+    @property
+    def num_stored_reports(self) -> int:
+        """Those that became durable here since it began. Any thread may ask."""
+        return self._writer.num_stored
+
     async def start(self) -> None:
         """Begin to write reports."""
         await self._writer.start()

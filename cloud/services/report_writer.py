@@ -43,6 +43,9 @@ class ReportWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="report-writer")
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        #: Reports that wait (for room, or in the queue), and those that became durable. Any thread may look.
+        self.num_queued = 0
+        self.num_stored = 0
 
     async def start(self) -> None:
         """Begin to write."""
@@ -63,7 +66,12 @@ class ReportWriter:
             raise TransientError("the server is stopping: connect again", code="server-stopping")
         batch = _Batch(rows)
         if rows:
-            await self._queue.put(batch)
+            self.num_queued += len(rows)
+            try:
+                await self._queue.put(batch)
+            except BaseException:
+                self.num_queued -= len(rows)
+                raise
         else:
             batch.done.set_result(None)
         return batch.done
@@ -88,10 +96,10 @@ class ReportWriter:
         error = await self._insert([row for batch in batches for row in batch.rows])
         if error is not None and not isinstance(error, EdgeloopError) and len(batches) > 1:
             for batch in batches:
-                _finish(batch, await self._insert(batch.rows))
+                self._finish(batch, await self._insert(batch.rows))
             return
         for batch in batches:
-            _finish(batch, error)
+            self._finish(batch, error)
 
     async def _insert(self, rows: Sequence[ReportRow]) -> Exception | None:
         loop = asyncio.get_running_loop()
@@ -105,8 +113,14 @@ class ReportWriter:
             return error
         return None
 
+    def _finish(self, batch: _Batch, error: Exception | None) -> None:
+        self.num_queued -= len(batch.rows)
+        if error is None:
+            self.num_stored += len(batch.rows)
+        _answer(batch, error)
 
-def _finish(batch: _Batch, error: Exception | None) -> None:
+
+def _answer(batch: _Batch, error: Exception | None) -> None:
     if batch.done.done():  # its stream is gone, and nobody waits
         return
     if error is None:

@@ -9,6 +9,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -23,6 +24,8 @@ from cloud.domain.workloads import Workload
 from cloud.store import schema
 from cloud.store.base import Change, Database
 
+#: Databases bound how many values a statement may carry.
+_MAX_IN_LIST = 500
 _FINISHED = [state.value for state in JobState if state.finished]
 
 
@@ -202,6 +205,19 @@ class ResourceTables(Database):
         statement = statement.order_by(table.create_time_s.desc(), table.job_id.desc()).limit(limit)
         with self._read() as connection:
             return [from_json(Job, text) for text in connection.scalars(statement)]
+
+    def finished_jobs(self, known: Iterable[str]) -> list[Job]:
+        """Those that have ended, in any order, without the ``known`` ids."""
+        table = schema.jobs.c
+        with self._read() as connection:
+            ended = set(connection.scalars(sa.select(table.job_id).where(table.state.in_(_FINISHED))))
+            new = sorted(ended.difference(known))
+            found: list[Job] = []
+            for start in range(0, len(new), _MAX_IN_LIST):
+                chosen = table.job_id.in_(new[start : start + _MAX_IN_LIST])
+                texts = connection.scalars(sa.select(table.job_json).where(chosen))
+                found += [from_json(Job, text) for text in texts]
+        return found
 
     def job(self, job_id: str) -> Job | None:
         """None when there is none of this id."""

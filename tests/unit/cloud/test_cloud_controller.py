@@ -127,6 +127,16 @@ def test_a_new_profile_is_built_for_and_rolled_out_by_itself(world: World) -> No
     }
 
 
+def test_what_the_controller_had_built_says_which_decision_asked_for_it_and_why(world: World) -> None:
+    live(world, 40)
+    decisions = {entry.decision_id: entry.decision for entry in world.store.decisions(PROFILE.name)}
+    built = world.store.candidates(PROFILE.name)
+    assert built
+    for candidate in built:
+        decision_id, _, why = candidate.proposed_reason.partition(": ")
+        assert why == decisions[decision_id].reason
+
+
 def test_nothing_is_started_while_a_rollout_or_a_job_is_under_way(world: World) -> None:
     serve_width(world, 1.0)
     jobs: list[int] = []

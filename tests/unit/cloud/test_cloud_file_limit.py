@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import logging, resource, sys
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
-from cloud.serve import allow_many_sessions
+from cloud.listening import allow_many_sessions
 for soft, hard in ((256, 8192), (256, 512)):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     print(allow_many_sessions(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
