@@ -152,7 +152,14 @@ class Controller:
         job: Job | None = None
         rollout: Rollout | None = None
         if decision.action is Action.BUILD and decision.specs:
-            job = compress_job(f"{stem}-j{number}", profile, decision.specs, now_s, decision_id=decision_id)
+            job = compress_job(
+                f"{stem}-j{number}",
+                profile,
+                decision.specs,
+                now_s,
+                decision_id=decision_id,
+                reasons={spec.digest: decision.reason for spec in decision.specs},
+            )
         elif decision.starts_rollout:
             candidate = self._store.candidate(decision.chosen_digest, profile.name)
             if candidate is None:

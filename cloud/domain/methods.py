@@ -112,9 +112,13 @@ def size_levers(
     *,
     constraints: Constraints,
     methods: Sequence[Method] | None,
+    num_epochs: int,
     exclude: Iterable[str] = (),
 ) -> tuple[Proposal, ...]:
-    """What makes the best of these students small enough; nothing where artifact bytes do not bind."""
+    """What makes the best of these students small enough; nothing where artifact bytes do not bind.
+
+    ``num_epochs`` is what a student that had no training of its own gets for becoming sparse.
+    """
     limit, permitted = constraints.artifact_bytes, allowed(methods)
     if limit is None or not permitted & SIZE_METHODS:
         return ()
@@ -135,7 +139,7 @@ def size_levers(
     taken = {c.spec.digest for c in known} | set(exclude)
     found: dict[str, Proposal] = {}
     for base in bases[:_PER_RUNG]:
-        proposal = _mildest(base, limit, permitted, taken)
+        proposal = _mildest(base, limit, permitted, taken, num_epochs)
         if proposal is not None:
             found.setdefault(proposal.spec.digest, proposal)
     return tuple(found.values())
@@ -187,7 +191,9 @@ def _is_plain(spec: CompressionSpec) -> bool:
     return spec.road is not Road.RULES and spec.quantisation is None and spec.sparsity is None
 
 
-def _mildest(base: Candidate, limit: int, permitted: frozenset[Method], taken: set[str]) -> Proposal | None:
+def _mildest(
+    base: Candidate, limit: int, permitted: frozenset[Method], taken: set[str], num_epochs: int
+) -> Proposal | None:
     """The first lever not tried yet that should be enough for ``base``."""
     metrics = base.metrics
     is_fp32 = base.precision is Precision.FP32
@@ -204,6 +210,8 @@ def _mildest(base: Candidate, limit: int, permitted: frozenset[Method], taken: s
         spec = replace(
             base.spec,
             precision=Precision.INT8,
+            # A cut is as it was cut: most of its weights made zero at once would leave nothing of it.
+            num_epochs=(base.spec.num_epochs or num_epochs) if lever.sparsity else base.spec.num_epochs,
             quantisation=lever.quantisation,
             sparsity=SparsitySpec(ratio=lever.sparsity) if lever.sparsity else None,
         )
