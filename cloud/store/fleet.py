@@ -244,19 +244,22 @@ class FleetTables(Database):
             .limit(limit)
         )
         with self._read() as connection:
-            return [
-                DeploymentStatus(
-                    device_id=row.device_id,
-                    generation=row.generation,
-                    digest=row.digest,
-                    state=DeploymentState(row.state),
-                    code=row.code,
-                    message=row.message,
-                    event_time_s=row.event_time_s,
-                    progress=row.progress,
-                )
-                for row in connection.execute(statement)
-            ]
+            return [_status(row) for row in connection.execute(statement)]
+
+    def statuses_since(
+        self, since_s: float, *, device_id: str | None = None, profile: str | None = None, limit: int
+    ) -> list[tuple[float, DeploymentStatus]]:
+        """With the time when each was received, newest first, at most ``limit``."""
+        table, devices = schema.deployment_history, schema.devices
+        statement = sa.select(table).where(table.c.receive_time_s >= since_s)
+        if device_id is not None:
+            statement = statement.where(table.c.device_id == device_id)
+        if profile is not None:
+            of_profile = sa.select(devices.c.device_id).where(devices.c.profile == profile)
+            statement = statement.where(table.c.device_id.in_(of_profile))
+        statement = statement.order_by(table.c.receive_time_s.desc()).limit(limit)
+        with self._read() as connection:
+            return [(row.receive_time_s, _status(row)) for row in connection.execute(statement)]
 
     def set_current(
         self, profile: str, digest: str, *, manifest_digest: str, rollout_id: str, now_s: float
@@ -450,6 +453,19 @@ def _deployment_row(deployment: Deployment) -> dict[str, Any]:
 
 def _deployment(row: sa.Row[Any]) -> Deployment:
     return Deployment(**{**row._mapping, "state": DeploymentState(row.state), "signed": bytes(row.signed)})
+
+
+def _status(row: sa.Row[Any]) -> DeploymentStatus:
+    return DeploymentStatus(
+        device_id=row.device_id,
+        generation=row.generation,
+        digest=row.digest,
+        state=DeploymentState(row.state),
+        code=row.code,
+        message=row.message,
+        event_time_s=row.event_time_s,
+        progress=row.progress,
+    )
 
 
 def _history_row(status: DeploymentStatus, now_s: float) -> dict[str, Any]:

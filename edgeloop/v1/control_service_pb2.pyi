@@ -1039,3 +1039,87 @@ class GetFleetSummaryResponse(_message.Message):
     decisions: _containers.RepeatedCompositeFieldContainer[DecisionInfo]
     controller_paused: bool
     def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., profiles: _Optional[_Iterable[_Union[ProfileSummary, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobInfo, _Mapping]]] = ..., rollouts: _Optional[_Iterable[_Union[RolloutInfo, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[DecisionInfo, _Mapping]]] = ..., controller_paused: _Optional[bool] = ...) -> None: ...
+
+class SetProfileConstraintsRequest(_message.Message):
+    __slots__ = ("profile", "latency_p95_ms", "artifact_bytes", "peak_rss_bytes", "min_accuracy")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    latency_p95_ms: float
+    artifact_bytes: int
+    peak_rss_bytes: int
+    min_accuracy: float
+    def __init__(self, profile: _Optional[str] = ..., latency_p95_ms: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., min_accuracy: _Optional[float] = ...) -> None: ...
+
+class SetProfileConstraintsResponse(_message.Message):
+    __slots__ = ("resource", "constraints")
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
+    resource: AppliedResource
+    constraints: ConstraintsInfo
+    def __init__(self, resource: _Optional[_Union[AppliedResource, _Mapping]] = ..., constraints: _Optional[_Union[ConstraintsInfo, _Mapping]] = ...) -> None: ...
+
+class DeleteProfileRequest(_message.Message):
+    __slots__ = ("profile",)
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    def __init__(self, profile: _Optional[str] = ...) -> None: ...
+
+class DeleteProfileResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeleteWorkloadRequest(_message.Message):
+    __slots__ = ("workload",)
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    workload: str
+    def __init__(self, workload: _Optional[str] = ...) -> None: ...
+
+class DeleteWorkloadResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LogRecord(_message.Message):
+    __slots__ = ("event_time", "level", "source", "logger", "message")
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LOGGER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    event_time: _timestamp_pb2.Timestamp
+    level: str
+    source: str
+    logger: str
+    message: str
+    def __init__(self, event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., level: _Optional[str] = ..., source: _Optional[str] = ..., logger: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class WatchLogsRequest(_message.Message):
+    __slots__ = ("device_id", "profile", "job_id", "since_time", "min_level", "limit", "follow")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    SINCE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MIN_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    profile: str
+    job_id: str
+    since_time: _timestamp_pb2.Timestamp
+    min_level: str
+    limit: int
+    follow: bool
+    def __init__(self, device_id: _Optional[str] = ..., profile: _Optional[str] = ..., job_id: _Optional[str] = ..., since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_level: _Optional[str] = ..., limit: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class WatchLogsResponse(_message.Message):
+    __slots__ = ("plane", "acting_plane", "records")
+    PLANE_FIELD_NUMBER: _ClassVar[int]
+    ACTING_PLANE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    plane: str
+    acting_plane: str
+    records: _containers.RepeatedCompositeFieldContainer[LogRecord]
+    def __init__(self, plane: _Optional[str] = ..., acting_plane: _Optional[str] = ..., records: _Optional[_Iterable[_Union[LogRecord, _Mapping]]] = ...) -> None: ...

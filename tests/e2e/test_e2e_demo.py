@@ -95,7 +95,10 @@ class RunningDemo:
         raise AssertionError(f"nothing to kill:\n{self.output}")
 
     def end(self, timeout_s: float) -> int:
-        code = self.process.wait(timeout_s)
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended within {timeout_s} s:\n{self.output}") from None
         self._reader.join(10)
         return code
 
