@@ -41,6 +41,7 @@ SIZE_METHODS: Final = frozenset({Method.QUANTISATION, Method.SPARSITY})
 MAX_RULE_INPUTS: Final = 512
 #: Bytes that a weight takes in a packed int8 artifact, and in a packed fp32 one.
 _INT8_BYTES, _FP32_BYTES = 0.85, 3.6
+_FLOAT_BYTES = 4
 #: What is predicted to be this much over the limit may still meet it.
 _HOPED = 1.1
 _PER_RUNG = 2
@@ -201,6 +202,10 @@ def _mildest(
         float(metrics.artifact_bytes), metrics.num_parameters * (_FP32_BYTES if is_fp32 else _INT8_BYTES)
     )
     fixed = metrics.artifact_bytes - weights
+    if is_fp32:
+        # Of a small network much is no weight: what its graph takes beside them stays as int8.
+        whole = metrics.executable_bytes or metrics.artifact_bytes
+        fixed = max(fixed, float(whole - _FLOAT_BYTES * metrics.num_parameters))
     int8 = metrics.num_parameters * _INT8_BYTES if is_fp32 else weights
     for lever in _LADDER:
         nothing = lever.quantisation is None and not lever.sparsity
