@@ -11,7 +11,9 @@ import sys
 
 BENCHMARKS = (
     "benchmarks.agent",
+    "benchmarks.batching",
     "benchmarks.delivery",
+    "benchmarks.fleet",
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_agent.batching import BatchSettings
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
 from edge_agent.fetch import FetchSettings
@@ -44,6 +45,10 @@ class ServedWorkload:
             meter=self.meter,
             emulated_slowdown=config.emulate_slowdown,
             reference=ReferenceKernel(),
+            batching=BatchSettings(
+                max_batch_size=config.serve_max_batch_size,
+                max_queue_delay_us=config.serve_max_queue_delay_us,
+            ),
         )
         self.updater = Updater(
             state_dir=state_dir,
