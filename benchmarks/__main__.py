@@ -17,6 +17,7 @@ BENCHMARKS = (
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",
+    "benchmarks.sensor_windows",
     "benchmarks.serving",
     "benchmarks.wire_size",
 )

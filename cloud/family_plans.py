@@ -34,7 +34,7 @@ def family_settings(workload: Workload) -> FamilySettings:
 
 def family_key_of(workload: Workload, teacher: TeacherResult) -> str:
     """Identity of the workload's family."""
-    return family_key(teacher.checkpoint_digest, family_settings(workload))
+    return family_key(teacher.identity, family_settings(workload))
 
 
 def family_task_id(workload: Workload, teacher: TeacherResult) -> str:

@@ -19,9 +19,13 @@ from cloud.domain.workloads import Workload
 from cloud.family_plans import family_key_of
 
 
-def teacher_task_id(workload: Workload, *, again_for: str = "") -> str:
-    """The same for every job that needs this teacher; ``again_for`` is a job that trains it once more."""
-    return f"teacher-{workload.teacher_key}" + (f"-{again_for}" if again_for else "")
+def teacher_task_ids(workload: Workload, *, again_for: str = "") -> tuple[str, ...]:
+    """One for each of the workload's teachers, the same for every job that needs them.
+
+    ``again_for`` is a job that trains them once more.
+    """
+    ending = f"-{again_for}" if again_for else ""
+    return tuple(f"teacher-{member.teacher_key}{ending}" for member in workload.members)
 
 
 def student_task_id(
@@ -29,7 +33,7 @@ def student_task_id(
 ) -> str:
     """Identity of a student by all that it is built from."""
     identity = {
-        "teacher": teacher.checkpoint_digest,
+        "teacher": teacher.identity,
         "workload": workload.name,
         "student": workload.student,
         "profile": profile.name,
@@ -45,13 +49,13 @@ def student_task_id(
 
 
 def train_job(job_id: str, workload: Workload, now_s: float, *, force: bool = False) -> Job:
-    """A job that trains the workload's teacher."""
-    task_id = teacher_task_id(workload, again_for=job_id if force else "")
+    """A job that trains the workload's teacher, or teachers."""
+    task_ids = teacher_task_ids(workload, again_for=job_id if force else "")
     return Job(
         job_id=job_id,
         kind=JobKind.TRAIN,
         workload=workload.name,
-        trials=(Trial(task_id=task_id),),
+        trials=tuple(Trial(task_id=task_id) for task_id in task_ids),
         create_time_s=now_s,
     )
 
@@ -115,6 +119,9 @@ def described(job: Job, progress: Mapping[str, tuple[float, str]]) -> Job:
         text += f": {messages[0]}" if messages else ""
     else:
         text = messages[0] if messages else "training"
+        if len(trials) > 1:
+            num_finished = sum(trial.state.finished for trial in trials)
+            text = f"{num_finished} of {len(trials)} teachers done: {text}"
     return replace(job, state=JobState.RUNNING, trials=tuple(trials), progress=_mean(trials), message=text)
 
 

@@ -38,7 +38,7 @@ from cloud.domain.tasks import (
 from cloud.domain.workloads import Workload
 from cloud.family_plans import family_job, family_settings, family_task_id, known_family, save_family
 from cloud.job_parts import Compute, JobStore
-from cloud.job_plans import described, student_task_id, teacher_task_id, train_job, with_trial
+from cloud.job_plans import described, student_task_id, teacher_task_ids, train_job, with_trial
 from cloud.search_rounds import SearchRounds
 from edgeloop.errors import EdgeloopError, TransientError
 
@@ -187,26 +187,41 @@ class JobRunner:
         return self._advance_compression(job, workload)
 
     def _advance_training(self, job: Job, workload: Workload) -> bool:
-        trial = job.trials[0]
-        known = (teacher_task_id(workload), teacher_task_id(workload, again_for=job.job_id))
-        if trial.task_id not in known:
+        known = teacher_task_ids(workload)
+        wanted = tuple(trial.task_id for trial in job.trials)
+        if wanted not in (known, teacher_task_ids(workload, again_for=job.job_id)):
             return self._finish(
                 job, JobState.FAILED, f"workload {workload.name} changed meanwhile: start the training again"
             )
-        if not trial.state.finished and trial.task_id == known[0]:
-            teacher = self._store.teacher(workload.teacher_key)
-            if teacher is not None:
-                trial = replace(trial, state=JobState.SUCCEEDED, progress=1.0)
-                job = with_trial(job, trial)
-        if trial.state is JobState.SUCCEEDED:
-            teacher = self._store.teacher(workload.teacher_key)
-            accuracy = f": {teacher.metric} {teacher.accuracy:.4f} on the validation split" if teacher else ""
-            return self._finish(job, JobState.SUCCEEDED, f"teacher trained{accuracy}")
-        if trial.state is JobState.FAILED:
-            return self._finish(job, JobState.FAILED, trial.message)
-        attempt = job.job_id if trial.task_id == known[1] else ""
-        task = TeacherTask(task_id=trial.task_id, workload=workload, attempt=attempt)
-        return self._work_on(job, {trial.task_id: task})
+        members = workload.members
+        if wanted == known:
+            for trial, member in zip(job.trials, members, strict=True):
+                if not trial.state.finished and self._store.teacher(member.teacher_key) is not None:
+                    job = with_trial(job, replace(trial, state=JobState.SUCCEEDED, progress=1.0))
+        failed = next((trial for trial in job.trials if trial.state is JobState.FAILED), None)
+        if failed is not None:
+            return self._finish(job, JobState.FAILED, failed.message)
+        if all(trial.state is JobState.SUCCEEDED for trial in job.trials):
+            return self._finish(job, JobState.SUCCEEDED, self._taught(workload))
+        attempt = "" if wanted == known else job.job_id
+        tasks: dict[str, Task] = {
+            trial.task_id: TeacherTask(task_id=trial.task_id, workload=member, attempt=attempt)
+            for trial, member in zip(job.trials, members, strict=True)
+            if not trial.state.finished
+        }
+        return self._work_on(job, tasks)
+
+    def _taught(self, workload: Workload) -> str:
+        """What to say of teachers that are all there; several are stored as one as well."""
+        found = [self._store.teacher(member.teacher_key) for member in workload.members]
+        trained = [teacher for teacher in found if teacher is not None]
+        if not trained:
+            return "teacher trained"
+        if len(trained) > 1:
+            self._store.save_teacher(TeacherResult.ensemble(workload.teacher_key, trained), self._now_s())
+        told = ", ".join(f"{teacher.accuracy:.4f}" for teacher in trained)
+        who = "teacher" if len(trained) == 1 else f"{len(trained)} teachers"
+        return f"{who} trained: {trained[0].metric} {told} on the validation split"
 
     def _advance_family(self, job: Job, workload: Workload) -> bool:
         trial = job.trials[0]
@@ -283,7 +298,7 @@ class JobRunner:
         return self._work_on(job, tasks)
 
     def _await_teacher(self, job: Job, workload: Workload) -> bool:
-        task_id = teacher_task_id(workload)
+        task_ids = teacher_task_ids(workload)
         own_id = f"{job.job_id}-teacher"
         own = self._store.job(own_id)
         if own is not None and own.state.finished and own.state is not JobState.SUCCEEDED:
@@ -297,7 +312,7 @@ class JobRunner:
         training = [
             other
             for other in self._store.jobs(unfinished_only=True)
-            if other.kind is JobKind.TRAIN and any(trial.task_id == task_id for trial in other.trials)
+            if other.kind is JobKind.TRAIN and tuple(trial.task_id for trial in other.trials) == task_ids
         ]
         if not training:
             first = train_job(own_id, workload, self._now_s())

@@ -89,6 +89,19 @@ class TrainingSection(Section):
         Field(description="halves the cost of training where the processor multiplies bfloat16, else slow"),
     ] = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    num_teachers: Annotated[
+        int,
+        Field(ge=1, le=8, description="from seeds that follow each other; students learn from all"),
+    ] = 1
+
+    @model_validator(mode="after")
+    def _seeds_exist(self) -> TrainingSection:
+        if self.seed + self.num_teachers > 2**31:
+            raise ValueError(
+                f"seed is {self.seed}, and num_teachers {self.num_teachers} take those that follow it: "
+                "lower seed"
+            )
+        return self
 
 
 class SearchSection(Section):

@@ -54,6 +54,7 @@ COLUMNS = [
     Column("P50 HERE", lambda p: milliseconds(p.latency_p50_ms)),
     Column("P95 FLEET", lambda p: milliseconds(p.predicted_p95_ms), rank=2),
     Column("SIZE", lambda p: size(p.artifact_bytes)),
+    Column("WHY", lambda p: p.proposed_reason, note=True),
 ]
 
 

@@ -19,6 +19,8 @@ from edgeloop.errors import ConfigError
 #: No way of storing weights that is known here takes less than this for one.
 LEAST_BITS_A_WEIGHT = 0.5
 MIN_CALIBRATION_SAMPLES = 8
+#: The least rules: two leaves, each a float32 for every class.
+_LEAST_LEAVES, _NUMBER_BYTES = 2, 4
 
 
 def narrowest(model: nn.Module, graph: ChannelGraph, input_shape: Sequence[int]) -> Cost:
@@ -36,6 +38,18 @@ def check_artifact_bytes(constraints: Constraints, least_parameters: int, profil
             f"profile {profile}: constraints.artifact_bytes is {wanted}: the narrowest student of this "
             f"teacher has {least_parameters} parameters, over {least} bytes however they are stored; allow "
             "more, or name a smaller teacher",
+            code="budget-too-small",
+        )
+
+
+def check_rule_bytes(constraints: Constraints, num_classes: int, profile: str) -> None:
+    """Raises ``ConfigError`` when no rules for so many classes can be as small as the profile asks."""
+    least = _LEAST_LEAVES * _NUMBER_BYTES * num_classes
+    wanted = constraints.artifact_bytes
+    if wanted is not None and wanted < least:
+        raise ConfigError(
+            f"profile {profile}: constraints.artifact_bytes is {wanted}: rules for {num_classes} classes "
+            f"take over {least} bytes with a single test; allow more",
             code="budget-too-small",
         )
 

@@ -37,17 +37,17 @@ from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
 from cloud.compression.sparsify import Sparsifier
 from cloud.compression.student_quantiser import StudentQuantiser
+from cloud.compression.teacher_weights import load_teacher, load_wisdom
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import Workload
 from cloud.training import checkpoints
 from cloud.training.datasets import Dataset, load_dataset
-from cloud.training.networks import build_teacher
 from cloud.training.teacher import TeacherTrainer, choose_device
 from cloud.training.teacher import predict as predict_torch
 from edgeloop.artifact import build_manifest, encode_manifest, golden_set
-from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.errors import RejectedError
 from edgeloop.v1 import artifact_pb2
 
 logger = logging.getLogger(__name__)
@@ -108,23 +108,6 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
     )
 
 
-def load_teacher(
-    workload: Workload, dataset: Dataset, result: TeacherResult, *, registry: Blobs
-) -> nn.Module:
-    """The trained teacher, on the CPU, in evaluation mode, its attention written out (``open_attention``)."""
-    state = checkpoints.from_bytes(registry.get(result.checkpoint_digest))
-    model = build_teacher(workload, dataset)
-    try:
-        model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError) as error:
-        raise ConfigError(
-            f"teacher: the weights in the registry do not fit {workload.teacher}: its code changed "
-            f"since it was trained; train it again ({error})",
-            code="teacher-changed",
-        ) from error
-    return open_attention(model.eval())
-
-
 def build_student(
     task: StudentTask,
     *,
@@ -142,21 +125,22 @@ def build_student(
     report(0.0, "loading data and teacher")
     dataset = load_dataset(task.workload) if dataset is None else dataset
     teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
+    wisdom = load_wisdom(task.workload, dataset, task.teacher, teacher, registry=registry)
     chosen_device = choose_device(device)
     if task.spec.road is Road.RULES:
-        return build_rules(task, teacher, dataset, registry=registry, device=chosen_device, report=report)
+        return build_rules(task, wisdom, dataset, registry=registry, device=chosen_device, report=report)
 
     def make() -> nn.Module:
         if task.spec.road is Road.ELASTIC:
             return make_elastic(
-                task, teacher, dataset, device=chosen_device, registry=registry, report=report
+                task, teacher, dataset, device=chosen_device, registry=registry, report=report, wisdom=wisdom
             )
-        return make_student(task, teacher, dataset, device=chosen_device, report=report)
+        return make_student(task, teacher, dataset, device=chosen_device, report=report, wisdom=wisdom)
 
     student = shelved(task, teacher, dataset.input_shape, make, shelf=shelf, report=report)
     quantiser = None
     if task.spec.quantisation is not None:
-        quantiser = StudentQuantiser(task, teacher, dataset, device=chosen_device)
+        quantiser = StudentQuantiser(task, wisdom, dataset, device=chosen_device)
         student = quantiser.round_weights(student, _part(report, DISTIL_TO, ROUND_TO))
     report(ROUND_TO, "exporting")
     fp32 = export_verified(student, dataset)
@@ -212,17 +196,21 @@ def build_student(
 
 
 def make_student(
-    task: StudentTask, teacher: nn.Module, dataset: Dataset, *, device: torch.device, report: Report
+    task: StudentTask,
+    teacher: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    report: Report,
+    wisdom: nn.Module | None = None,
 ) -> nn.Module:
-    """The student's network, trained along the spec's road."""
+    """The student's network, narrowed from ``teacher`` and trained along the spec's road by ``wisdom``."""
     spec, training = task.spec, task.workload.training
     check_epochs(spec)
     check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
     opened = open_attention(teacher)
-    graph = trace_channels(opened, dataset.input_shape)
-    least = narrowest(opened.cpu(), graph, dataset.input_shape)
-    check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
+    _check_bytes(task, opened, dataset)
 
     def distilling(fraction: float, message: str) -> None:
         report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
@@ -233,7 +221,7 @@ def make_student(
             lesson = replace(lesson, alpha=0.0, hint_weight=None)
         return distil(
             student,
-            teacher,
+            teacher if wisdom is None else wisdom,
             dataset,
             spec=lesson,
             training=training,
@@ -270,10 +258,13 @@ def make_elastic(
     device: torch.device,
     registry: Blobs,
     report: Report,
+    wisdom: nn.Module | None = None,
 ) -> nn.Module:
     """Cut from the teacher's elastic family, then distilled when the spec has epochs for it."""
     if task.family is None:
         raise RejectedError("the student's elastic family was not trained yet", code="family-missing")
+    check_calibration(task.workload, dataset)
+    _check_bytes(task, teacher, dataset)
     report(0.05, "cutting")
     width = task.spec.width_ratio
     student = cut_student(
@@ -283,7 +274,7 @@ def make_elastic(
     if task.spec.num_epochs or rule is not None:
         distil(
             student,
-            teacher,
+            teacher if wisdom is None else wisdom,
             dataset,
             spec=task.spec,
             training=task.workload.training,
@@ -292,6 +283,13 @@ def make_elastic(
             rule=rule,
         )
     return student.cpu().eval()
+
+
+def _check_bytes(task: StudentTask, opened: nn.Module, dataset: Dataset) -> None:
+    """Raises ``ConfigError`` when no student of this teacher can be as small as the profile asks."""
+    if task.profile.constraints.artifact_bytes is not None:
+        least = narrowest(opened.cpu(), trace_channels(opened, dataset.input_shape), dataset.input_shape)
+        check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
 
 
 def _sparsifier(task: StudentTask, dataset: Dataset) -> Sparsifier | None:

@@ -28,6 +28,7 @@ from cloud.domain.workloads import TrainingBudget
 from cloud.training import arithmetic
 from cloud.training.augment import Augmenter
 from cloud.training.datasets import Dataset
+from cloud.training.ensemble import lead_of
 from cloud.training.objectives import label_loss, soft_loss
 from cloud.training.schedule import one_cycle, seeded
 from cloud.training.teacher import (
@@ -85,9 +86,9 @@ def distil(
     """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it.
 
     The teacher may be any module that gives the workload's outputs, ``MeanOfOutputs`` of several among them;
-    hints need one of the student's own architecture. ``rule`` acts on the weights after each step; what is
-    kept is the best state in which it is in force. Without epochs to recover in, BatchNorm statistics are
-    measured anew.
+    hints come from an ensemble's first, and need one of the student's own architecture. ``rule`` acts on the
+    weights after each step; what is kept is the best state in which it is in force. Without epochs to recover
+    in, BatchNorm statistics are measured anew.
     """
     lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device, answers=answers)
     student.to(device)
@@ -177,7 +178,7 @@ class _Lesson:
     def attach_hints(self, student: nn.Module) -> Hints:
         """From now on, until they are detached, inner features count too."""
         self._hints = Hints(
-            student, self._teacher, self._inputs[:2], seed=self._spec.seed, device=self._device
+            student, lead_of(self._teacher), self._inputs[:2], seed=self._spec.seed, device=self._device
         )
         return self._hints
 

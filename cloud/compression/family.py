@@ -74,13 +74,16 @@ class FamilyTrainer:
         key: str,
         device: str = "auto",
         answers: TeacherAnswers | None = None,
+        wisdom: nn.Module | None = None,
     ) -> None:
+        """``wisdom`` is what the family learns from, where that is more than the teacher alone."""
         self.workload, self.dataset, self.settings, self.key = workload, dataset, settings, key
         self.device = choose_device(device)
         self.num_epochs = settings.num_epochs
         self.epoch = 0
         self.train_s = 0.0
         self._teacher = teacher.to(self.device).eval()
+        self._wisdom = self._teacher if wisdom is None else wisdom.to(self.device).eval()
         graph = trace_channels(teacher, dataset.input_shape)
         if not graph.groups:
             raise ConfigError(
@@ -171,7 +174,7 @@ class FamilyTrainer:
     def _teach(self, inputs: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         if self._answers is not None:
             return self._answers.ask(inputs, rows, draws)
-        return arithmetic.run(self._teacher, inputs, bfloat16=self.workload.training.bfloat16)
+        return arithmetic.run(self._wisdom, inputs, bfloat16=self.workload.training.bfloat16)
 
     def _loss(self, inputs: Tensor, labels: Tensor, taught: Tensor, narrower: list[float]) -> Tensor:
         settings, kind = self.settings, self.dataset.loss
@@ -247,7 +250,7 @@ def finish_family(trainer: FamilyTrainer, teacher: TeacherResult, *, registry: B
     return FamilyResult(
         workload=trainer.workload.name,
         teacher_key=teacher.teacher_key,
-        family_key=family_key(teacher.checkpoint_digest, trainer.settings),
+        family_key=family_key(teacher.identity, trainer.settings),
         checkpoint_digest=registry.put(checkpoints.to_bytes(state)),
         num_epochs=trainer.epoch,
         train_s=trainer.train_s,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cloud.compression import evaluate
+from cloud.compression.budget import check_rule_bytes
 from cloud.compression.choose import reject_against_parent
 from cloud.compression.export import INPUT_NAME, OUTPUT_NAME
 from cloud.compression.pack import executable_of
@@ -62,6 +63,7 @@ def build_rules(
             f"{dataset.loss}: take another road, or label two classes for cross-entropy",
             code="rules-loss",
         )
+    check_rule_bytes(task.profile.constraints, dataset.num_classes, task.profile.name)
     spec = task.spec.rules
     assert spec is not None, "a spec of road rules has them"
 

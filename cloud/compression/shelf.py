@@ -66,7 +66,7 @@ def training_key(task: StudentTask) -> str:
     # Rounding comes after: one training serves every number of bits.
     spec = replace(task.spec, precision=Precision.AUTO, quantisation=None)
     identity = {
-        "teacher": task.teacher.checkpoint_digest,
+        "teacher": task.teacher.identity,
         "family": task.family.checkpoint_digest if task.family is not None else "",
         "workload": task.workload.teacher_key,
         "student": task.workload.student,

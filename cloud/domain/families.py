@@ -93,8 +93,8 @@ class FamilyResult:
         return next((found for found in self.widths if found.width_ratio >= width_ratio - 1e-9), None)
 
 
-def family_key(teacher_checkpoint_digest: str, settings: FamilySettings) -> str:
+def family_key(teacher_identity: str, settings: FamilySettings) -> str:
     """Identity of a family."""
-    identity = {"teacher": teacher_checkpoint_digest, "settings": settings.identity()}
+    identity = {"teacher": teacher_identity, "settings": settings.identity()}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -41,6 +41,7 @@ SIZE_METHODS: Final = frozenset({Method.QUANTISATION, Method.SPARSITY})
 MAX_RULE_INPUTS: Final = 512
 #: Bytes that a weight takes in a packed int8 artifact, and in a packed fp32 one.
 _INT8_BYTES, _FP32_BYTES = 0.85, 3.6
+_FLOAT_BYTES = 4
 #: What is predicted to be this much over the limit may still meet it.
 _HOPED = 1.1
 _PER_RUNG = 2
@@ -112,9 +113,13 @@ def size_levers(
     *,
     constraints: Constraints,
     methods: Sequence[Method] | None,
+    num_epochs: int,
     exclude: Iterable[str] = (),
 ) -> tuple[Proposal, ...]:
-    """What makes the best of these students small enough; nothing where artifact bytes do not bind."""
+    """What makes the best of these students small enough; nothing where artifact bytes do not bind.
+
+    ``num_epochs`` is what a student that had no training of its own gets for becoming sparse.
+    """
     limit, permitted = constraints.artifact_bytes, allowed(methods)
     if limit is None or not permitted & SIZE_METHODS:
         return ()
@@ -135,7 +140,7 @@ def size_levers(
     taken = {c.spec.digest for c in known} | set(exclude)
     found: dict[str, Proposal] = {}
     for base in bases[:_PER_RUNG]:
-        proposal = _mildest(base, limit, permitted, taken)
+        proposal = _mildest(base, limit, permitted, taken, num_epochs)
         if proposal is not None:
             found.setdefault(proposal.spec.digest, proposal)
     return tuple(found.values())
@@ -187,7 +192,9 @@ def _is_plain(spec: CompressionSpec) -> bool:
     return spec.road is not Road.RULES and spec.quantisation is None and spec.sparsity is None
 
 
-def _mildest(base: Candidate, limit: int, permitted: frozenset[Method], taken: set[str]) -> Proposal | None:
+def _mildest(
+    base: Candidate, limit: int, permitted: frozenset[Method], taken: set[str], num_epochs: int
+) -> Proposal | None:
     """The first lever not tried yet that should be enough for ``base``."""
     metrics = base.metrics
     is_fp32 = base.precision is Precision.FP32
@@ -195,6 +202,10 @@ def _mildest(base: Candidate, limit: int, permitted: frozenset[Method], taken: s
         float(metrics.artifact_bytes), metrics.num_parameters * (_FP32_BYTES if is_fp32 else _INT8_BYTES)
     )
     fixed = metrics.artifact_bytes - weights
+    if is_fp32:
+        # Of a small network much is no weight: what its graph takes beside them stays as int8.
+        whole = metrics.executable_bytes or metrics.artifact_bytes
+        fixed = max(fixed, float(whole - _FLOAT_BYTES * metrics.num_parameters))
     int8 = metrics.num_parameters * _INT8_BYTES if is_fp32 else weights
     for lever in _LADDER:
         nothing = lever.quantisation is None and not lever.sparsity
@@ -204,6 +215,8 @@ def _mildest(base: Candidate, limit: int, permitted: frozenset[Method], taken: s
         spec = replace(
             base.spec,
             precision=Precision.INT8,
+            # A cut is as it was cut: most of its weights made zero at once would leave nothing of it.
+            num_epochs=(base.spec.num_epochs or num_epochs) if lever.sparsity else base.spec.num_epochs,
             quantisation=lever.quantisation,
             sparsity=SparsitySpec(ratio=lever.sparsity) if lever.sparsity else None,
         )

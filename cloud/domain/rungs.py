@@ -56,7 +56,13 @@ def next_rung(
     taken = mine | set(exclude)
     found = [c for c in built if c.spec.digest in mine]
     wanted = list(
-        size_levers(found, constraints=constraints, methods=budget.methods, exclude=taken)
+        size_levers(
+            found,
+            constraints=constraints,
+            methods=budget.methods,
+            num_epochs=budget.num_epochs,
+            exclude=taken,
+        )
         or other_methods(
             found,
             constraints=constraints,

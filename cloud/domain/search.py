@@ -61,7 +61,13 @@ def propose(
     mine = [c for c in candidates if c.profile == profile.name and c.workload == profile.workload]
     taken = {candidate.spec.digest for candidate in mine} | set(exclude)
     if target_latency_ms is None and direction is not Direction.LARGER and budget.max_trials:
-        levers = size_levers(mine, constraints=profile.constraints, methods=budget.methods, exclude=taken)
+        levers = size_levers(
+            mine,
+            constraints=profile.constraints,
+            methods=budget.methods,
+            num_epochs=budget.num_epochs,
+            exclude=taken,
+        )
         if levers:
             return tuple(lever.spec for lever in levers)[: budget.max_trials]
     if direction is Direction.INITIAL:

@@ -13,6 +13,11 @@ from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.rules import RuleSpec
 from cloud.domain.sparsity import SparsitySpec
 
+#: How a network is narrowed and taught: rules have none of it.
+_OF_NETWORKS = (
+    "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
+    "hint_weight",
+)  # fmt: skip
 #: Fields that were not there in the first version: None asks for what was done then.
 _OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight"})
 
@@ -136,6 +141,8 @@ class CompressionSpec:
                     raise ValueError(
                         f"{key} is {checked[key]!r}: it must be one of {', '.join(kind)}"
                     ) from None
+        if checked.get("road") is Road.RULES:
+            _check_ignored(cls, checked)
         if isinstance(checked.get("quantisation"), Mapping):
             try:
                 checked["quantisation"] = QuantisationSpec.from_mapping(checked["quantisation"])
@@ -154,3 +161,15 @@ class CompressionSpec:
     def digest(self) -> str:
         """First 12 hex digits of the sha256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def _check_ignored(kind: type[CompressionSpec], values: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for what was asked of rules and would not be done."""
+    defaults = {field.name: field.default for field in fields(kind)}
+    for name in _OF_NETWORKS:
+        if name in values and values[name] != defaults[name]:
+            raise ValueError(
+                f"{name} is {values[name]!r}, but road is rules: rules are no network that is narrowed or "
+                f"trained in epochs; leave {name} out, and say how they are made by rules.max_depth, "
+                "rules.num_trees and the like"
+            )

@@ -5,7 +5,9 @@ A task is idempotent by its ``task_id``: it may run twice, and gives the same co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilyResult, FamilySettings
@@ -19,7 +21,8 @@ class TeacherResult:
     """A trained teacher. ``checkpoint_digest`` is its weights, ``artifact_digest`` its fp32 ONNX graph.
 
     ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``. ``num_inputs`` is how many
-    values one input has, 0 where an older release trained it.
+    values one input has, 0 where an older release trained it. ``other_checkpoints`` are the weights of the
+    other teachers of an ensemble: students learn from all, and are narrowed from this one.
     """
 
     workload: str
@@ -37,6 +40,26 @@ class TeacherResult:
     train_s: float
     metric: str = "accuracy"
     num_inputs: int = 0
+    other_checkpoints: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """Of all weights that students learn from."""
+        if not self.other_checkpoints:
+            return self.checkpoint_digest
+        text = "\n".join((self.checkpoint_digest, *self.other_checkpoints))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def ensemble(cls, teacher_key: str, members: Sequence[TeacherResult]) -> TeacherResult:
+        """Several as one, which goes by that key.
+
+        It is the most accurate (of equals the first), with the others' weights; all of their time was spent.
+        """
+        lead = max(members, key=lambda member: member.accuracy)
+        others = tuple(member.checkpoint_digest for member in members if member is not lead)
+        train_s = sum(member.train_s for member in members)
+        return replace(lead, teacher_key=teacher_key, other_checkpoints=others, train_s=train_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

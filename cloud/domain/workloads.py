@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cloud.domain.losses import Loss
@@ -16,7 +16,8 @@ from cloud.domain.methods import Method
 class TrainingBudget:
     """How long and how the teacher is trained. ``augment_pixels`` is the largest random shift of an image.
 
-    ``bfloat16`` holds for students and families too: see ``cloud.training.arithmetic``.
+    ``bfloat16`` holds for students and families too: see ``cloud.training.arithmetic``. ``num_teachers`` are
+    trained alike from ``seed`` and the seeds that follow it; students learn from the mean of what they give.
     """
 
     num_epochs: int = 12
@@ -28,6 +29,7 @@ class TrainingBudget:
     augment_flip: bool = False
     bfloat16: bool = False
     seed: int = 0
+    num_teachers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +95,18 @@ class Workload:
                 del values["search"][name]
         if not self.training.bfloat16:
             del values["training"]["bfloat16"]
+        if self.training.num_teachers == 1:
+            del values["training"]["num_teachers"]
         return values
+
+    @property
+    def members(self) -> tuple[Workload, ...]:
+        """The workload with each of its teachers alone; itself, where there is one."""
+        training = self.training
+        if training.num_teachers == 1:
+            return (self,)
+        seeds = range(training.seed, training.seed + training.num_teachers)
+        return tuple(replace(self, training=replace(training, num_teachers=1, seed=seed)) for seed in seeds)
 
     @property
     def teacher_key(self) -> str:

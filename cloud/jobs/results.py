@@ -49,7 +49,7 @@ def run_key(task: Task) -> str:
         return "student-" + _safe(task.task_id)
     source = _source_digest(task.workload)
     if isinstance(task, FamilyTask):
-        key = family_key(task.teacher.checkpoint_digest, task.settings)
+        key = family_key(task.teacher.identity, task.settings)
         return "-".join(part for part in ("family", _safe(task.workload.name), key, source) if part)
     parts = ["teacher", _safe(task.workload.name), task.workload.teacher_key]
     attempt = _safe(task.attempt) if task.attempt else ""
@@ -113,7 +113,7 @@ def discard_torn_run(folder: Path) -> None:
 
 def _digests(result: TaskResult) -> list[str]:
     if isinstance(result, TeacherResult):
-        return [result.checkpoint_digest, result.artifact_digest]
+        return [result.checkpoint_digest, result.artifact_digest, *result.other_checkpoints]
     if isinstance(result, FamilyResult):
         return [result.checkpoint_digest]
     return [digest for digest in (result.digest, result.manifest_digest) if digest]

@@ -227,8 +227,8 @@ def _restored(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
 
 
 def _afresh(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
-    from cloud.compression.build import load_teacher
     from cloud.compression.family import FamilyTrainer
+    from cloud.compression.teacher_weights import load_teacher, load_wisdom
     from cloud.training.datasets import load_dataset
     from cloud.training.teacher import TeacherTrainer
 
@@ -236,8 +236,9 @@ def _afresh(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
         return TeacherTrainer(task.workload)
     dataset = load_dataset(task.workload)
     teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
-    key = family_key(task.teacher.checkpoint_digest, task.settings)
-    return FamilyTrainer(task.workload, teacher, dataset, task.settings, key=key)
+    key = family_key(task.teacher.identity, task.settings)
+    wisdom = load_wisdom(task.workload, dataset, task.teacher, teacher, registry=registry)
+    return FamilyTrainer(task.workload, teacher, dataset, task.settings, key=key, wisdom=wisdom)
 
 
 def _finished(

@@ -24,7 +24,7 @@ from cloud.domain.search import Direction, propose
 from cloud.domain.settings import PolicySettings
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import Workload
-from cloud.job_plans import compress_job, teacher_task_id, train_job
+from cloud.job_plans import compress_job, teacher_task_ids, train_job
 from cloud.retirement import current
 from cloud.services import views
 from cloud.services.applying import apply_documents
@@ -77,8 +77,11 @@ class Operations:
 
     def _training_of(self, workload: Workload, *, force: bool) -> Job | None:
         """The job that does, or did, this work."""
-        task_id = teacher_task_id(workload)
-        jobs = [job for job in self._store.jobs() if job.kind is JobKind.TRAIN and job.trials]
+        task_id = teacher_task_ids(workload)[0]
+        num_teachers = workload.training.num_teachers
+        jobs = [
+            job for job in self._store.jobs() if job.kind is JobKind.TRAIN and len(job.trials) == num_teachers
+        ]
         for job in jobs:
             forced = job.trials[0].task_id.startswith(f"{task_id}-")
             if not job.state.finished and (forced if force else forced or job.trials[0].task_id == task_id):
@@ -132,12 +135,17 @@ class Operations:
         raise RejectedError(f"profile is not given: name one of {known}", code="profile-missing")
 
     def _compression_of(self, profile: DeviceProfile, specs: tuple[CompressionSpec, ...]) -> Job | None:
-        """The unfinished job that does this work; without specs, any unfinished one of the profile."""
+        """The unfinished job that does this work; without specs, any unfinished search of the profile.
+
+        What the controller builds for a decision is no search: nothing would follow from what it measures.
+        Students that both want are built once.
+        """
         wanted = {spec.digest for spec in specs}
         for job in self._store.jobs(unfinished_only=True):
             if job.kind is not JobKind.COMPRESS or job.profile != profile.name:
                 continue
-            if not wanted or wanted == {trial.spec.digest for trial in job.trials if trial.spec}:
+            of_job = {trial.spec.digest for trial in job.trials if trial.spec}
+            if wanted == of_job if wanted else job.max_trials:
                 return job
         return None
 
@@ -177,7 +185,12 @@ class Operations:
     ) -> dict[str, str]:
         """Why each was proposed, by spec digest."""
         candidates = current(self._store.candidates(profile.name, workload.name))
-        levers = size_levers(candidates, constraints=profile.constraints, methods=workload.search.methods)
+        levers = size_levers(
+            candidates,
+            constraints=profile.constraints,
+            methods=workload.search.methods,
+            num_epochs=workload.search.num_epochs,
+        )
         reasons = {
             spec.digest: f"first of the search: {spec.road} at width {spec.width_ratio:g}" for spec in specs
         }

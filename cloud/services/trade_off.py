@@ -51,6 +51,7 @@ def trade_off(
             on_front=candidate.digest in front,
             chosen=candidate.digest == chosen_digest,
             rejected_reason=candidate.rejected_reason,
+            proposed_reason=candidate.proposed_reason,
             predicted_p95_ms=predictor.predict(candidate).p95_ms if predictor.knows_fleet else 0.0,
         )
         for candidate in candidates

@@ -581,7 +581,7 @@ class ExplainDeviceResponse(_message.Message):
     def __init__(self, device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., profile: _Optional[_Union[ProfileInfo, _Mapping]] = ..., candidate: _Optional[_Union[CandidateInfo, _Mapping]] = ..., rollout: _Optional[_Union[RolloutInfo, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[DecisionInfo, _Mapping]]] = ..., history: _Optional[_Iterable[_Union[_deployment_pb2.DeploymentStatus, _Mapping]]] = ..., sentences: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TradeOffPoint(_message.Message):
-    __slots__ = ("digest", "spec_json", "precision", "accuracy", "latency_p50_ms", "artifact_bytes", "on_front", "chosen", "rejected_reason", "predicted_p95_ms")
+    __slots__ = ("digest", "spec_json", "precision", "accuracy", "latency_p50_ms", "artifact_bytes", "on_front", "chosen", "rejected_reason", "predicted_p95_ms", "proposed_reason")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -592,6 +592,7 @@ class TradeOffPoint(_message.Message):
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     REJECTED_REASON_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_REASON_FIELD_NUMBER: _ClassVar[int]
     digest: str
     spec_json: str
     precision: str
@@ -602,7 +603,8 @@ class TradeOffPoint(_message.Message):
     chosen: bool
     rejected_reason: str
     predicted_p95_ms: float
-    def __init__(self, digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., latency_p50_ms: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., chosen: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ...) -> None: ...
+    proposed_reason: str
+    def __init__(self, digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., latency_p50_ms: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., chosen: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ..., proposed_reason: _Optional[str] = ...) -> None: ...
 
 class GetTradeOffRequest(_message.Message):
     __slots__ = ("profile",)

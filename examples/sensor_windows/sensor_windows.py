@@ -29,8 +29,12 @@ RANGE_G, BITS = 4.0, 12
 KNOCKS_A_TURN = 8 / 2 * (1 - 0.25)
 
 
-def load(num_windows: int = 6000, seed: int = 0, target: str = "fault") -> dict[str, NDArray[np.generic]]:
-    """Windows ``[n, 3, 256]`` in units of the sensor's range.
+def load(
+    num_windows: int = 6000, seed: int = 0, target: str = "fault", spectrum: bool = False
+) -> dict[str, NDArray[np.generic]]:
+    """Windows ``[n, 3, 256]`` in units of the sensor's range; with ``spectrum`` their spectra.
+
+    A spectrum is ``[n, 3, 128]``: logarithms of the magnitudes of each axis, without its mean.
 
     ``target`` is ``fault`` (one of four classes), ``alarm`` (whether there is any) or ``speed`` (turns a
     second, centred and scaled to a standard deviation of about one, for ``loss: regression``).
@@ -44,7 +48,8 @@ def load(num_windows: int = 6000, seed: int = 0, target: str = "fault") -> dict[
         faults = rng.permutation(np.arange(count) % len(CLASSES))
         speeds = rng.uniform(12.0, 35.0, size=count)
         windows = [simulate(CLASSES[fault], hz, rng) for fault, hz in zip(faults, speeds, strict=True)]
-        answer[f"{split}_inputs"] = np.stack(windows).astype(np.float32)
+        stacked = np.stack(windows)
+        answer[f"{split}_inputs"] = (_spectra(stacked) if spectrum else stacked).astype(np.float32)
         answer[f"{split}_labels"] = {
             "fault": faults,
             "alarm": (faults > 0).astype(np.int64),
@@ -82,6 +87,14 @@ def _knocks(time: NDArray[np.float64], turns_hz: float, rng: np.random.Generator
     since = time - starts[:, None]
     ringing = np.exp(-damping * since.clip(0)) * np.sin(2 * np.pi * ring_hz * since)
     return strength * np.where(since >= 0, ringing, 0.0).sum(axis=0)
+
+
+def _spectra(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """About -1 to 1; a Hann window keeps a strong line out of its neighbours."""
+    centred = (windows - windows.mean(axis=-1, keepdims=True)) * np.hanning(WINDOW)
+    magnitudes = np.abs(np.fft.rfft(centred, axis=-1))[..., 1:]
+    spectra: NDArray[np.float64] = np.log10(magnitudes + 1e-3) / 3 + 0.3
+    return spectra
 
 
 def _rotation(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -124,3 +137,30 @@ def _conv(in_channels: int, channels: int, size: int, stride: int, groups: int =
 def build(input_shape: tuple[int, ...], num_outputs: int, width: int = 32) -> torch.nn.Module:
     """The teacher; students are cut from it."""
     return SensorCnn(input_shape[0], num_outputs, width)
+
+
+class SensorMlp(nn.Module):
+    """Fully connected layers, for spectra: in raw windows the same knock may lie anywhere."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int, width: int) -> None:
+        super().__init__()
+        num_inputs = input_shape[0] * input_shape[1]
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(num_inputs, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Linear(width, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Linear(width, num_outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layers(x)
+        return output
+
+
+def build_mlp(input_shape: tuple[int, ...], num_outputs: int, width: int = 128) -> torch.nn.Module:
+    """A teacher without convolutions, for ``load(..., spectrum=True)``."""
+    return SensorMlp(input_shape, num_outputs, width)

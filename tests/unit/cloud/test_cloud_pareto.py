@@ -65,13 +65,14 @@ def with_family(world: World) -> None:
 
 def test_students_the_front_and_the_choice_are_told_apart(world: World) -> None:
     made = build(world.store, PROFILE, 0.25, 0.5, 1.0)
-    rejected = replace(made[1], rejected_reason="slower than its parent")
+    rejected = replace(made[1], rejected_reason="slower than its parent", proposed_reason="bytes bind")
     world.store.save_candidate(rejected, 2.0)
     answer = explore(world)
     assert [point.latency_p50_ms for point in answer.points] == pytest.approx([0.1, 0.2, 0.4])
     assert [point.on_front for point in answer.points] == [True, False, True]
     assert [point.chosen for point in answer.points] == [False, False, True]
     assert answer.points[1].rejected_reason == "slower than its parent"
+    assert [point.proposed_reason for point in answer.points] == ["", "bytes bind", ""]
     assert "most accurate" in answer.reason
     assert answer.prediction_error_ratio == 0
 

@@ -17,17 +17,18 @@ from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
-from cloud.compression.build import build_student, finish_teacher, load_teacher
+from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.dependency import trace_channels
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
 from cloud.compression.family import FamilyTrainer, cut_student, finish_family
 from cloud.compression.importance import magnitude
 from cloud.compression.prune import choose_removed
 from cloud.compression.shelf import training_key
+from cloud.compression.teacher_weights import load_teacher
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilyResult, FamilySettings, family_key
 from cloud.domain.losses import Loss
-from cloud.domain.profiles import DeviceProfile, MatchRule
+from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import TrainingBudget, Workload
@@ -254,6 +255,14 @@ def test_a_width_outside_of_the_family_is_refused_by_name(
         build(teacher, registry, family, width_ratio=0.1)
     with pytest.raises(RejectedError, match="not trained yet"):
         build(teacher, registry, None)
+
+
+def test_bytes_that_no_student_can_have_are_said_before_anything_is_cut(
+    trained: tuple[dict[float, float], FamilyTrainer, FamilyResult], teacher: TeacherResult, registry: Memory
+) -> None:
+    profile = replace(PROFILE, constraints=Constraints(artifact_bytes=40))
+    with pytest.raises(ConfigError, match=r"profile gateway: constraints\.artifact_bytes is 40"):
+        build(teacher, registry, trained[2], profile=profile)
 
 
 def test_a_family_of_another_network_is_refused(

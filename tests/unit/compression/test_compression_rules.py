@@ -23,7 +23,7 @@ from cloud.compression.rule_lists import covers, fit_rule_list
 from cloud.compression.rule_trees import grow, refine
 from cloud.compression.rules import booster_model, fit_rules
 from cloud.domain.candidates import Candidate
-from cloud.domain.profiles import DeviceProfile, MatchRule
+from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
 from cloud.domain.rules import RuleKind, RuleLabels, RuleSpec
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -390,3 +390,24 @@ def test_a_dataset_may_name_its_inputs() -> None:
 def test_names_that_cannot_be_are_refused(names: list[str]) -> None:
     with pytest.raises(ConfigError, match="feature_names"):
         check_dataset(arrays(feature_names=names), name="d")
+
+
+def test_bytes_that_no_rules_can_have_are_said_before_anything_is_fitted(trained: Trained) -> None:
+    trainer, teacher, registry = trained
+    profile = replace(PROFILE, constraints=Constraints(artifact_bytes=60))
+    task = StudentTask(
+        task_id="t",
+        workload=WORKLOAD,
+        teacher=teacher,
+        profile=profile,
+        spec=CompressionSpec(road=Road.RULES),
+    )
+    told: list[str] = []
+    with pytest.raises(
+        ConfigError, match=r"profile gateway: constraints\.artifact_bytes is 60: rules for 10"
+    ):
+        build_student(
+            task, registry=registry, report=lambda _, text: told.append(text), dataset=trainer.dataset,
+            device="cpu",
+        )  # fmt: skip
+    assert told == ["loading data and teacher"]

@@ -25,6 +25,7 @@ from cloud.compression.distil import distil, recalibrate
 from cloud.compression.evaluate import measure_peak_rss
 from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights, quantise
+from cloud.compression.teacher_weights import load_teacher
 from cloud.domain.candidates import Candidate
 from cloud.domain.losses import Loss
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
@@ -107,7 +108,7 @@ def test_the_teacher_is_registered_and_measured_through_the_runtime(
     assert teacher.artifact_bytes == len(registry.get(teacher.artifact_digest))
     assert teacher.latency_p50_ms > 0
     assert teacher.reference_p50_ms > 0
-    again = build.load_teacher(WORKLOAD, DATASET, teacher, registry=registry)
+    again = load_teacher(WORKLOAD, DATASET, teacher, registry=registry)
     inputs = torch.from_numpy(validation.inputs)
     assert torch.equal(again(inputs), trainer.model.eval()(inputs))
 
@@ -147,7 +148,7 @@ def test_every_road_leads_to_a_network_of_the_same_shape_and_repeats(
     trained: tuple[TeacherTrainer, TeacherResult, Memory], road: Road
 ) -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
-        teacher = build.load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
+        teacher = load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
         spec = CompressionSpec(road=road, width_ratio=0.5, num_epochs=1, seed=seed)
         task = StudentTask(task_id="t", workload=WORKLOAD, teacher=trained[1], profile=PROFILE, spec=spec)
         student = build.make_student(
@@ -206,7 +207,7 @@ def test_weights_of_a_changed_teacher_are_refused(
     _, teacher, registry = trained
     changed = replace(WORKLOAD, teacher_options={"base_width": 24, "num_stages": 2})
     with pytest.raises(ConfigError, match="train it again"):
-        build.load_teacher(changed, DATASET, teacher, registry=registry)
+        load_teacher(changed, DATASET, teacher, registry=registry)
 
 
 def test_cancelling_stops_a_build(trained: tuple[TeacherTrainer, TeacherResult, Memory]) -> None:
@@ -289,7 +290,7 @@ def test_the_soft_loss_is_zero_for_equal_logits_and_keeps_its_gradient_over_temp
 
 def test_distilling_keeps_the_best_epoch(trained: tuple[TeacherTrainer, TeacherResult, Memory]) -> None:
     trainer = trained[0]
-    student = build.load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
+    student = load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
     ruinous = CompressionSpec(num_epochs=2, learning_rate=9.0)
     device = torch.device("cpu")
     before = measure_accuracy(student, DATASET.validation, device)

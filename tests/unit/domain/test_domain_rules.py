@@ -28,6 +28,7 @@ def test_rules_are_read_from_a_mapping() -> None:
 
 def test_the_road_alone_stands_for_the_default_rules() -> None:
     bare = CompressionSpec(road=Road.RULES)
+    assert CompressionSpec.from_mapping(json.loads(bare.to_json())) == bare, "as shown, it can be asked for"
     assert bare.rules == RuleSpec()
     assert bare.digest == spec().digest
     assert bare.digest != spec(max_depth=5).digest
@@ -68,6 +69,9 @@ def test_values_out_of_range_are_named(values: dict[str, Any], message: str) -> 
         ({"road": "pruned", "rules": {}}, "rules is given, but road is pruned"),
         ({"road": "rules", "rules": "tree"}, "rules is 'tree': it must be a mapping such as kind: tree"),
         ({"road": "rules", "precision": "int8"}, "precision is int8"),
+        ({"road": "rules", "num_epochs": 9}, "num_epochs is 9, but road is rules"),
+        ({"road": "rules", "width_ratio": 0.25}, "width_ratio is 0.25, but road is rules"),
+        ({"road": "rules", "hint_weight": 1.0}, "hint_weight is 1.0, but road is rules"),
         ({"road": "rules", "quantisation": {"bits": 4}}, "quantisation is given, but road is rules"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cloud.documents import load_documents
 from cloud.domain.losses import Loss
@@ -45,3 +46,19 @@ def test_the_fleet_belongs_to_the_workload() -> None:
     (fleet,) = load_documents(FOLDER / "fleet.yaml")
     assert isinstance(fleet, FleetDocument)
     assert fleet.workload == WORKLOAD.name
+
+
+def test_the_mlp_gets_spectra_in_which_a_turning_mass_is_one_line() -> None:
+    options = {"num_windows": 80, "spectrum": True}
+    workload = replace(
+        WORKLOAD, dataset_options=options, teacher="sensor_windows:build_mlp", teacher_options={}
+    )
+    dataset = load_dataset(workload)
+    inputs = dataset.train.inputs
+    assert inputs.shape == (48, 3, 128)
+    assert np.abs(inputs).max() < 2
+    unbalanced = inputs[dataset.train.labels == 1]
+    # 12 to 35 turns a second, in steps of 1000 / 256 Hz: lines 3 to 9, and the first of a spectrum is line 1.
+    loudest = unbalanced.max(axis=1).argmax(axis=1) + 1
+    assert (loudest <= 10).mean() > 0.8
+    assert build_teacher(workload, dataset).eval()(torch.from_numpy(inputs)).shape == (48, 4)

@@ -1,0 +1,90 @@
+"""A search as a job, with real students: what binds makes it reach for other methods, and it says why."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from compute_here import Here
+from control_plane_fakes import SETTINGS, World
+
+from cloud.compression.build import build_student, finish_teacher
+from cloud.domain.jobs import JobState
+from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
+from cloud.domain.specs import CompressionSpec, Precision
+from cloud.domain.tasks import StudentTask
+from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
+from cloud.jobs.tasks import Context
+from cloud.registry import Registry
+from cloud.services.operations import Operations
+from cloud.services.queries import Queries
+from cloud.services.trade_off import trade_off
+from cloud.training.teacher import TeacherTrainer
+from edgeloop.v1 import control_service_pb2 as pb
+
+torch.set_num_threads(1)
+WORKLOAD = Workload(
+    name="digits",
+    dataset="digits",
+    dataset_options={"image_size": 8},
+    teacher_options={"base_width": 16, "num_stages": 2},
+    training=TrainingBudget(num_epochs=4, batch_size=32, learning_rate=5e-3),
+    search=SearchBudget(max_trials=3, num_epochs=2, width_ratios=(0.5,)),
+)
+PROFILE = DeviceProfile(name="tiny-flash", workload="digits", match=MatchRule())
+PLAIN = CompressionSpec(width_ratio=0.5, num_epochs=2, precision=Precision.INT8)
+
+
+@pytest.mark.timeout(240)  # four real students, 15 CPU-seconds: neighbours may take most of a core
+def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_says_why(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    registry = Registry(str(tmp_path / "registry"))
+    trainer = TeacherTrainer(WORKLOAD, device="cpu")
+    while trainer.epoch < trainer.num_epochs:
+        trainer.run_epoch()
+    teacher = finish_teacher(WORKLOAD, trainer, registry=registry)
+    task = StudentTask(task_id="plain", workload=WORKLOAD, teacher=teacher, profile=PROFILE, spec=PLAIN)
+    plain = build_student(
+        task, registry=registry, report=lambda *_: None, dataset=trainer.dataset, device="cpu"
+    )
+    limit = int(plain.metrics.artifact_bytes * 0.8)
+    world.store.apply_workload(WORKLOAD, 1.0)
+    world.store.apply_profile(replace(PROFILE, constraints=Constraints(artifact_bytes=limit)), 1.0)
+    world.store.save_teacher(teacher, 1.0)
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
+    desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
+
+    job_id = desk.compress(pb.CompressStudentsRequest(profile="tiny-flash")).job.job_id
+    for _ in range(12):
+        world.runner.step()
+    job = world.store.job(job_id)
+    assert job is not None
+    assert job.state is JobState.SUCCEEDED, job.message
+    assert "failed" not in job.message
+
+    built = {candidate.digest: candidate for candidate in world.store.candidates("tiny-flash", "digits")}
+    assert len(built) == WORKLOAD.search.max_trials
+    packed = [c for c in built.values() if c.spec.quantisation or c.spec.sparsity]
+    assert packed
+    for candidate in packed:
+        assert candidate.proposed_reason.startswith("artifact bytes bind: ")
+        assert f"of at most {limit}" in candidate.proposed_reason
+        assert candidate.metrics.executable_bytes > candidate.metrics.artifact_bytes
+    others = [c for c in built.values() if c not in packed]
+    assert all("first of the search" in c.proposed_reason for c in others)
+    assert all(c.metrics.artifact_bytes > limit for c in others)
+
+    answer = trade_off(world.store, queries, SETTINGS, "tiny-flash")
+    (chosen,) = (point for point in answer.points if point.chosen)
+    assert chosen.artifact_bytes <= limit
+    assert chosen.proposed_reason == built[chosen.digest].proposed_reason
+    spec = json.loads(chosen.spec_json)
+    assert spec.get("quantisation") or spec.get("sparsity")
+    assert chosen.accuracy > 0.5
