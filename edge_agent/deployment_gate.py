@@ -13,7 +13,7 @@ Rules:
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +78,11 @@ class DeploymentGate:
         self._told: dict[tuple[str, str], None] = {}
         self._told_at_s: dict[str, float] = {}
 
-    def open(self, payload: bytes) -> Slot | None:
-        """The slot that it names, or None once it has been refused."""
+    def open(self, payload: bytes, *, hosted: Collection[str] = ()) -> Slot | None:
+        """The slot that it names, or None once it has been refused.
+
+        ``hosted`` are the workloads that it may be for; empty: any.
+        """
         try:
             deployment = trust.open_deployment(
                 payload, self.keys.ring, device_id=self._device_id, now_s=self._time.now_s()
@@ -93,6 +96,17 @@ class DeploymentGate:
             self.refuse(self._named(payload, error.code, message))
             return None
         self._unknown = b""
+        if hosted and deployment.workload not in hosted:
+            self.refuse(
+                Refusal(
+                    generation=deployment.generation,
+                    digest=deployment.digest,
+                    code="deployment-wrong-workload",
+                    message=f"it is for workload {deployment.workload}, and may be for {', '.join(hosted)} "
+                    "here: deploy it on its own topic, or add a [[workload]] table",
+                )
+            )
+            return None
         if deployment.HasField("issue_time"):
             self._time.raise_to(trust.timestamp_s(deployment.issue_time))
         return Slot(

@@ -5,6 +5,7 @@ agent's state decides.
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -60,23 +61,34 @@ class BrokerWire:
         self._inbox = inbox
         self._session: MqttSession | None = None
         self._early: list[str] = []
+        # Two workloads may fetch the same bytes: the last one that leaves a topic unsubscribes it.
+        self._num_users: Counter[str] = Counter()
 
     def attach(self, session: "MqttSession") -> None:
         self._session = session
         for topic in self._early:
-            self.subscribe(topic)
+            self._subscribe(topic)
         self._early.clear()
 
     def _post(self, topic: str, payload: bytes) -> None:
         self._inbox.put(MessageReceived(topic=topic, payload=payload))
 
     def subscribe(self, topic: str) -> None:
+        """Again for each user, so that what is retained comes again."""
+        self._num_users[topic] += 1
+        self._subscribe(topic)
+
+    def _subscribe(self, topic: str) -> None:
         if self._session is None:
             self._early.append(topic)
         else:
             self._session.subscribe(topic, self._post)
 
     def unsubscribe(self, topic: str) -> None:
+        self._num_users[topic] -= 1
+        if self._num_users[topic] > 0:
+            return
+        del self._num_users[topic]
         if self._session is None:
             self._early = [early for early in self._early if early != topic]
         else:

@@ -6,7 +6,7 @@ Rules:
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,12 @@ class Network:
     def server_connected(self) -> bool:
         return self._reporter.connected if self._reporter else False
 
-    def connect(self, spool: ReportSpool, registration: Callable[[], device_pb2.Registration]) -> None:
+    def connect(
+        self,
+        spool: ReportSpool,
+        registration: Callable[[], device_pb2.Registration],
+        deployment_topics: Iterable[str],
+    ) -> None:
         """Begins both; `registration` is called on the reporter's thread."""
         from edge_agent.hardware import probe
         from edge_agent.identity import load_identity
@@ -63,7 +68,8 @@ class Network:
         self._session = session
         self.wire.attach(session)
         self.wire.subscribe(topics.DIRECTOR_KEYS)
-        self.wire.subscribe(topics.deployment(config.device_id))
+        for topic in deployment_topics:
+            self.wire.subscribe(topic)
         session.start()
         self._reporter = FleetReporter(
             server=str(config.server),

@@ -13,11 +13,14 @@ from edge_agent.fetch import FetchSettings
 from edge_agent.inbox import Post, SelfTestEnded
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.runtime import ReferenceKernel
+from edge_agent.selftest import SelfTestProcess
+from edge_agent.status_file import WorkloadStatus
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
 from edge_agent.update_state import Slot, StatusNote, UpdateState
 from edge_agent.updater import Updater, Wire
+from edge_agent.workload_settings import WorkloadSettings
 
 
 class ServedWorkload:
@@ -27,6 +30,8 @@ class ServedWorkload:
         self,
         config: AgentConfig,
         *,
+        # None: whichever is deployed.
+        settings: WorkloadSettings | None,
         state_dir: Path,
         blobs: BlobStore,
         wire: Wire,
@@ -34,14 +39,19 @@ class ServedWorkload:
         # As the updater's.
         deliver: Callable[[StatusNote, float], None],
         on_ignored: Callable[[Ignored], None],
+        kept_elsewhere: Callable[[], tuple[Slot, ...]],
+        begin_test: Callable[[SelfTestProcess], None],
         window_s: float,
         rng: random.Random,
     ) -> None:
+        self.name = settings.name if settings else ""
+        limits = settings or WorkloadSettings(name="")
         self.meter = TrialMeter(window_s=window_s)
         self.engine = InferenceEngine(
             meter=self.meter,
             emulated_slowdown=config.emulate_slowdown,
             reference=ReferenceKernel(),
+            max_pending=limits.max_pending,
         )
         self.updater = Updater(
             state_dir=state_dir,
@@ -55,7 +65,10 @@ class ServedWorkload:
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
             fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
             self_test_timeout_s=config.self_test_timeout_s,
-            num_threads=config.num_threads,
+            num_threads=limits.num_threads or config.num_threads,
+            max_artifact_bytes=limits.max_artifact_bytes,
+            kept_elsewhere=kept_elsewhere,
+            begin_test=begin_test,
             rng=rng,
         )
 
@@ -86,10 +99,27 @@ class ServedWorkload:
     def follow(self, slot: Slot) -> None:
         self.updater.handle(DeploymentSeen(slot=slot))
 
+    def status(self) -> WorkloadStatus:
+        state, serving = self.state, self.serving
+        return WorkloadStatus(
+            workload=self.name,
+            state=state.state.value,
+            generation=state.generation,
+            code=state.code,
+            message=state.message,
+            progress=self.updater.progress,
+            serving_digest=serving.digest if serving else "",
+            serving_generation=serving.generation if serving else 0,
+            num_quarantined=len(state.quarantine),
+            num_requests=self.meter.num_served,
+            num_errors=self.meter.num_failed,
+        )
+
     def describe(self) -> str:
         """For the supervisor's line."""
         state, serving = self.state, self.serving
         what = f"serves {serving.digest[:12]}" if serving else "serves nothing yet"
+        what = f"{self.name} {what}" if self.name else what
         return f"{what}, generation {state.generation} {state.state.value}"
 
     def stop(self) -> None:

@@ -83,6 +83,12 @@ class Updater:
         fetch_settings: FetchSettings,
         self_test_timeout_s: float,
         num_threads: int,
+        # Bytes, packed or unpacked; None for no limit of this workload's own.
+        max_artifact_bytes: int | None = None,
+        # What other workloads on this blob store need, asked before anything is collected.
+        kept_elsewhere: Callable[[], tuple[Slot, ...]] = tuple,
+        # Begins a self-test once its turn comes.
+        begin_test: Callable[[SelfTestProcess], None] = SelfTestProcess.start,
         rng: random.Random,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -99,6 +105,9 @@ class Updater:
         self._fetch_settings = fetch_settings
         self._self_test_timeout_s = self_test_timeout_s
         self._num_threads = num_threads
+        self._max_artifact_bytes = max_artifact_bytes
+        self._kept_elsewhere = kept_elsewhere
+        self._begin_test = begin_test
         self._rng = rng
         self._clock = clock
         self._monotonic = monotonic
@@ -168,6 +177,11 @@ class Updater:
             self._pending.append(progress)
         if self._pending and self._retry_at_s is None:
             self._work()
+
+    def concerns(self, topic: str) -> bool:
+        """Whether a message under this topic is of what it fetches or has just fetched."""
+        target = self.state.target
+        return target is not None and (target.digest in topic or target.manifest_digest in topic)
 
     @property
     def deadline_s(self) -> float | None:
@@ -284,6 +298,7 @@ class Updater:
             self._stop_fetch()
             return [FetchCompleted(generation=fetcher.slot.generation)]
         try:
+            self._check_limit(manifest)
             self._blobs.check_room(manifest)
         except RejectedError as error:
             return self._fetch_failed(error)
@@ -297,6 +312,16 @@ class Updater:
                 assembler.num_blocks,
             )
         return self._fetch_on(fetcher.begin_blocks(assembler, self._monotonic()))
+
+    def _check_limit(self, manifest: artifact_pb2.Manifest) -> None:
+        size_bytes = max(manifest.size_bytes, manifest.executable_size_bytes)
+        if self._max_artifact_bytes is not None and size_bytes > self._max_artifact_bytes:
+            raise RejectedError(
+                f"artifact {manifest.digest[:12]} has {size_bytes} bytes, and this device gives workload "
+                f"{manifest.workload} {self._max_artifact_bytes}: deploy a smaller one, or raise "
+                "max_artifact_bytes in its [[workload]] table",
+                code="artifact-over-limit",
+            )
 
     def _fetch_on(self, effects: list[fetch.FetchEffect]) -> list[Event]:
         """Carries out what the fetcher wants; stops at the first that ends the fetch."""
@@ -347,6 +372,7 @@ class Updater:
         try:
             manifest = self._blobs.read_manifest(slot.manifest_digest)
             fetch.check_fits(slot, manifest)
+            self._check_limit(manifest)
             self._blobs.read_artifact(manifest)
         except RejectedError as error:
             return [VerifyFailed(generation=slot.generation, code=error.code, message=error.message)]
@@ -363,7 +389,7 @@ class Updater:
         )
         process = SelfTestProcess(job, lambda result: self._post_self_test(process, result))
         self._self_test = process
-        process.start()
+        self._begin_test(process)
 
     def _stop_self_test(self) -> None:
         if self._self_test is not None:
@@ -405,7 +431,7 @@ class Updater:
         )
 
     def _collect(self) -> None:
-        kept = self.state.kept
+        kept = (*self.state.kept, *self._kept_elsewhere())
         try:
             num_removed = self._blobs.collect(
                 keep_artifacts={slot.digest for slot in kept},
