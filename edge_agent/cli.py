@@ -191,8 +191,14 @@ def status(
         typer.echo(json.dumps(said, indent=1))
         return
     said["age_s"] = round(time.time() - found.update_time_s, 1)
-    for name in ("start_time_s", "update_time_s", "format_version"):
+    for name in ("start_time_s", "update_time_s", "format_version", "workloads"):
         del said[name]
+    for hosted in found.workloads:
+        serves = hosted.serving_digest[:12] or "nothing"
+        said[f"workload {hosted.workload}"] = (
+            f"{hosted.state}, generation {hosted.generation}, serves {serves}, {hosted.num_requests} requests, "
+            f"{hosted.num_errors} errors" + (f", {hosted.code}: {hosted.message}" if hosted.code else "")
+        )
     width = max(map(len, said))
     for name, value in said.items():
         typer.echo(f"{name.ljust(width)}  {value if value != '' else '-'}")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from agent_harness import AgentProcess, Cloud, Shipment, golden_inputs, make_model, ship, wait_until
 
+from edge_agent.verify import check_state
 from edgeloop import topics
 
 pytestmark = pytest.mark.mosquitto
@@ -142,6 +143,9 @@ def test_one_updates_fails_and_is_killed_while_the_other_answers_every_request(c
     agent.start()
     status = agent.wait(lambda said: all(one["serving_digest"] for one in said["workloads"]))
     assert [one["serving_digest"] for one in status["workloads"]] == [newer.digest, ears.digest]
+    checks = check_state(agent.state_dir, (cloud.key.public_bytes,))
+    assert all(check.good for check in checks)
+    assert {"eyes: committed", "ears: committed"} <= {check.what.split(" deployment")[0] for check in checks}
     said = cloud.fleet.registrations[-1].workloads
     assert [(one.workload, one.generation) for one in said] == [("eyes", 4), ("ears", 5)]
 
