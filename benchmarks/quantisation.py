@@ -1,6 +1,6 @@
 """What each quantiser costs in accuracy and buys in bytes and time: ``python -m benchmarks.quantisation``.
 
-One network (a residual CNN on handwritten digits, or ``--workload fashion-mnist``), trained once, goes
+For more than one seed give ``--seed 1`` and so on: teacher, tuning and calibration all follow it. One network (a residual CNN on handwritten digits, or ``--workload fashion-mnist``), trained once, goes
 through every method. Sizes on the wire are those of the packed artifact, as shares of the peer's; latencies
 are shares of fp32's in one interleaved run of the agent's runtime. The peer is ONNX Runtime's own
 ``quantize_static`` as it is advised for processors without VNNI: per channel, unsigned activations, reduced
@@ -94,15 +94,16 @@ def silent(fraction: float, message: str) -> None:
 
 
 class Bench:
-    def __init__(self, workload: Workload, num_validation: int) -> None:
-        self.workload = workload
+    def __init__(self, workload: Workload, num_validation: int, seed: int = 0) -> None:
+        workload = replace(workload, training=replace(workload.training, seed=seed))
+        self.workload, self.seed = workload, seed
         trainer = TeacherTrainer(workload, device="cpu")
         while trainer.epoch < trainer.num_epochs:
             trainer.run_epoch()
         self.seconds = trainer.train_s
         self.model, self.dataset = trainer.model.eval(), trainer.dataset
         self.num_validation = num_validation
-        self.samples = calibration_samples(self.dataset, 256, 0)
+        self.samples = calibration_samples(self.dataset, 256, seed)
 
     def accuracy(self, data: bytes) -> float:
         validation = self.dataset.validation
@@ -114,7 +115,7 @@ class Bench:
             self.model if model is None else model,
             self.model,
             self.dataset,
-            spec=CompressionSpec(quantisation=spec),
+            spec=CompressionSpec(quantisation=spec, seed=self.seed),
             bits=spec.weight_bits(is_int8=True, is_reduced_range=True),
             training=self.workload.training,
             device=CPU,
@@ -131,7 +132,7 @@ class Bench:
 
     def train(self, name: str, spec: QuantisationSpec, model: nn.Module) -> tuple[Row, Row]:
         """Post-training int8 of ``model``, and the same trained for int8."""
-        compression = CompressionSpec(quantisation=spec)
+        compression = CompressionSpec(quantisation=spec, seed=self.seed)
         bits = spec.weight_bits(is_int8=True, is_reduced_range=True)
         network = quantise_network(
             model,
@@ -185,11 +186,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workload", choices=sorted(WORKLOADS), default="digits")
     parser.add_argument("--num-validation", type=int, default=2000, help="samples that score a method")
+    parser.add_argument("--seed", type=int, default=0, help="of the teacher, of tuning and of calibration")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
     started = time.perf_counter()
-    bench = Bench(WORKLOADS[arguments.workload], arguments.num_validation)
+    bench = Bench(WORKLOADS[arguments.workload], arguments.num_validation, arguments.seed)
     fp32 = export_verified(bench.model, bench.dataset)
     peer = quantise(fp32, bench.samples, reduced_range=True)
     rows = [

@@ -261,6 +261,7 @@ class Controller:
                 devices=fleet(store),
                 rollouts=store.rollouts(),
                 targets=store.targets(),
+                now_s=now_s,
             )
             self._deployer.issue(intents, now_s)
 

@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from cloud.domain.losses import Loss
-from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule, RolloutPlan
+from cloud.domain.profiles import Constraints, DeviceProfile, GroupPlan, MatchRule, RolloutPlan
+from cloud.domain.windows import MaintenanceWindow, check_window
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from edgeloop.errors import ConfigError
 
@@ -82,6 +83,10 @@ class TrainingSection(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     augment_pixels: Annotated[int, Field(ge=0, le=64, description="largest random shift of an image")] = 0
     augment_flip: Annotated[bool, Field(description="mirror half of the images")] = False
+    bfloat16: Annotated[
+        bool,
+        Field(description="halves the cost of training where the processor multiplies bfloat16, else slow"),
+    ] = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
@@ -174,6 +179,32 @@ class ConstraintsSection(Section):
     min_accuracy: Share | None = None
 
 
+class RolloutGroupSection(Section):
+    """One group; thresholds that are left out are those of the rollout."""
+
+    name: Name
+    target_percentage: Annotated[
+        float, Field(gt=0, le=100, description="of the devices that no group before has")
+    ] = 100.0
+    success_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    error_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class MaintenanceWindowSection(Section):
+    """When devices may be disturbed, by the clock of each."""
+
+    schedule: Annotated[str, Field(max_length=200, description="five fields as cron has them")]
+    duration: Annotated[str, Field(max_length=16, description="HH:MM or HH:MM:SS")]
+    timezone: Annotated[
+        str, Field(max_length=64, description="of devices without a label 'timezone' or a zone of their own")
+    ] = "UTC"
+
+    @model_validator(mode="after")
+    def _can_open(self) -> MaintenanceWindowSection:
+        check_window(MaintenanceWindow(**self.model_dump()))
+        return self
+
+
 class RolloutSection(Section):
     """How a new artifact is exposed to the profile's devices."""
 
@@ -181,6 +212,30 @@ class RolloutSection(Section):
     success_threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
     error_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     timeout_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0
+    groups: Annotated[
+        list[RolloutGroupSection],
+        Field(max_length=100, description="in the order in which they start; none: canary and rest"),
+    ] = []
+    max_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    maintenance_window: MaintenanceWindowSection | None = None
+
+    @field_validator("groups")
+    @classmethod
+    def _names_differ(cls, groups: list[RolloutGroupSection]) -> list[RolloutGroupSection]:
+        names = [group.name for group in groups]
+        if len(set(names)) < len(names):
+            raise ValueError("two groups have the same name: names must differ")
+        return groups
+
+    def to_domain(self) -> RolloutPlan:
+        """The plan as the domain knows it."""
+        values = self.model_dump(exclude={"groups", "maintenance_window"})
+        window = self.maintenance_window
+        return RolloutPlan(
+            **values,
+            groups=tuple(GroupPlan(**group.model_dump()) for group in self.groups),
+            maintenance_window=None if window is None else MaintenanceWindow(**window.model_dump()),
+        )
 
 
 class ProfileSection(Section):
@@ -232,7 +287,7 @@ class FleetDocument(Section):
                 constraints=Constraints(**profile.constraints.model_dump()),
                 instruction_sets=frozenset(profile.instruction_sets),
                 num_threads=profile.num_threads,
-                rollout=RolloutPlan(**profile.rollout.model_dump()),
+                rollout=profile.rollout.to_domain(),
             )
             for profile in self.profiles
         ]

@@ -7,6 +7,9 @@ What it shows, each with a figure:
 - after ``kill`` and ``up`` of each service the system is as it was: same generations, nothing lost, devices
   connected, reports counted, the cluster ready to build.
 
+With ``--agent-from COMMIT`` the gateways run the agent as it was at that commit until all of that has passed;
+then they are upgraded to this one, which may change nothing either.
+
 It needs an engine and docker-compose (or ``docker compose``), and takes 10 to 20 minutes on two cores. It
 uses a project name and ports of its own, and removes what it made; with --keep all of it stays for a look.
 """
@@ -14,14 +17,17 @@ uses a project name and ports of its own, and removes what it made; with --keep 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -29,6 +35,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "edgeloop-test"
+#: A container that stays, to ask from: one for each question would cost more than the question.
+OPERATOR = f"{PROJECT}-operator"
+POLL_S = 2.0
 EXAMPLE = "examples/gateways"
 SMALL = "gateway-small"
 PORTS = ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT")
@@ -56,6 +65,10 @@ class Compose:
             **ports,
         }
 
+    def use_agent(self, image: str) -> None:
+        """From the next ``up`` on; "" stands for the agent of this checkout."""
+        self._environment["EDGELOOP_AGENT_IMAGE"] = image
+
     def __call__(self, *arguments: str, check: bool = True) -> str:
         command = [*self._command, "-p", PROJECT, "--profile", "agents", *arguments]
         done = subprocess.run(
@@ -71,11 +84,19 @@ class Compose:
 
     def listed(self, *arguments: str) -> Any:
         """What a list command prints as JSON; None while the control plane does not answer."""
-        text = self("run", "--rm", "-T", "edgeloop", *arguments, "-o", "json", check=False)
+        command = ["docker", "exec", OPERATOR, "edgeloop", *arguments, "-o", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         try:
-            return json.loads(text)
+            return json.loads(done.stdout)
         except ValueError:
             return None
+
+    def start_operator(self) -> None:
+        self.stop_operator()
+        self("run", "-d", "--name", OPERATOR, "--entrypoint", "sleep", "edgeloop", "infinity")
+
+    def stop_operator(self) -> None:
+        subprocess.run(["docker", "rm", "-f", OPERATOR], capture_output=True, check=False)
 
     def exit_codes(self) -> dict[str, int]:
         """Of the containers that ended."""
@@ -110,6 +131,40 @@ def _docker_json(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+class _EngineConnection(http.client.HTTPConnection):
+    """To the engine's own socket."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect("/var/run/docker.sock")
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Processor time that each running container of this project has used since it started."""
+    ids = subprocess.run(
+        ["docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    with ThreadPoolExecutor(max_workers=max(1, len(ids))) as pool:
+        return dict(pool.map(_cpu_seconds_of, ids))
+
+
+def _cpu_seconds_of(container: str) -> tuple[str, float]:
+    connection = _EngineConnection("localhost")
+    connection.request("GET", f"/containers/{container}/stats?stream=false&one-shot=true")
+    stats = json.loads(connection.getresponse().read())
+    connection.close()
+    name = stats["name"].lstrip("/").removeprefix(f"{PROJECT}_").removeprefix(f"{PROJECT}-")
+    return name, stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
+
+
+def say_cpu() -> None:
+    """So that times can be judged which were taken on a machine with other work."""
+    used = cpu_seconds()
+    parts = [f"{name} {seconds:.0f}" for name, seconds in sorted(used.items(), key=lambda item: -item[1])]
+    say(f"  processor seconds so far: {sum(used.values()):.0f} ({', '.join(parts)})")
+
+
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
@@ -120,7 +175,7 @@ def wait(what: str, done: Callable[[], bool], timeout_s: float) -> float:
     while not done():
         if time.monotonic() - began_s > timeout_s:
             raise SystemExit(f"FAILED: {what}: not within {timeout_s:.0f} s")
-        time.sleep(1.0)
+        time.sleep(POLL_S)
     return time.monotonic() - began_s
 
 
@@ -140,13 +195,17 @@ class Loop:
 
     def serve_first_students(self) -> None:
         compose = self._compose
+        compose.edgeloop("info")
+        say(f"the cluster is there, {self._elapsed()} after up")
         compose.edgeloop("pause")
         compose.edgeloop("apply", "-f", f"{EXAMPLE}/workload.yaml", "-f", f"{EXAMPLE}/fleet.yaml")
         compose.edgeloop("train", "digits")
         say(f"teacher trained, {self._elapsed()} after up")
+        say_cpu()
         for profile, width in FIRST_WIDTHS.items():
             compose.edgeloop("compress", "-p", profile, "--spec", f"road=pruned,width_ratio={width}")
         say(f"first students built, {self._elapsed()} after up")
+        say_cpu()
         wait("three devices connected", lambda: self._num_connected() == len(PROFILES), CONVERGE_TIMEOUT_S)
         for profile in PROFILES:
             compose.edgeloop("rollout", "start", "-p", profile)
@@ -158,6 +217,8 @@ class Loop:
 
     def close(self) -> tuple[float, str]:
         """Set objectives and let the controller act; p95 and digest of the new student, once it fits."""
+        say(f"first students serve and are measured, {self._elapsed()} after up")
+        say_cpu()
         before = self.profiles()
         first_digest = before[SMALL]["current_digest"]
         measured = {name: float(before[name]["measured_p95_ms"]) for name in PROFILES}
@@ -177,6 +238,7 @@ class Loop:
 
         wait(f"{SMALL} meets its objective with a new student", fits, LOOP_TIMEOUT_S)
         after = self.profiles()[SMALL]
+        say_cpu()
         say(
             f"loop closed {self._elapsed()} after up: {SMALL} went from {first_digest[:12]} at "
             f"{measured[SMALL]:.2f} ms to {after['current_digest'][:12]} at "
@@ -264,6 +326,27 @@ def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
         say(f"killed {service}: whole again in {taken_s:.0f} s, same generations, nothing lost")
 
 
+def build_agent_of(commit: str) -> str:
+    """The image of the agent as it was at that commit."""
+    image = f"edgeloop-agent:{commit}"
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        command = ["docker", "build", "-q", "-f", f"{folder}/edge_agent/Dockerfile", "-t", image, folder]
+        subprocess.run(command, capture_output=True, check=True)
+    return image
+
+
+def upgrade_agents(compose: Compose, loop: Loop) -> None:
+    before = loop.state()
+    compose.use_agent("")
+    compose("up", "-d", "--no-build")
+    taken_s = wait("whole with upgraded agents", partial(loop.is_whole, time.time()), CONVERGE_TIMEOUT_S)
+    if loop.state() != before:
+        raise SystemExit("FAILED: the upgrade of the agents changed the state")
+    say(f"agents upgraded: whole again in {taken_s:.0f} s, same generations, nothing lost")
+
+
 def figures() -> None:
     ids = subprocess.run(
         ["docker", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}"],
@@ -285,6 +368,9 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     parser.add_argument("--no-build", action="store_true", help="use the images that are there")
     parser.add_argument("--kill", default=",".join(SERVICES), help="services to kill, separated by commas")
+    parser.add_argument(
+        "--agent-from", metavar="COMMIT", default="", help="first run the agent of this commit"
+    )
     parser.add_argument("--attach", action="store_true", help="to what --keep left: only kill its services")
     options = parser.parse_args()
     compose = Compose(_ports(again=options.attach))
@@ -293,15 +379,21 @@ def main() -> int:
         kill_each(compose, Loop(compose), services)
         say("PASSED")
         return 0
+    compose.stop_operator()
     compose("down", "-v", "--remove-orphans", check=False)
     try:
         if not options.no_build:
             began_s = time.monotonic()
             compose("build", "-q", "init", "agent-small")
             say(f"images built in {time.monotonic() - began_s:.0f} s")
+        if options.agent_from:
+            compose.use_agent(build_agent_of(options.agent_from))
+            say(f"the gateways run the agent of {options.agent_from}")
         loop = Loop(compose)
         compose("up", "-d", "--no-build")
         say(f"up in {time.monotonic() - loop.began_s:.0f} s")
+        say_cpu()
+        compose.start_operator()
         failed = {name: code for name, code in compose.exit_codes().items() if code}
         if failed:
             raise SystemExit(f"FAILED: ended with an error: {failed}")
@@ -314,9 +406,12 @@ def main() -> int:
         loop.close()
         figures()
         kill_each(compose, loop, services)
+        if options.agent_from:
+            upgrade_agents(compose, loop)
         say("PASSED")
     finally:
         if not options.keep:
+            compose.stop_operator()
             compose("down", "-v", "--remove-orphans", check=False)
     return 0
 

@@ -5,7 +5,8 @@ gradients as large as those of the other part), plus ``1 - alpha`` times cross-e
 regression, both parts are mean squared errors. ``hint_weight`` adds a cost on inner features (see ``hints``).
 
 Rules: the best epoch by validation accuracy stays, the state before the first included; the teacher is asked
-once for each augmented view, and each view is used twice; the same seed gives the same student on the same
+once for each augmented view, and each view is used twice (``answers`` that several trainings share ask once
+for all, and each epoch then has views of its own); the same seed gives the same student on the same
 machine; a loss that is not finite stops at once.
 """
 
@@ -20,9 +21,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from cloud.compression.answers import TeacherAnswers
 from cloud.compression.hints import Hints
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
+from cloud.training import arithmetic
 from cloud.training.augment import Augmenter
 from cloud.training.datasets import Dataset
 from cloud.training.objectives import label_loss, soft_loss
@@ -77,6 +80,7 @@ def distil(
     device: torch.device,
     report: Report,
     rule: WeightRule | None = None,
+    answers: TeacherAnswers | None = None,
 ) -> DistilResult:
     """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it.
 
@@ -85,7 +89,7 @@ def distil(
     kept is the best state in which it is in force. Without epochs to recover in, BatchNorm statistics are
     measured anew.
     """
-    lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device)
+    lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device, answers=answers)
     student.to(device)
     if rule is not None:
         rule.begin(student, spec.num_epochs * count_batches(len(dataset.train), training.batch_size))
@@ -149,6 +153,7 @@ class _Lesson:
         spec: CompressionSpec,
         training: TrainingBudget,
         device: torch.device,
+        answers: TeacherAnswers | None,
     ) -> None:
         self._teacher = teacher.to(device).eval()
         self._spec, self._training, self._device = spec, training, device
@@ -157,15 +162,17 @@ class _Lesson:
         self._labels = torch.from_numpy(dataset.train.labels).to(device)
         self._loss = dataset.loss
         self._hints: Hints | None = None
-        self._num_views = math.ceil(spec.num_epochs / USES_OF_A_VIEW)
+        self._shared = answers
+        self._num_views = spec.num_epochs if answers else math.ceil(spec.num_epochs / USES_OF_A_VIEW)
         self._draws: list[Tensor] = []
         self._answers: list[Tensor] = []
         for view in range(self._num_views):
             with seeded(spec.seed, 1_000_000 + view) as generator:
                 self._draws.append(self._augmenter.draw(len(self._labels), generator))
-            self._answers.append(
-                torch.full((len(self._labels), dataset.num_outputs), math.nan, device=device)
-            )
+            if answers is None:
+                self._answers.append(
+                    torch.full((len(self._labels), dataset.num_outputs), math.nan, device=device)
+                )
 
     def attach_hints(self, student: nn.Module) -> Hints:
         """From now on, until they are detached, inner features count too."""
@@ -217,7 +224,7 @@ class _Lesson:
         spec = self._spec
         inputs = self._augmenter.apply(self._inputs[rows.to(self._device)], self._draws[view][rows])
         rows = rows.to(self._device)
-        logits = student(inputs)
+        logits = arithmetic.run(student, inputs, bfloat16=self._training.bfloat16)
         loss = label_loss(self._loss, logits, self._labels[rows])
         if self._hints is not None and spec.hint_weight is not None:
             hint = spec.hint_weight * self._hints.cost(inputs)
@@ -230,9 +237,12 @@ class _Lesson:
 
     @torch.no_grad()
     def _ask(self, inputs: Tensor, rows: Tensor, view: int) -> Tensor:
+        if self._shared is not None:
+            return self._shared.ask(inputs, rows, self._draws[view][rows.cpu()])
         answers = self._answers[view][rows]
         missing = torch.isnan(answers[:, 0])
         if bool(missing.any()):
-            answers[missing] = self._teacher(inputs[missing])
+            bfloat16 = self._training.bfloat16
+            answers[missing] = arithmetic.run(self._teacher, inputs[missing], bfloat16=bfloat16)
             self._answers[view][rows] = answers
         return answers

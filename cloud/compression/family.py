@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from cloud.compression.answers import TeacherAnswers
 from cloud.compression.cost import measure_cost
 from cloud.compression.dependency import trace_channels
 from cloud.compression.distil import recalibrate
@@ -28,7 +29,7 @@ from cloud.compression.layers import layer_shapes
 from cloud.domain.families import FamilyResult, FamilySettings, FamilyWidth, family_key
 from cloud.domain.tasks import TeacherResult
 from cloud.domain.workloads import Workload
-from cloud.training import checkpoints
+from cloud.training import arithmetic, checkpoints
 from cloud.training.augment import Augmenter
 from cloud.training.datasets import Dataset, Split
 from cloud.training.objectives import label_loss, soft_loss
@@ -72,6 +73,7 @@ class FamilyTrainer:
         *,
         key: str,
         device: str = "auto",
+        answers: TeacherAnswers | None = None,
     ) -> None:
         self.workload, self.dataset, self.settings, self.key = workload, dataset, settings, key
         self.device = choose_device(device)
@@ -97,6 +99,8 @@ class FamilyTrainer:
         scores = taylor(batches, dataset.loss)(self._teacher, graph)
         model = copy.deepcopy(teacher).to(self.device)
         self.elastic = ElasticNetwork(model, graph, scores, dataset.input_shape)
+        self.widths = _widths(self.elastic, settings)
+        self._answers = answers
         self._augmenter = Augmenter.of(workload.training, dataset.input_shape)
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=workload.training.weight_decay
@@ -131,7 +135,7 @@ class FamilyTrainer:
 
     def _train(self, report: Report | None) -> float:
         training, settings = self.workload.training, self.settings
-        widths = self.elastic.widths(settings.narrowest)
+        widths = self.widths
         num_batches = count_batches(len(self._labels), training.batch_size)
         total = torch.zeros((), device=self.device)
         with seeded(settings.seed, self.epoch) as generator:
@@ -141,10 +145,12 @@ class FamilyTrainer:
                 rate = one_cycle(step, num_batches * self.num_epochs, settings.learning_rate)
                 set_learning_rate(self._optimizer, rate)
                 rows = order[batch * training.batch_size :][: training.batch_size]
-                inputs = self._augmenter.apply(self._inputs[rows], self._augmenter.draw(len(rows), generator))
+                draws = self._augmenter.draw(len(rows), generator)
+                inputs = self._augmenter.apply(self._inputs[rows], draws)
                 drawn = torch.randint(len(widths), (settings.num_random_widths,), generator=generator)
-                narrower = {widths[0], *(widths[i] for i in drawn.tolist())} - {1.0}
-                loss = self._loss(inputs, self._labels[rows], sorted(narrower))
+                narrower = {widths[0], *(widths[i] for i in drawn.tolist())} - {widths[-1]}
+                taught = self._teach(inputs, rows, draws)
+                loss = self._loss(inputs, self._labels[rows], taught, sorted(narrower))
                 check_loss(
                     loss,
                     epoch=self.epoch + 1,
@@ -161,20 +167,30 @@ class FamilyTrainer:
                     )
         return float(total) / num_batches
 
-    def _loss(self, inputs: Tensor, labels: Tensor, narrower: list[float]) -> Tensor:
+    @torch.no_grad()
+    def _teach(self, inputs: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
+        if self._answers is not None:
+            return self._answers.ask(inputs, rows, draws)
+        return arithmetic.run(self._teacher, inputs, bfloat16=self.workload.training.bfloat16)
+
+    def _loss(self, inputs: Tensor, labels: Tensor, taught: Tensor, narrower: list[float]) -> Tensor:
         settings, kind = self.settings, self.dataset.loss
 
         def lesson(logits: Tensor, wisdom: Tensor) -> Tensor:
             soft = soft_loss(kind, logits, wisdom, settings.temperature)
             return settings.alpha * soft + (1.0 - settings.alpha) * label_loss(kind, logits, labels)
 
-        with torch.no_grad():
-            taught = self._teacher(inputs)
-        widest = self.elastic.forward(1.0, inputs)
+        def logits_of(width: float) -> Tensor:
+            def network(batch: Tensor) -> Tensor:
+                return self.elastic.forward(width, batch)
+
+            return arithmetic.run(network, inputs, bfloat16=self.workload.training.bfloat16)
+
+        widest = logits_of(self.widths[-1])
         loss = lesson(widest, taught)
         together = (widest.detach() + taught) / 2
         for width in narrower:
-            loss = loss + lesson(self.elastic.forward(width, inputs), together)
+            loss = loss + lesson(logits_of(width), together)
         return loss / (1 + len(narrower))
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,7 +225,7 @@ def finish_family(trainer: FamilyTrainer, teacher: TeacherResult, *, registry: B
     """Store the trained family, and look at each of its widths."""
     elastic, dataset = trainer.elastic, trainer.dataset
     widths = []
-    for width in elastic.widths(trainer.settings.narrowest):
+    for width in trainer.widths:
         network = trainer.cut(width)
         cost = measure_cost(network, dataset.input_shape)
         accuracy = measure_accuracy(network, _first(dataset.validation), trainer.device, dataset.loss)
@@ -267,10 +283,11 @@ def cut_student(
             code="family-changed",
         ) from error
     elastic = ElasticNetwork(model.to(device), graph, scores, dataset.input_shape)
-    if width_ratio < family.narrowest - 1e-9:
+    if family.of_width(width_ratio) is None:
         raise RejectedError(
             f"width_ratio is {width_ratio:g}: the elastic family of {family.workload} was trained down to "
-            f"{family.narrowest:g}; take that, or another road",
+            f"{family.narrowest:g}, from {family.widths[-1].width_ratio:g}; take one of them, "
+            "or another road",
             code="family-width",
         )
     return finish_cut(elastic, width_ratio, dataset, workload, device)
@@ -284,6 +301,12 @@ def finish_cut(
     rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
     recalibrate(student, rows, batch_size=max(64, workload.training.batch_size), device=device)
     return student.eval()
+
+
+def _widths(elastic: ElasticNetwork, settings: FamilySettings) -> tuple[float, ...]:
+    """What the family holds, narrowest first; its least one where nothing lies between the two."""
+    widths = elastic.widths(settings.narrowest)
+    return tuple(width for width in widths if width <= settings.widest + 1e-9) or widths[:1]
 
 
 def _first(split: Split) -> Split:

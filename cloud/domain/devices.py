@@ -12,6 +12,9 @@ from enum import StrEnum
 
 from cloud.domain.profiles import Hardware
 
+#: What operators bind to a device, or its installer gives it, to say where its clock on the wall hangs.
+TIME_ZONE_LABEL = "timezone"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
@@ -32,6 +35,8 @@ class Device:
     serving_digest: str = ""
     operating_system: str = ""
     python_version: str = ""
+    #: Of the tz database, as the device found it; empty when it could not.
+    time_zone: str = ""
 
     serving_generation: int = 0
     profile: str = ""

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from cloud.domain.latency import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilySettings:
-    """How a family is trained. ``narrowest`` is the smallest width ratio that it holds.
+    """How a family is trained. ``narrowest`` and ``widest`` are the width ratios that it holds.
+
+    A family for small devices costs a fraction when it leaves out the widths near the teacher's own.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -28,11 +31,13 @@ class FamilySettings:
     alpha: float = 0.7
     seed: int = 0
     version: int = 1
+    widest: float = 1.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("num_epochs", 1, 1000),
             ("narrowest", 0.01, 1.0),
+            ("widest", 0.01, 1.0),
             ("num_random_widths", 0, 16),
             ("learning_rate", 1e-7, 10.0),
             ("temperature", 0.1, 100.0),
@@ -43,6 +48,15 @@ class FamilySettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+        if self.widest < self.narrowest:
+            raise ValueError(f"widest is {self.widest:g}: it must be at least narrowest, {self.narrowest:g}")
+
+    def identity(self) -> dict[str, Any]:
+        """All values; what came later is left out at its default, so that identities given before stay."""
+        values = asdict(self)
+        if self.widest == 1.0:
+            del values["widest"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +95,6 @@ class FamilyResult:
 
 def family_key(teacher_checkpoint_digest: str, settings: FamilySettings) -> str:
     """Identity of a family."""
-    identity = {"teacher": teacher_checkpoint_digest, "settings": asdict(settings)}
+    identity = {"teacher": teacher_checkpoint_digest, "settings": settings.identity()}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

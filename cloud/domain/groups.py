@@ -4,8 +4,8 @@ Rules kept here:
 
 - A device ends in exactly one terminal state.
 - A group fails when its errors reach ``error_threshold``, or when all have ended and too few serve it.
-- A device that did not end in time is an error, but does not count against ``success_threshold``: one that is
-  offline for good cannot stop every rollout.
+- A device that did not end in time (or was away in its maintenance window) is an error, but does not count
+  against ``success_threshold``: one that is offline for good cannot stop every rollout.
 - Where there is an objective, "installed" is not enough: the group waits for what its devices measure, and
   fails when that is beyond doubt above both the objective and what the previous digest measured. When nothing
   is measured within ``timeout_s`` (no traffic), nothing speaks against it.
@@ -13,11 +13,11 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from cloud.domain.profiles import RolloutPlan
+from cloud.domain.profiles import GroupPlan, RolloutPlan
 
 
 class RolloutGroupState(StrEnum):
@@ -35,6 +35,7 @@ class RolloutDeviceState(StrEnum):
     TIMED_OUT = "timed-out"  # did not end in time
     SUPERSEDED = "superseded"  # something newer came, or the rollout ended, before it ended
     REMOVED = "removed"  # left the profile or the fleet
+    MISSED = "missed"  # never told: it was not connected in its maintenance window
 
     @property
     def is_terminal(self) -> bool:
@@ -48,6 +49,8 @@ class RolloutDevice:
     start_time_s: float = 0.0
     end_time_s: float = 0.0
     message: str = ""
+    #: When it was told; unlike ``start_time_s``, a pause does not change it.
+    expose_time_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,9 @@ class RolloutGroup:
     start_time_s: float = 0.0
     #: When the last device ended; from then on the group waits for its latency only.
     settle_time_s: float = 0.0
+    #: Of this group alone; None stands for the plan's.
+    success_threshold: float | None = None
+    error_threshold: float | None = None
 
     def count(self, *states: RolloutDeviceState) -> int:
         """How many of its devices are in one of these states."""
@@ -66,6 +72,16 @@ class RolloutGroup:
     def each(self, change: Callable[[RolloutDevice], RolloutDevice]) -> RolloutGroup:
         """The group with each of its devices changed."""
         return replace(self, devices=tuple(change(device) for device in self.devices))
+
+
+def new_group(plan: GroupPlan, device_ids: Iterable[str]) -> RolloutGroup:
+    """A group that has not started."""
+    return RolloutGroup(
+        name=plan.name,
+        devices=tuple(RolloutDevice(device_id=device_id) for device_id in sorted(device_ids)),
+        success_threshold=plan.success_threshold,
+        error_threshold=plan.error_threshold,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,19 +110,21 @@ def judge(
     """(state, message, settle time) of a group that has started."""
     num_all = len(group.devices) - group.count(RolloutDeviceState.REMOVED, RolloutDeviceState.SUPERSEDED)
     num_active = group.count(RolloutDeviceState.SUCCEEDED)
-    num_timed_out = group.count(RolloutDeviceState.TIMED_OUT)
+    num_timed_out = group.count(RolloutDeviceState.TIMED_OUT, RolloutDeviceState.MISSED)
+    error_threshold = plan.error_threshold if group.error_threshold is None else group.error_threshold
+    success_threshold = plan.success_threshold if group.success_threshold is None else group.success_threshold
     num_errors = group.count(RolloutDeviceState.FAILED) + num_timed_out
     if num_all == 0:
         return RolloutGroupState.SUCCEEDED, "", now_s
-    if num_errors and num_errors >= plan.error_threshold * num_all:
+    if num_errors and num_errors >= error_threshold * num_all:
         return RolloutGroupState.FAILED, f"{group.name}: {_errors(group, num_all)}", now_s
-    if group.count(RolloutDeviceState.IN_PROGRESS):
+    if group.count(RolloutDeviceState.IN_PROGRESS, RolloutDeviceState.WAITING):
         return (
             RolloutGroupState.RUNNING,
             f"{group.name}: {num_active} of {num_all} serve it",
             group.settle_time_s,
         )
-    if num_active < plan.success_threshold * (num_all - num_timed_out):
+    if num_active < success_threshold * (num_all - num_timed_out):
         return RolloutGroupState.FAILED, f"{group.name}: {_errors(group, num_all)}", now_s
     settle_time_s = group.settle_time_s or now_s
     if num_active == 0 or not has_objective:
@@ -137,7 +155,8 @@ def _errors(group: RolloutGroup, num_all: int) -> str:
     failed = [
         record
         for record in group.devices
-        if record.state in (RolloutDeviceState.FAILED, RolloutDeviceState.TIMED_OUT)
+        if record.state
+        in (RolloutDeviceState.FAILED, RolloutDeviceState.TIMED_OUT, RolloutDeviceState.MISSED)
     ]
     first = failed[0]
     return f"{len(failed)} of {num_all} did not take it; {first.device_id}: {first.message or first.state}"

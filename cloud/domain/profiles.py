@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from cloud.domain.windows import MaintenanceWindow
+
 #: With any of these, int8 dot products accumulate in 32 bits and full-range weights are exact. Without,
 #: the 16-bit intermediate of the older kernels saturates: weights must stay within 7 bits.
 WIDE_ACCUMULATION = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm", "amx_int8"})
@@ -90,13 +92,42 @@ class MatchRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GroupPlan:
+    """One group of a rollout; the names are hawkBit's.
+
+    ``target_percentage`` is of the devices that no group before has; the last group takes all that are left.
+    Thresholds (0 to 1) that are None are those of the plan.
+    """
+
+    name: str
+    target_percentage: float = 100.0
+    success_threshold: float | None = None
+    error_threshold: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutPlan:
-    """How a new artifact is exposed to a profile's devices."""
+    """How a new artifact is exposed to a profile's devices.
+
+    ``timeout_s`` is the time that a device has from when it is told. Without ``groups`` there are two, canary
+    and rest, the first with ``canary_share`` of the devices. ``max_per_minute`` bounds how many devices are
+    told within any minute.
+    """
 
     canary_share: float = 0.5
     success_threshold: float = 1.0
     error_threshold: float = 0.5
     timeout_s: float = 600.0
+    groups: tuple[GroupPlan, ...] = ()
+    max_per_minute: int | None = None
+    maintenance_window: MaintenanceWindow | None = None
+
+    @property
+    def group_plans(self) -> tuple[GroupPlan, ...]:
+        """The groups, in the order in which they start."""
+        if self.groups:
+            return self.groups
+        return (GroupPlan(name="canary", target_percentage=100 * self.canary_share), GroupPlan(name="rest"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,8 @@ Rules kept here:
   the profile, late joiners included, its target.
 - A device that changed profile gets its new profile's digest. A device that matches no profile, or whose
   profile has nothing to serve yet, keeps what it has: no device is ever told to run nothing.
+- Where a profile has a maintenance window, its devices are brought up to date within it (exposure.py). What a
+  rollout brought that failed or was aborted is taken back at once.
 - What a device already should run is not said again, whatever it answered: a device that refused a digest is
   not asked a second time.
 """
@@ -17,8 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cloud.domain.exposure import held_back
 from cloud.domain.profiles import DeviceProfile
-from cloud.domain.rollout import DeploymentIntent, FleetDevice, Rollout, intent_for, started_devices
+from cloud.domain.rollout import (
+    DeploymentIntent,
+    FleetDevice,
+    Rollout,
+    RolloutState,
+    intent_for,
+    started_devices,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +50,18 @@ def reconcile(
     devices: Iterable[FleetDevice],
     rollouts: Iterable[Rollout],
     targets: Mapping[str, ProfileTarget],
+    now_s: float = 0.0,
 ) -> list[DeploymentIntent]:
-    """What must be told to which device so that each runs what it should. ``targets`` is by profile name."""
+    """What must be told to which device so that each runs what it should.
+
+    ``targets`` is by profile name; ``now_s`` matters only where a profile has a maintenance window.
+    """
+    rollouts = tuple(rollouts)
+    taken_back = {
+        rollout.rollout_id
+        for rollout in rollouts
+        if rollout.state in (RolloutState.FAILED, RolloutState.ABORTED)
+    }
     by_name = {profile.name: profile for profile in profiles}
     open_rollouts: dict[str, Rollout] = {}
     for rollout in sorted(rollouts, key=lambda rollout: (rollout.create_time_s, rollout.rollout_id)):
@@ -66,6 +86,10 @@ def reconcile(
                 rollout_id=target.rollout_id,
                 decision_id=target.decision_id,
             )
+            told = device.deployment
+            is_taken_back = told is not None and told.rollout_id in taken_back
+            if not is_taken_back and held_back(profile.rollout, device, now_s) is not None:
+                continue
         if wanted is not None and not wanted.is_said_to(device):
             intents.append(wanted)
     return intents

@@ -2,7 +2,10 @@
 
 Rules kept here:
 
-- Groups go one after the other: first the canaries, then the rest. Canaries are devices that are connected.
+- Groups go one after the other: first the canaries, then the rest, or as the plan names them. Canaries are
+  devices that are connected.
+- Of a group that has started, devices are told as the plan's rate and window allow (exposure.py).
+- Devices that join the profile while it runs are taken into its last group.
 - A group succeeds on what its devices *measured* of the digest that serves, not on "installed" (groups.py).
 - Each device ends in exactly one terminal state; what it says after that changes nothing here.
 - A rollout that fails or is aborted brings the previous digest back to every device that had been told the
@@ -17,9 +20,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Self
 
-from cloud.domain.devices import Deployment, DeploymentState, Device
+from cloud.domain.devices import DeploymentState
+from cloud.domain.exposure import exposed_now, has_missed
+from cloud.domain.fleet_device import DeploymentIntent, FleetDevice
 from cloud.domain.groups import (
     GroupEvidence,
     RolloutDevice,
@@ -27,6 +31,7 @@ from cloud.domain.groups import (
     RolloutGroup,
     RolloutGroupState,
     judge,
+    new_group,
 )
 from cloud.domain.profiles import DeviceProfile, RolloutPlan
 
@@ -51,49 +56,6 @@ __all__ = [
     "started_devices",
     "supersede",
 ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FleetDevice:
-    """One registered device: the profile that it matches now ("" when none) and its newest deployment."""
-
-    device_id: str
-    profile: str
-    connected: bool = False
-    deployment: Deployment | None = None
-
-    @classmethod
-    def of(cls, device: Device, deployment: Deployment | None) -> Self:
-        """From what the store keeps."""
-        return cls(
-            device_id=device.device_id,
-            profile=device.profile,
-            connected=device.connected,
-            deployment=deployment,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeploymentIntent:
-    """What one device shall be told to run next; whoever applies it gives it the device's next generation."""
-
-    device_id: str
-    workload: str
-    profile: str
-    digest: str
-    manifest_digest: str
-    rollout_id: str = ""
-    decision_id: str = ""
-
-    def is_said_to(self, device: FleetDevice) -> bool:
-        """Whether the device's newest deployment already says this, whoever asked for it."""
-        told = device.deployment
-        return told is not None and (told.workload, told.profile, told.digest, told.manifest_digest) == (
-            self.workload,
-            self.profile,
-            self.digest,
-            self.manifest_digest,
-        )
 
 
 class RolloutState(StrEnum):
@@ -125,6 +87,8 @@ class Rollout:
     create_time_s: float = 0.0
     update_time_s: float = 0.0
     decision_id: str = ""
+    #: When it was last resumed; 0 when it never was.
+    resume_time_s: float = 0.0
 
 
 def plan_rollout(
@@ -153,18 +117,15 @@ def plan_rollout(
             hashlib.sha256(f"{rollout_id}/{device.device_id}".encode()).digest(),
         ),
     )
-    num_canaries = min(len(members), max(1, math.ceil(plan.canary_share * len(members))))
-    groups = tuple(
-        RolloutGroup(
-            name=name,
-            devices=tuple(
-                RolloutDevice(device_id=device.device_id)
-                for device in sorted(part, key=lambda device: device.device_id)
-            ),
-        )
-        for name, part in (("canary", members[:num_canaries]), ("rest", members[num_canaries:]))
-        if part
-    )
+    groups = []
+    for number, wanted in enumerate(plan.group_plans):
+        is_last = number == len(plan.group_plans) - 1
+        # Rounded: 7 % of 100 is 7, and not the 7.000000000000001 that floats make of it.
+        share = len(members) * wanted.target_percentage / 100
+        size = len(members) if is_last else max(1, math.ceil(round(share, 6)))
+        part, members = members[:size], members[size:]
+        if part:
+            groups.append(new_group(wanted, (device.device_id for device in part)))
     return Rollout(
         rollout_id=rollout_id,
         profile=profile.name,
@@ -174,7 +135,7 @@ def plan_rollout(
         previous_digest=previous_digest,
         previous_manifest_digest=previous_manifest_digest,
         plan=plan,
-        groups=groups,
+        groups=tuple(groups),
         create_time_s=now_s,
         update_time_s=now_s,
         decision_id=decision_id,
@@ -196,7 +157,7 @@ def advance(
     after = rollout
     if not rollout.state.is_terminal:
         judged = running_group(rollout)
-        after = _observe(after, by_id, now_s)
+        after = _observe(_taken_in(after, devices), by_id, now_s)
         if after.state is RolloutState.RUNNING:
             after = _progress(after, by_id, judged.name if judged else "", evidence, now_s)
         if after != rollout:
@@ -210,8 +171,8 @@ def advance(
 
 
 def started_devices(rollout: Rollout) -> frozenset[str]:
-    """Devices whose group has started, ended or not."""
-    not_in = (RolloutDeviceState.WAITING, RolloutDeviceState.REMOVED)
+    """Devices that were told, ended or not."""
+    not_in = (RolloutDeviceState.WAITING, RolloutDeviceState.REMOVED, RolloutDeviceState.MISSED)
     return frozenset(
         device.device_id for group in rollout.groups for device in group.devices if device.state not in not_in
     )
@@ -253,7 +214,7 @@ def running_group(rollout: Rollout) -> RolloutGroup | None:
 
 
 def pause(rollout: Rollout, now_s: float) -> Rollout:
-    """No further group starts, and no time runs out. Raises ``ValueError`` for a rollout that has ended."""
+    """No further device is told, and no time runs out. Raises ``ValueError`` for a rollout that has ended."""
     _refuse_ended(rollout, "paused")
     return replace(rollout, state=RolloutState.PAUSED, message="paused by an operator", update_time_s=now_s)
 
@@ -273,7 +234,14 @@ def resume(rollout: Rollout, now_s: float) -> Rollout:
         replace(group.each(begin_anew), settle_time_s=now_s if group.settle_time_s else 0.0)
         for group in rollout.groups
     )
-    return replace(rollout, state=RolloutState.RUNNING, groups=groups, message="", update_time_s=now_s)
+    return replace(
+        rollout,
+        state=RolloutState.RUNNING,
+        groups=groups,
+        message="",
+        update_time_s=now_s,
+        resume_time_s=now_s,
+    )
 
 
 def abort(rollout: Rollout, now_s: float, reason: str = "aborted by an operator") -> Rollout:
@@ -299,23 +267,49 @@ def _refuse_ended(rollout: Rollout, verb: str) -> None:
         raise ValueError(f"rollout {rollout.rollout_id} has ended ({rollout.state}): it cannot be {verb}")
 
 
+def _taken_in(rollout: Rollout, devices: Iterable[FleetDevice]) -> Rollout:
+    """With the devices that have joined the profile since, in the last group."""
+    known = {record.device_id for group in rollout.groups for record in group.devices}
+    joined = sorted(
+        device.device_id
+        for device in devices
+        if device.profile == rollout.profile and device.device_id not in known
+    )
+    if not joined:
+        return rollout
+    last = rollout.plan.group_plans[-1]
+    if not rollout.groups or rollout.groups[-1].name != last.name:
+        return replace(rollout, groups=(*rollout.groups, new_group(last, joined)))
+    group = rollout.groups[-1]
+    records = (*group.devices, *(RolloutDevice(device_id=device_id) for device_id in joined))
+    return _with_group(rollout, len(rollout.groups) - 1, replace(group, devices=records, settle_time_s=0.0))
+
+
 def _observe(rollout: Rollout, by_id: Mapping[str, FleetDevice], now_s: float) -> Rollout:
     """Note what the devices of started groups have come to, and which devices have left."""
-    groups = tuple(
-        group.each(lambda record: _observed(rollout, record, by_id.get(record.device_id), now_s))
-        for group in rollout.groups
-    )
-    return replace(rollout, groups=groups)
+
+    def observed(group: RolloutGroup) -> RolloutGroup:
+        return group.each(
+            lambda record: _observed(rollout, group, record, by_id.get(record.device_id), now_s)
+        )
+
+    return replace(rollout, groups=tuple(observed(group) for group in rollout.groups))
 
 
 def _observed(
-    rollout: Rollout, record: RolloutDevice, device: FleetDevice | None, now_s: float
+    rollout: Rollout, group: RolloutGroup, record: RolloutDevice, device: FleetDevice | None, now_s: float
 ) -> RolloutDevice:
     if record.state.is_terminal:
         return record
     if device is None or device.profile != rollout.profile:
         return _ended(record, RolloutDeviceState.REMOVED, "it left the profile", now_s)
     if record.state is RolloutDeviceState.WAITING:
+        is_due = rollout.state is RolloutState.RUNNING and group.state is RolloutGroupState.RUNNING
+        since_s = max(group.start_time_s, rollout.resume_time_s)
+        if is_due and has_missed(rollout.plan, device, since_s, now_s):
+            return _ended(
+                record, RolloutDeviceState.MISSED, "it was not connected in its maintenance window", now_s
+            )
         return record
     told = device.deployment
     if told is not None and told.digest == rollout.digest:
@@ -329,10 +323,13 @@ def _observed(
     return record
 
 
-def _started(record: RolloutDevice, now_s: float) -> RolloutDevice:
-    if record.state is not RolloutDeviceState.WAITING:
-        return record
-    return replace(record, state=RolloutDeviceState.IN_PROGRESS, start_time_s=now_s)
+def _exposed(group: RolloutGroup, device_ids: Collection[str], now_s: float) -> RolloutGroup:
+    def begin(record: RolloutDevice) -> RolloutDevice:
+        if record.device_id not in device_ids:
+            return record
+        return replace(record, state=RolloutDeviceState.IN_PROGRESS, start_time_s=now_s, expose_time_s=now_s)
+
+    return group.each(begin)
 
 
 def _ended(record: RolloutDevice, state: RolloutDeviceState, message: str, now_s: float) -> RolloutDevice:
@@ -351,11 +348,10 @@ def _progress(
         if group.state is RolloutGroupState.SUCCEEDED:
             continue
         if group.state is RolloutGroupState.WAITING:
-            group = replace(
-                group.each(lambda record: _started(record, now_s)),
-                state=RolloutGroupState.RUNNING,
-                start_time_s=now_s,
-            )
+            group = replace(group, state=RolloutGroupState.RUNNING, start_time_s=now_s)
+        exposed = exposed_now(rollout.groups, group, rollout.plan, by_id, now_s)
+        group = _exposed(group, exposed, now_s)
+        if group != rollout.groups[i]:
             rollout = _observe(_with_group(rollout, i, group), by_id, now_s)
             group = rollout.groups[i]
         state, message, settle_time_s = judge(

@@ -13,7 +13,10 @@ from cloud.domain.losses import Loss
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBudget:
-    """How long and how the teacher is trained. ``augment_pixels`` is the largest random shift of an image."""
+    """How long and how the teacher is trained. ``augment_pixels`` is the largest random shift of an image.
+
+    ``bfloat16`` holds for students and families too: see ``cloud.training.arithmetic``.
+    """
 
     num_epochs: int = 12
     batch_size: int = 64
@@ -22,6 +25,7 @@ class TrainingBudget:
     label_smoothing: float = 0.05
     augment_pixels: int = 0
     augment_flip: bool = False
+    bfloat16: bool = False
     seed: int = 0
 
 
@@ -78,6 +82,8 @@ class Workload:
         values = asdict(self)
         if self.loss is Loss.CROSS_ENTROPY:
             del values["loss"]
+        if not self.training.bfloat16:
+            del values["training"]["bfloat16"]
         return values
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from cloud.domain.candidates import Candidate, pareto_front
+from cloud.domain.codec import encode
 from cloud.domain.decisions import Verdict
 from cloud.domain.devices import Device
 from cloud.domain.evidence import Window
@@ -264,12 +265,7 @@ def _profile_json(profile: DeviceProfile) -> str:
             },
             "instruction_sets": sorted(profile.instruction_sets),
             "num_threads": profile.num_threads,
-            "rollout": {
-                "canary_share": plan.canary_share,
-                "success_threshold": plan.success_threshold,
-                "error_threshold": plan.error_threshold,
-                "timeout_s": plan.timeout_s,
-            },
+            "rollout": encode(plan),
         },
         sort_keys=True,
     )

@@ -40,6 +40,15 @@ class Augmenter:
             )
         return cls(pixels=training.augment_pixels, flip=training.augment_flip)
 
+    @property
+    def num_views(self) -> int:
+        """How many different views of a sample there are."""
+        return (2 * self.pixels + 1) ** 2 * 2
+
+    def views(self, draws: Tensor) -> Tensor:
+        """Which of them each row of ``draws`` is, from 0."""
+        return (draws[:, 0] * (2 * self.pixels + 1) + draws[:, 1]) * 2 + draws[:, 2]
+
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """One row a sample: shift down, shift right, whether to mirror. On the CPU."""
         shifts = torch.randint(0, 2 * self.pixels + 1, (num_samples, 2), generator=generator)

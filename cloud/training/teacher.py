@@ -23,6 +23,7 @@ from cloud.compression.budget import check_calibration
 from cloud.compression.readiness import check_compressible
 from cloud.domain.losses import Loss
 from cloud.domain.workloads import Workload
+from cloud.training import arithmetic
 from cloud.training.augment import Augmenter
 from cloud.training.callables import is_callable_path
 from cloud.training.datasets import Dataset, Split, load_dataset
@@ -111,7 +112,8 @@ class TeacherTrainer:
                 )
                 rows = order[batch * training.batch_size :][: training.batch_size]
                 draws = self._augmenter.draw(len(rows), generator)
-                logits = self.model(self._augmenter.apply(self._inputs[rows], draws))
+                inputs = self._augmenter.apply(self._inputs[rows], draws)
+                logits = arithmetic.run(self.model, inputs, bfloat16=training.bfloat16)
                 loss = label_loss(self.dataset.loss, logits, self._labels[rows], training.label_smoothing)
                 check_loss(
                     loss, epoch=self.epoch + 1, batch=batch + 1, rows=rows, field="training.learning_rate"
