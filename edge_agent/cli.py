@@ -196,8 +196,9 @@ def status(
     for hosted in found.workloads:
         serves = hosted.serving_digest[:12] or "nothing"
         said[f"workload {hosted.workload}"] = (
-            f"{hosted.state}, generation {hosted.generation}, serves {serves}, {hosted.num_requests} requests, "
-            f"{hosted.num_errors} errors" + (f", {hosted.code}: {hosted.message}" if hosted.code else "")
+            f"{hosted.state}, generation {hosted.generation}, serves {serves}, "
+            f"{hosted.num_requests} requests, {hosted.num_errors} errors"
+            + (f", {hosted.code}: {hosted.message}" if hosted.code else "")
         )
     width = max(map(len, said))
     for name, value in said.items():
