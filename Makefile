@@ -19,8 +19,10 @@ $(STAMP): pyproject.toml scripts/setup_venv.py
 	$(PYTHON) scripts/setup_venv.py $(VENV)
 	touch $@
 
+# What neither measures nor starts Ray runs side by side; integration and end-to-end tests want the machine.
 test: $(STAMP) check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/simulation
+	$(BIN)/pytest tests/integration tests/e2e
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,8 @@
-"""``make bench``: run every benchmark, one after the other, each in a process of its own."""
+"""Benchmarks, one after the other, each in a process of its own.
+
+python -m benchmarks                      all of them (``make bench``)
+python -m benchmarks delivery serving     those
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import sys
 
 BENCHMARKS = (
     "benchmarks.agent",
+    "benchmarks.delivery",
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",
@@ -16,9 +21,12 @@ BENCHMARKS = (
 
 
 def main() -> int:
-    failed = [
-        name for name in BENCHMARKS if subprocess.run([sys.executable, "-m", name], check=False).returncode
-    ]
+    wanted = [f"benchmarks.{name}" for name in sys.argv[1:]] or BENCHMARKS
+    if unknown := sorted(set(wanted) - set(BENCHMARKS)):
+        known = ", ".join(name.removeprefix("benchmarks.") for name in BENCHMARKS)
+        print(f"no such benchmark: {', '.join(unknown)}; there are {known}", file=sys.stderr)
+        return 2
+    failed = [name for name in wanted if subprocess.run([sys.executable, "-m", name], check=False).returncode]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)

@@ -217,7 +217,7 @@ class Gateway:
             self.process.wait(20)
 
 
-def publish(session: MqttSession, key: trust.DirectorKey, data: bytes) -> str:
+def publish(session: MqttSession, key: trust.DirectorKey, data: bytes, *, generation: int = 1) -> str:
     """Publishes one artifact and deploys it; its digest."""
     inputs = samples(4)
     shape = [1, SIZE, SIZE]
@@ -238,7 +238,7 @@ def publish(session: MqttSession, key: trust.DirectorKey, data: bytes) -> str:
         device_id=DEVICE_ID,
         workload=WORKLOAD,
         profile=PROFILE,
-        generation=1,
+        generation=generation,
         digest=manifest.digest,
         manifest_digest=manifest_digest,
         issue_time=trust.timestamp(time.time()),

@@ -1,8 +1,9 @@
 """What each quantiser costs in accuracy and buys in bytes and time: ``python -m benchmarks.quantisation``.
 
-For more than one seed give ``--seed 1`` and so on: teacher, tuning and calibration all follow it. One network (a residual CNN on handwritten digits, or ``--workload fashion-mnist``), trained once, goes
-through every method. Sizes on the wire are those of the packed artifact, as shares of the peer's; latencies
-are shares of fp32's in one interleaved run of the agent's runtime. The peer is ONNX Runtime's own
+For more than one seed give ``--seed 1`` and so on: teacher, tuning and calibration all follow it. One
+network (a residual CNN on handwritten digits, or ``--workload fashion-mnist``), trained once, goes through
+every method. Sizes on the wire are those of the packed artifact, as shares of the peer's; latencies are
+shares of fp32's in one interleaved run of the agent's runtime. The peer is ONNX Runtime's own
 ``quantize_static`` as it is advised for processors without VNNI: per channel, unsigned activations, reduced
 range.
 """

@@ -12,7 +12,6 @@ the test split. Goal: the depth-6 tree gains at least 8 points over the same tre
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 from dataclasses import replace
 
@@ -26,6 +25,7 @@ from cloud.domain.rules import RuleKind, RuleLabels, RuleSpec
 from cloud.domain.specs import CompressionSpec, Precision
 from cloud.domain.tasks import StudentTask
 from cloud.domain.workloads import TrainingBudget, Workload
+from cloud.registry import Registry
 from cloud.rules_text import describe_rules
 from cloud.training.teacher import TeacherTrainer, predict
 from edgeloop import rules
@@ -47,21 +47,6 @@ NETWORK = "network, quarter width, int8"
 CPU = torch.device("cpu")
 
 
-class Memory:
-    """A registry in a dictionary."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
-
-
 def quiet(fraction: float, message: str) -> None:
     """Progress is not what this prints."""
 
@@ -75,7 +60,7 @@ def measure(split: int, image_size: int) -> dict[str, dict[str, float]]:
         teacher_options={"base_width": 16},
         training=TrainingBudget(num_epochs=12, batch_size=32, learning_rate=3e-3, augment_pixels=1),
     )
-    registry, trainer = Memory(), TeacherTrainer(workload, device="cpu")
+    registry, trainer = Registry("memory://benchmark-rules"), TeacherTrainer(workload, device="cpu")
     while trainer.epoch < trainer.num_epochs:
         trainer.run_epoch()
     dataset, teacher = trainer.dataset, finish_teacher(workload, trainer, registry=registry)

@@ -9,7 +9,6 @@ whole, each at its strongest. ``python -m benchmarks.wire_size [--seeds 3] [--me
 from __future__ import annotations
 
 import argparse
-import hashlib
 import lzma
 import statistics
 import time
@@ -29,23 +28,11 @@ from cloud.domain.sparsity import Scope, SparsitySpec, WeightImportance
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.tasks import StudentTask
 from cloud.domain.workloads import TrainingBudget, Workload
+from cloud.registry import Registry
 from cloud.training.datasets import load_dataset
 from cloud.training.teacher import TeacherTrainer
 
 GOAL_RATIO, GOAL_LOSS = 0.6, 0.003
-
-
-class Blobs:
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
 
 
 @torch.no_grad()
@@ -104,7 +91,7 @@ def main() -> None:
     trainer = TeacherTrainer(workload, dataset, device="cpu")
     while trainer.epoch < trainer.num_epochs:
         trainer.run_epoch()
-    blobs = Blobs()
+    blobs = Registry("memory://benchmark-wire_size")
     result = finish_teacher(workload, trainer, registry=blobs)
     teacher = trainer.model.eval()
     print(f"{options.dataset}, teacher {result.accuracy:.2%} validation, {result.test_accuracy:.2%} test")

@@ -27,7 +27,9 @@ from cloud.publisher import Publisher
 from cloud.registry import Registry
 from cloud.settings import ServeSettings
 from cloud.store import Store, lease_fence
+from cloud.tuf_repository import TufRepository
 from edgeloop import topics
+from edgeloop.artifact import parse_manifest
 from edgeloop.mqtt import MqttSession
 
 
@@ -87,6 +89,12 @@ class Acting:
             bus=session, blobs=parts.registry, state_path=parts.state_dir / "published.json"
         )
         director = DirectorKeys(parts.settings.director, on_chain=publisher.set_director_keys)
+        tuf = TufRepository(
+            parts.settings.director,
+            size_of=lambda manifest_digest: _artifact_bytes(parts.registry, manifest_digest),
+            on_files=publisher.set_tuf,
+            timestamp_lifetime_s=parts.settings.tuf_timestamp_lifetime_s,
+        )
         runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=parts.registry.exists)
         controller = Controller(
             store,
@@ -94,6 +102,7 @@ class Acting:
             ship=publisher.set_desired,
             settings=parts.settings.policy,
             deployment_lifetime_s=parts.settings.deployment_lifetime_s,
+            release=tuf.release,
             computes_here=parts.settings.compute == "ray" and not parts.settings.ray_address,
         )
         presence = PresenceBook(store, forget_on_connect=parts.broker_forgets)
@@ -124,3 +133,8 @@ class Acting:
         finally:
             self._session = None
             self._compute = None
+
+
+def _artifact_bytes(registry: Registry, manifest_digest: str) -> int:
+    """Length of a manifest's artifact. Raises ``EdgeloopError``."""
+    return parse_manifest(registry.get(manifest_digest), expected_digest=manifest_digest).size_bytes

@@ -31,6 +31,7 @@ import sqlalchemy as sa
 from cloud.director_keys import CHAIN_FILE, KEY_FILE, NEW_KEY_FILE, OLD_KEY_FILE
 from cloud.settings import ServeSettings
 from cloud.state_folder import locked
+from cloud.tuf_files import TufFiles
 from edgeloop import __version__
 from edgeloop.errors import ConfigError, RejectedError
 
@@ -39,6 +40,11 @@ _INFO = "backup.json"
 _DATABASE = "edgeloop.db"
 #: The newest of the director's keys, those of a change under way, and what vouches for them.
 _DIRECTOR = (KEY_FILE, NEW_KEY_FILE, OLD_KEY_FILE, CHAIN_FILE)
+#: TUF's metadata and online keys. The root's keys are kept elsewhere, and apart.
+_TUF = re.compile(
+    r"tuf/(metadata/([1-9][0-9]{0,9}\.(root|targets|snapshot)|timestamp)\.json"
+    r"|keys/(targets|snapshot|timestamp)\.pem(\.new)?)"
+)
 _BLOB = re.compile(r"registry/sha256/([0-9a-f]{2})/([0-9a-f]{64})")
 _MAX_MEMBER_BYTES = 1 << 32
 
@@ -70,6 +76,10 @@ def back_up(settings: ServeSettings, target: Path) -> BackupSummary:
             for name in _DIRECTOR:
                 if (settings.director / name).exists():
                     archive.add(settings.director / name, name)
+            tuf = settings.director / "tuf"
+            with TufFiles(settings.director).locked():  # what belongs together
+                for path in sorted((*tuf.glob("metadata/*.json"), *tuf.glob("keys/*.pem*"))):
+                    archive.add(path, f"tuf/{path.relative_to(tuf)}")
             blobs = sorted(path for path in registry.glob("sha256/??/*") if path.is_file())
             for path in blobs:
                 archive.add(path, f"registry/{path.relative_to(registry)}")
@@ -123,7 +133,7 @@ def _take_all(archive: tarfile.TarFile, state_dir: Path, written: list[Path]) ->
         if member.name == _INFO:
             info = _summary(stream.read())
             continue
-        if not (blob or member.name in (_DATABASE, *_DIRECTOR)):
+        if not (blob or _TUF.fullmatch(member.name) or member.name in (_DATABASE, *_DIRECTOR)):
             raise _foreign(member.name)
         target = state_dir / member.name
         target.parent.mkdir(parents=True, exist_ok=True)

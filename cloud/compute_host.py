@@ -11,10 +11,15 @@ import random
 import threading
 from typing import Protocol
 
-from cloud.jobrunner import Compute
+from cloud.job_parts import Compute
 from edgeloop.backoff import Backoff
 
 logger = logging.getLogger(__name__)
+
+#: How old the description of a cluster gets, at first (machines join one after the other) and in the end.
+#: More looks would cost recovery: while a head is gone and nobody knows it yet, a look waits for it.
+DESCRIBE_INTERVAL_S = 5.0
+MAX_DESCRIBE_INTERVAL_S = 60.0
 
 
 class StartableCompute(Compute, Protocol):
@@ -30,8 +35,15 @@ class StartableCompute(Compute, Protocol):
 class ComputeHost:
     """One thread that owns the cluster's life."""
 
-    def __init__(self, compute: StartableCompute, *, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        compute: StartableCompute,
+        *,
+        backoff: Backoff | None = None,
+        describe_interval_s: float = DESCRIBE_INTERVAL_S,
+    ) -> None:
         self._compute = compute
+        self._describe_interval_s = describe_interval_s
         self._backoff = backoff or Backoff(1.0, 60.0, random.Random())
         self._lost = threading.Event()
         self._stopping = threading.Event()
@@ -81,7 +93,12 @@ class ComputeHost:
             self._backoff.reset()
             self.message = self._described()
             self.ready = self._compute
-            self._lost.wait()
+            interval_s = self._describe_interval_s
+            while not self._lost.wait(interval_s):
+                interval_s = min(2 * interval_s, MAX_DESCRIBE_INTERVAL_S)
+                message = self._described()
+                if not self._lost.is_set():
+                    self.message = message
             self._lost.clear()
             self.ready = None
             try:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -82,11 +82,12 @@ class Controller:
         settings: PolicySettings,
         computes_here: bool = False,
         deployment_lifetime_s: float = DEFAULT_LIFETIME_S,
+        release: Callable[[Collection[tuple[str, str]], float], None] = lambda pairs, now_s: None,
     ) -> None:
         self._computes_here = computes_here
         self._store = store
         self._settings = settings
-        self._deployer = Deployer(store, director, ship, deployment_lifetime_s)
+        self._deployer = Deployer(store, director, ship, deployment_lifetime_s, release)
         self._last_errors: dict[str, str] = {}
         self._housekeeping_s = float("-inf")
 

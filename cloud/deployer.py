@@ -6,13 +6,14 @@ Rules that this module keeps:
 * A deployment is signed once and its bytes are kept, so that publishing again gives the same message. It is
   signed again only when the director key is another one than it was signed with, or half of its life is over:
   what somebody holds back expires, what is still wanted never does.
+* Nothing is named to a device before it was released (TUF), and every round says so again.
 * Persist, then act: what is handed to the publisher has been committed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from google.protobuf.message import DecodeError
 
@@ -39,11 +40,13 @@ class Deployer:
         director: Callable[[], DirectorKey],
         ship: Callable[[Mapping[str, Shipment]], None],
         lifetime_s: float = DEFAULT_LIFETIME_S,
+        release: Callable[[Collection[tuple[str, str]], float], None] = lambda pairs, now_s: None,
     ) -> None:
         self._store = store
         self._director = director
         self._ship = ship
         self._lifetime_s = lifetime_s
+        self._release = release
         self._shipped: dict[str, Shipment] | None = None
 
     def issue(self, intents: Iterable[DeploymentIntent], now_s: float) -> None:
@@ -93,6 +96,9 @@ class Deployer:
                 manifest_digest=deployment.manifest_digest,
                 payload=payload,
             )
+        # Also where nothing changed: what says that things are fresh must be renewed in time.
+        pairs = {(shipment.digest, shipment.manifest_digest) for shipment in shipments.values()}
+        self._release(pairs, now_s)
         if shipments != self._shipped:
             self._ship(shipments)
             self._shipped = shipments

@@ -64,12 +64,17 @@ def compress_job(
     *,
     decision_id: str = "",
     max_trials: int = 0,
+    reasons: Mapping[str, str] | None = None,
 ) -> Job:
     """A job that builds these students. Their task ids are filled in once the teacher is known.
 
     A search gives ``max_trials``: further rungs may follow from what the first ones measured.
+    ``reasons`` is why each was proposed, by spec digest.
     """
-    trials = tuple(Trial(task_id=f"{job_id}-{number}", spec=spec) for number, spec in enumerate(specs))
+    trials = tuple(
+        Trial(task_id=f"{job_id}-{number}", spec=spec, reason=(reasons or {}).get(spec.digest, ""))
+        for number, spec in enumerate(specs)
+    )
     return Job(
         job_id=job_id,
         kind=JobKind.COMPRESS,

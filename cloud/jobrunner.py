@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Protocol
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilyResult
 from cloud.domain.jobs import Job, JobKind, JobState, Trial
-from cloud.domain.profiles import DeviceProfile
-from cloud.domain.rungs import next_rung
-from cloud.domain.specs import CompressionSpec, Road
+from cloud.domain.specs import Road
 from cloud.domain.tasks import (
     FamilyTask,
     StudentTask,
@@ -41,8 +37,9 @@ from cloud.domain.tasks import (
 )
 from cloud.domain.workloads import Workload
 from cloud.family_plans import family_job, family_settings, family_task_id, known_family, save_family
+from cloud.job_parts import Compute, JobStore
 from cloud.job_plans import described, student_task_id, teacher_task_id, train_job, with_trial
-from cloud.store import LedgerEntry
+from cloud.search_rounds import SearchRounds
 from edgeloop.errors import EdgeloopError, TransientError
 
 logger = logging.getLogger(__name__)
@@ -50,42 +47,6 @@ logger = logging.getLogger(__name__)
 #: Progress alone is written at most this often for each job.
 _PROGRESS_INTERVAL_S = 0.5
 _CANCELLED = "cancelled"
-#: A student that is better than its teacher by more than this was not taught by it.
-_OUTDONE = 0.01
-
-
-class Compute(Protocol):
-    """The cluster (cloud.jobs.RayCompute). ``submit`` is idempotent by task id; ``poll`` never blocks."""
-
-    def submit(self, task: Task) -> None: ...
-
-    def poll(self) -> list[TaskEvent]: ...
-
-    def cancel(self, task_id: str) -> None: ...
-
-
-class JobStore(Protocol):
-    """What of the store is used here."""
-
-    def transaction(self) -> AbstractContextManager[None]: ...
-    def workload(self, name: str) -> Workload | None: ...
-    def profile(self, name: str) -> DeviceProfile | None: ...
-    def teacher(self, teacher_key: str) -> TeacherResult | None: ...
-    def save_teacher(self, teacher: TeacherResult, now_s: float) -> None: ...
-    def save_candidate(self, candidate: Candidate, now_s: float) -> bool: ...
-    def candidate(self, digest: str, profile: str) -> Candidate | None: ...
-    def candidates(self, profile: str | None = None, workload: str | None = None) -> list[Candidate]: ...
-    def failed_specs(self, profile: str) -> list[CompressionSpec]: ...
-    def record_failed_trial(
-        self, profile: str, spec: CompressionSpec, code: str, message: str, now_s: float
-    ) -> None: ...
-    def create_job(self, job: Job) -> bool: ...
-    def update_job(self, job: Job) -> None: ...
-    def jobs(self, *, unfinished_only: bool = False, limit: int = 1000) -> list[Job]: ...
-    def job(self, job_id: str) -> Job | None: ...
-    def get_meta(self, key: str, default: str = "") -> str: ...
-    def set_meta(self, key: str, value: str) -> None: ...
-    def decision(self, decision_id: str) -> LedgerEntry | None: ...
 
 
 class JobRunner:
@@ -107,6 +68,7 @@ class JobRunner:
         self._now_s = now_s
         self._on_lost = on_lost
         self._has_blob = has_blob
+        self._rounds = SearchRounds(store, has_blob)
         self._compute: Compute | None = None
         self._waiting_for = "the cluster is starting"
         self._submitted: set[str] = set()
@@ -177,7 +139,11 @@ class JobRunner:
             ]
             # A student that nobody wants any more may belong to a teacher that is gone.
             if isinstance(event, TaskSucceeded) and (wanting or not isinstance(event.result, Candidate)):
-                digest = self._save(event.result, now_s)
+                result = event.result
+                if isinstance(result, Candidate):
+                    reason = next((trial.reason for _, trial in wanting if trial.reason), "")
+                    result = replace(result, proposed_reason=reason)
+                digest = self._save(result, now_s)
             for job, trial in wanting:
                 if isinstance(event, TaskSucceeded):
                     done = replace(trial, state=JobState.SUCCEEDED, progress=1.0, digest=digest, message="")
@@ -278,14 +244,19 @@ class JobRunner:
         if teacher is None:
             return self._await_teacher(job, workload)
         if job.state is JobState.PENDING:
-            job = self._name_tasks(job, workload, teacher, profile)
+            job = self._rounds.name_tasks(job, workload, teacher, profile)
         open_trials = [trial for trial in job.trials if not trial.state.finished]
         if not open_trials:
-            more = self._next_rung(job, workload, profile)
+            more = self._rounds.next_rung(job, workload, profile, teacher)
             if not more:
-                return self._finish_compression(job, teacher)
+                return self._finish(job, *self._rounds.outcome(job, teacher))
             trials = (
-                Trial(task_id=student_task_id(workload, teacher, profile, spec), spec=spec) for spec in more
+                Trial(
+                    task_id=student_task_id(workload, teacher, profile, found.spec),
+                    spec=found.spec,
+                    reason=found.reason,
+                )
+                for found in more
             )
             job = replace(job, trials=(*job.trials, *trials))
             self._store.update_job(job)
@@ -296,7 +267,7 @@ class JobRunner:
             if problem := self._await_family(job, workload, teacher):
                 return self._give_up(job, cut, problem)
             open_trials = [trial for trial in open_trials if trial not in cut]
-        parent_digest = self._parent_of(job)
+        parent_digest = self._rounds.parent_of(job)
         tasks: dict[str, Task] = {}
         for trial in open_trials:
             assert trial.spec is not None
@@ -335,21 +306,6 @@ class JobRunner:
         self._note(job, replace(job, message=f"waits for the teacher ({training[0].job_id})"))
         return False
 
-    def _next_rung(self, job: Job, workload: Workload, profile: DeviceProfile) -> tuple[CompressionSpec, ...]:
-        """What a search goes on with, now that all of its trials have ended."""
-        if not job.max_trials:
-            return ()
-        built = self._store.candidates(profile.name, workload.name)
-        failed = self._store.failed_specs(profile.name)
-        return next_rung(
-            [trial.spec for trial in job.trials if trial.spec is not None],
-            built,
-            constraints=profile.constraints,
-            budget=workload.search,
-            max_trials=job.max_trials,
-            exclude=[*(c.spec.digest for c in built), *(spec.digest for spec in failed)],
-        )
-
     def _await_family(self, job: Job, workload: Workload, teacher: TeacherResult) -> str:
         """See to it that the family is trained. Returns why it cannot be, or ""."""
         task_id = family_task_id(workload, teacher)
@@ -373,46 +329,6 @@ class JobRunner:
             )
         self._store.update_job(job)
         return False
-
-    def _name_tasks(
-        self, job: Job, workload: Workload, teacher: TeacherResult, profile: DeviceProfile
-    ) -> Job:
-        """Give each trial its content's name, and take over what was built under that name before."""
-        built = {
-            trial.task_id: trial.digest
-            for other in self._store.jobs()
-            for trial in other.trials
-            if trial.digest and trial.state is JobState.SUCCEEDED
-        }
-        trials = []
-        for trial in job.trials:
-            assert trial.spec is not None
-            task_id = student_task_id(workload, teacher, profile, trial.spec)
-            digest = built.get(task_id, "")
-            if digest and self._is_whole(digest, profile.name):
-                trials.append(
-                    replace(trial, task_id=task_id, state=JobState.SUCCEEDED, progress=1.0, digest=digest)
-                )
-            else:
-                trials.append(replace(trial, task_id=task_id))
-        started = replace(job, state=JobState.RUNNING, trials=tuple(trials))
-        self._store.update_job(started)
-        return started
-
-    def _is_whole(self, digest: str, profile: str) -> bool:
-        """Whether a candidate is known, with everything that is shipped of it."""
-        candidate = self._store.candidate(digest, profile)
-        return candidate is not None and all(
-            self._has_blob(needed) for needed in (candidate.digest, candidate.manifest_digest)
-        )
-
-    def _parent_of(self, job: Job) -> str:
-        """What the students may not be slower than: what serves, when it was too slow."""
-        entry = self._store.decision(job.decision_id) if job.decision_id else None
-        if entry is None:
-            return ""
-        decision = entry.decision
-        return decision.current_digest if 0 < decision.objective_p95_ms < decision.measured_p95_ms else ""
 
     def _work_on(self, job: Job, tasks: dict[str, Task]) -> bool:
         if self._compute is None:
@@ -444,26 +360,6 @@ class JobRunner:
             return
         self._written_s[after.job_id] = now_s
         self._store.update_job(after)
-
-    def _finish_compression(self, job: Job, teacher: TeacherResult) -> bool:
-        good = [trial for trial in job.trials if trial.state is JobState.SUCCEEDED]
-        bad = [trial for trial in job.trials if trial.state is not JobState.SUCCEEDED]
-        first = bad[0].message if bad else ""
-        if not good:
-            return self._finish(job, JobState.FAILED, first or "no student was built")
-        text = f"{len(good)} students built" + (f", {len(bad)} failed: {first}" if bad else "")
-        return self._finish(job, JobState.SUCCEEDED, text + self._outdone(job, good, teacher))
-
-    def _outdone(self, job: Job, good: list[Trial], teacher: TeacherResult) -> str:
-        """What to do about a teacher that has less to teach than its student knows, or an empty text."""
-        built = [self._store.candidate(trial.digest, job.profile) for trial in good]
-        best = max((c.metrics.accuracy for c in built if c is not None), default=0.0)
-        if best <= teacher.accuracy + _OUTDONE:
-            return ""
-        return (
-            f"; a student reaches {teacher.metric} {best:.4f}, its teacher {teacher.accuracy:.4f}: give "
-            f"training.num_epochs more, or the workload a larger teacher"
-        )
 
     def _finish(self, job: Job, state: JobState, message: str) -> bool:
         progress = 1.0 if state is JobState.SUCCEEDED else job.progress

@@ -12,7 +12,8 @@ import time
 from typing import Protocol
 
 from cloud.controller import Controller
-from cloud.jobrunner import Compute, JobRunner
+from cloud.job_parts import Compute
+from cloud.jobrunner import JobRunner
 from cloud.presence import PresenceBook
 
 logger = logging.getLogger(__name__)

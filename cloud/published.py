@@ -23,12 +23,15 @@ class PublishedArtifacts:
         self._path = path
         self.artifacts: dict[str, int] = {}
         self.manifests: set[str] = set()
+        #: File names of TUF metadata.
+        self.tuf: set[str] = set()
         try:
             stored = json.loads(path.read_text())
             self.artifacts = {
                 topics.check_digest(key): int(value) for key, value in stored["artifacts"].items()
             }
             self.manifests = {topics.check_digest(value) for value in stored["manifests"]}
+            self.tuf = {topics.tuf_of(topics.tuf(name)) for name in stored.get("tuf", ())}
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RejectedError) as error:
@@ -38,6 +41,11 @@ class PublishedArtifacts:
     def save(self) -> None:
         """Call it before what it names is published."""
         temporary = self._path.with_suffix(".tmp")
-        content = {"version": 1, "artifacts": self.artifacts, "manifests": sorted(self.manifests)}
+        content = {
+            "version": 1,
+            "artifacts": self.artifacts,
+            "manifests": sorted(self.manifests),
+            "tuf": sorted(self.tuf),
+        }
         temporary.write_text(json.dumps(content))
         temporary.replace(self._path)

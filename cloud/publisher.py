@@ -5,7 +5,7 @@ The broker is a cache that may lose everything at any moment. Rules that this mo
 * Level-triggered: ``set_desired`` states the whole truth, and one thread makes the broker agree, again and
   again. Nothing depends on having seen an event.
 * An artifact's blocks and its manifest are acknowledged by the broker before a deployment that names them is
-  published, so that a device never hears of what it cannot fetch.
+  published, so that a device never hears of what it cannot fetch; so is TUF metadata, the timestamp last.
 * After everything else, a retained sentinel is written that names this process and how much it has published.
   When it is missing or differs after a (re)connect, the broker has forgotten, or is another one: everything
   is published again.
@@ -130,6 +130,8 @@ class Publisher:
         self._deployments_there: dict[str, bytes] = {}
         self._director_keys = b""
         self._director_keys_there = b""
+        self._tuf: dict[str, bytes] = {}
+        self._tuf_there: dict[str, bytes] = {}
         self._retry_at_s = 0.0
         self._unreadable: dict[tuple[str, str], float] = {}
         self._tokens: dict[str, tuple[float, float]] = {}
@@ -153,6 +155,11 @@ class Publisher:
     def set_director_keys(self, chain: bytes) -> None:
         """Every change of the director's keys, for devices to follow; empty when there was none."""
         self._post(lambda: self._take_director_keys(chain))
+
+    def set_tuf(self, files: Mapping[str, bytes]) -> None:
+        """All TUF metadata by file name, in the order in which it is published."""
+        copy = dict(files)
+        self._post(lambda: self._take_tuf(copy))
 
     def on_connected(self, connected: bool) -> None:
         """Tell it that the session came up or went down."""
@@ -212,6 +219,10 @@ class Publisher:
         self._director_keys = chain
         self._retry_at_s = 0.0
 
+    def _take_tuf(self, files: dict[str, bytes]) -> None:
+        self._tuf = files
+        self._retry_at_s = 0.0
+
     def _take_connected(self, connected: bool) -> None:
         self._connected = connected
         self._confirmed = False
@@ -262,6 +273,7 @@ class Publisher:
             self._manifests_there.clear()
             self._deployments_there.clear()
             self._director_keys_there = b""
+            self._tuf_there.clear()
         else:
             self._sentinel = seen[0]
         self._confirmed = True
@@ -273,6 +285,7 @@ class Publisher:
             self._deliver([(topics.DIRECTOR_KEYS, self._director_keys)])
             self._director_keys_there = self._director_keys
             changed = True
+        changed |= self._publish_tuf()
         ready: set[tuple[str, str]] = set()
         now_s = self._monotonic_s()
         for pair in sorted(
@@ -315,6 +328,27 @@ class Publisher:
                 self._deployments_there[shipment.device_id] = shipment.payload
             changed = True
         return changed
+
+    def _publish_tuf(self) -> bool:
+        """What is new, in its order, and then empty payloads for what the newest no longer leads to."""
+        stale = {name: raw for name, raw in self._tuf.items() if self._tuf_there.get(name) != raw}
+        old = sorted(self._published.tuf - self._tuf.keys()) if self._tuf else []
+        if not stale and not old:
+            return False
+        if not stale.keys() <= self._published.tuf:
+            self._published.tuf |= stale.keys()
+            self._published.save()
+        # One after the other: a device that hears the last of them finds the others.
+        for name, raw in stale.items():
+            self._deliver([(topics.tuf(name), raw)])
+            self._tuf_there[name] = raw
+        self._deliver([(topics.tuf(name), b"") for name in old])
+        if old:
+            for name in old:
+                self._tuf_there.pop(name, None)
+            self._published.tuf -= set(old)
+            self._published.save()
+        return True
 
     def _clear_undesired(self) -> bool:
         """Empty retained payloads for what no deployment names; those were published by this state folder."""
@@ -369,6 +403,9 @@ class Publisher:
             return
         shipment = self._desired.get(device_id)
         if shipment is None or not self._connected or not self._allowed(device_id):
+            return
+        if request.tuf:
+            self._again([(topics.tuf(name), raw) for name, raw in self._tuf.items()])
             return
         if (request.blocks and request.digest != shipment.digest) or (
             request.manifest and request.manifest_digest != shipment.manifest_digest

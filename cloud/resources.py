@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from cloud.domain.losses import Loss
+from cloud.domain.methods import Method
 from cloud.domain.profiles import Constraints, DeviceProfile, GroupPlan, MatchRule, RolloutPlan
 from cloud.domain.windows import MaintenanceWindow, check_window
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
@@ -103,6 +104,11 @@ class SearchSection(Section):
     family_epochs: Annotated[
         int, Field(ge=0, le=1000, description="of the elastic family that all profiles share; 0: none")
     ] = 0
+    methods: Annotated[
+        list[Literal["quantisation", "sparsity", "qat", "rules"]] | None,
+        Field(max_length=4, description="what to try beside widths and roads; all that suit when left out"),
+    ] = None
+    tolerance: Annotated[float, Field(ge=0, le=1, description="accuracy that int8 may cost")] = 0.01
 
 
 class WorkloadDocument(Section):
@@ -141,7 +147,13 @@ class WorkloadDocument(Section):
             student=self.student,
             training=TrainingBudget(**self.training.model_dump()),
             search=SearchBudget(
-                **{**self.search.model_dump(), "width_ratios": tuple(self.search.width_ratios)},
+                **{
+                    **self.search.model_dump(),
+                    "width_ratios": tuple(self.search.width_ratios),
+                    "methods": None
+                    if self.search.methods is None
+                    else tuple(map(Method, self.search.methods)),
+                },
             ),
             source_dir=self.source_dir,
             loss=Loss(self.loss),

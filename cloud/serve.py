@@ -30,6 +30,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cloud import tuf_root
 from cloud.acting import Acting, ActingParts
 from cloud.audit import AuditLog
 from cloud.broker import EmbeddedBroker
@@ -47,6 +48,7 @@ from cloud.services.operator_guard import OperatorGuard
 from cloud.settings import ServeSettings, is_loopback
 from cloud.state_folder import RememberedPorts, locked, write_json
 from cloud.store import Lease, Store
+from cloud.tuf_files import TufFiles
 from edgeloop import __version__
 from edgeloop.backoff import Backoff
 from edgeloop.errors import ConfigError, TransientError
@@ -105,6 +107,7 @@ class ControlPlane:
         await self._await_database(store)
         registry = Registry(settings.registry)
         director = self._director = DirectorKeys(settings.director)
+        tuf_root.ensure(TufFiles(settings.director), now_s=time.time())
 
         keys = self._keys = SecureParts.load(settings, stack) if settings.tls_dir is not None else None
         acting = self._acting = Acting(
@@ -325,6 +328,7 @@ class ControlPlane:
             broker_host=broker_host,
             broker_port=broker_port,
             director_public_key=self._director.current().public_bytes,
+            tuf_root=TufFiles(settings.director).root_bytes(),
         )
 
     async def _serve(
@@ -364,6 +368,7 @@ class ControlPlane:
             broker_embedded=self.settings.broker is None,
             broker_connected=self._acting is not None and self._acting.connected,
             director_public_key=self._director.current().public_bytes,
+            tuf_root=TufFiles(self.settings.director).root_bytes(),
             state_dir=str(self.settings.state_dir.resolve()),
             compute="" if self._acting is None else self._acting.describe_compute(),
             start_time=timestamp(self._start_time_s),
@@ -386,6 +391,7 @@ class ControlPlane:
                 **self._secure_entries(host),
                 "broker": {"host": self.broker_host, "port": self.broker_port},
                 "director_public_key": director.key.public_bytes.hex(),
+                "tuf_root": str(TufFiles(self.settings.director).root_path()),
                 "pid": os.getpid(),
             },
         )

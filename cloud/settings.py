@@ -32,8 +32,9 @@ class ServeSettings:
     ``registry_url``, ``database_url`` and ``director_dir`` (the folder of the director's keys, made when
     there are none) default to the state folder; control planes that share a database must share all three.
     ``report_interval_s`` is what agents are told. ``deployment_lifetime_s`` is how long a signed deployment
-    may be accepted; what is still wanted is signed again at half of it. ``compute`` is "ray", or "none" for
-    a control plane that serves but builds nothing.
+    may be accepted; what is still wanted is signed again at half of it. ``tuf_timestamp_lifetime_s`` is how
+    long devices believe that no newer release was held back from them; it is renewed at half. ``compute`` is
+    "ray", or "none" for a control plane that serves but builds nothing.
 
     ``tls_dir`` is what ``edgeloop keys init`` made; without it there is neither TLS nor token, and ``host``
     must be loopback unless ``insecure``. ``advertise_*`` is where enrolled agents find the rest, if not
@@ -59,6 +60,7 @@ class ServeSettings:
     step_interval_s: float = 2.0
     report_interval_s: int = 30
     deployment_lifetime_s: float = 30 * 86_400.0
+    tuf_timestamp_lifetime_s: float = 3 * 86_400.0
     metrics_port: int | None = None
     log_level: str = "INFO"
     tls_dir: Path | None = None
@@ -111,6 +113,8 @@ class ServeSettings:
             raise _bad("report_interval_s", self.report_interval_s, "1 to 3600 whole seconds")
         if not 60 <= self.deployment_lifetime_s <= 10 * 365 * 86_400:
             raise _bad("deployment_lifetime_s", self.deployment_lifetime_s, "60 seconds to ten years")
+        if not 60 <= self.tuf_timestamp_lifetime_s <= 365 * 86_400:
+            raise _bad("tuf_timestamp_lifetime_s", self.tuf_timestamp_lifetime_s, "60 seconds to a year")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise _bad("log_level", self.log_level, "DEBUG, INFO, WARNING or ERROR")
 
@@ -185,6 +189,7 @@ _KINDS: Mapping[str, type] = {
     "report_interval_s": int,
     "step_interval_s": float,
     "deployment_lifetime_s": float,
+    "tuf_timestamp_lifetime_s": float,
     "state_dir": Path,
     "director_dir": Path,
 }

@@ -25,6 +25,7 @@ from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, S
 from edge_agent.known_time import KnownTime
 from edge_agent.network import Network
 from edge_agent.postbox import Postbox
+from edge_agent.release_gate import gate_for
 from edge_agent.runtime import rss_bytes
 from edge_agent.self_test_bench import SelfTestBench
 from edge_agent.sensors.wiring import Sensors
@@ -67,6 +68,7 @@ class Agent:
         self._inbox: SimpleQueue[Post] = SimpleQueue()
         self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
         self._replay_inputs = load_replay(config.replay) if config.replay else None
+        self._time = KnownTime(config.state_dir)
         self._network = Network(config, self._inbox, rng=self._rng)
         self._spool = ReportSpool(
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
@@ -74,7 +76,11 @@ class Agent:
         self._postbox = Postbox(config, self._spool, wake=self._network.wake)
         self._bench = SelfTestBench()
         self._workloads = WorkloadSet(config.device_id)
-        blobs = BlobStore(config.state_dir / "blobs", reserve_bytes=config.reserve_bytes)
+        blobs = BlobStore(
+            config.state_dir / "blobs",
+            reserve_bytes=config.reserve_bytes,
+            quota_bytes=config.blob_quota_bytes,
+        )
         for settings, folder in state_folders(config):
             self._add_workload(settings, folder, blobs)
         engines = {workload.name: workload.engine for workload in self._workloads}
@@ -85,7 +91,6 @@ class Agent:
             status=lambda: self._last_status,
             more_metrics=self._sensors.render,
         )
-        self._time = KnownTime(config.state_dir)
         self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
         self._profile = ""
@@ -97,17 +102,25 @@ class Agent:
         self._last_status: AgentStatus | None = None
 
     def _add_workload(self, settings: WorkloadSettings | None, folder: Path, blobs: BlobStore) -> None:
+        wire = self._network.wire.port()
         workload = ServedWorkload(
             self._config,
             settings=settings,
             state_dir=folder,
             blobs=blobs,
-            wire=self._network.wire,
+            wire=wire,
             post=self._inbox.put,
             deliver=self._postbox.deliver,
             on_ignored=self._on_ignored,
             kept_elsewhere=lambda: self._workloads.kept_but(workload),
             begin_test=self._bench.begin,
+            release_gate=gate_for(
+                self._config,
+                wire=wire,
+                known_time=self._time,
+                on_trouble=self._on_ignored,
+                rng=self._rng,
+            ),
             window_s=self._interval_s,
             rng=self._rng,
         )
@@ -128,6 +141,10 @@ class Agent:
             self._boot_id,
             self._config.state_dir,
         )
+        if self._config.tuf_root is None:
+            logger.warning(
+                "no TUF root is configured (tuf_root): what the director signs runs, released or not"
+            )
         try:
             self._start()
             self._loop()
@@ -149,7 +166,10 @@ class Agent:
         self._supervisor.ready(self._describe())
         self._spool.open()
         self._sensors.start()
-        self._network.connect(self._spool, self._registration, self._workloads.topics)
+        self._connect(time.monotonic())
+
+    def _connect(self, now_s: float) -> None:
+        self._network.connect(self._spool, self._registration, self._workloads.topics, now_s)
 
     def _loop(self) -> None:
         while True:
@@ -264,17 +284,19 @@ class Agent:
                 workload.meter.set_window(self._interval_s)
 
     def _tick(self) -> None:
+        now_s = time.monotonic()
+        if self._network.is_due(now_s):
+            self._connect(now_s)
         for workload in self._workloads:
             workload.updater.on_tick()
         self._bench.tick()
         self._time.on_tick()
-        self._api.retry(time.monotonic())
+        self._api.retry(now_s)
         self._spool_windows(flush=False)
         runs = [workload.runs for workload in self._workloads]
         if runs != self._registered_as:
             self._registered_as = runs
             self._network.register_again()
-        now_s = time.monotonic()
         if now_s >= self._progress_at_s:
             fetching = [w for w in self._workloads if w.state.state is State.FETCHING]
             if fetching:
@@ -322,6 +344,7 @@ class Agent:
                 for name, generation, digest in all_run
                 if name
             ],
+            time_zone=self._network.time_zone,
         )
 
     # --- status file and end ------------------------------------------------------------------------
@@ -353,6 +376,8 @@ class Agent:
             num_pending_reports=self._spool.num_pending,
             num_dropped_reports=self._spool.num_dropped,
             spool_problem=self._spool.problem,
+            identity_problem=self._network.identity_problem,
+            sources=self._sensors.counts.by_source(),
             num_requests=sum(workload.meter.num_served for workload in self._workloads),
             num_errors=sum(workload.meter.num_failed for workload in self._workloads),
             grpc_address=self._api.grpc_address,

@@ -6,7 +6,9 @@ Rules:
 - A block is durable when `keep_block` returns. An artifact appears under its name whole or not at all.
 - Names are checked digests and numbers, so nothing that came over the wire chooses a path.
 - Fetching begins only where twice the artifact and a reserve fit: blocks and the whole exist side by side.
-- Only what the caller does not keep is collected.
+- Only what the caller does not keep is collected: all of it at a commit, and the oldest first where a fetch
+  would exceed the quota. A quota without room for the new artifact beside what is kept is said, and nothing
+  is fetched.
 """
 
 import contextlib
@@ -33,6 +35,20 @@ def _discard(path: Path) -> None:
         path.unlink()
 
 
+def _size_bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(inner.stat().st_size for inner in path.iterdir())
+    return path.stat().st_size
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        _discard(path)
+
+
 def storage_error(error: OSError, what: str) -> RejectedError:
     """What an operating system error means for the deployment that is being stored."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -44,13 +60,21 @@ def storage_error(error: OSError, what: str) -> RejectedError:
 
 class BlobStore:
     def __init__(
-        self, folder: Path, *, reserve_bytes: int, free_bytes: Callable[[Path], int] = _free_bytes
+        self,
+        folder: Path,
+        *,
+        reserve_bytes: int,
+        quota_bytes: int | None = None,
+        free_bytes: Callable[[Path], int] = _free_bytes,
     ) -> None:
         self._artifacts = folder / "artifacts"
         self._manifests = folder / "manifests"
         self._partial = folder / "partial"
         self._reserve_bytes = reserve_bytes
+        self._quota_bytes = quota_bytes
         self._free_bytes = free_bytes
+        # What fetches under way were promised of the quota, by artifact.
+        self._promised_bytes: dict[str, int] = {}
         try:
             for path in (self._artifacts, self._manifests, self._partial):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,6 +169,60 @@ class BlobStore:
                 code="storage-full",
             )
 
+    def keep_within_quota(
+        self,
+        manifest: artifact_pb2.Manifest,
+        *,
+        keep_artifacts: Collection[str],
+        keep_manifests: Collection[str],
+    ) -> None:
+        """Makes room for fetching this artifact, what is oldest going first, and promises it until the
+        artifact is there or `end_fetch`.
+
+        Raises RejectedError("storage-quota") where what must be kept, or comes already, leaves none.
+        """
+        if self._quota_bytes is None:
+            return
+        kept_artifacts = {*keep_artifacts, manifest.digest}
+        sizes: dict[Path, int] = {}
+        old: list[tuple[float, Path]] = []
+        for folder, kept in (
+            (self._artifacts, kept_artifacts),
+            (self._manifests, keep_manifests),
+            (self._partial, kept_artifacts),
+        ):
+            for path in self._entries(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    sizes[path] = _size_bytes(path)
+                    if path.name not in kept:
+                        old.append((path.stat().st_mtime, path))
+        # What has come of it already is a part of it.
+        own_bytes = sizes.get(self._partial / manifest.digest, 0)
+        others_bytes = sum(
+            promised - sizes.get(self._partial / digest, 0)
+            for digest, promised in self._promised_bytes.items()
+            if digest != manifest.digest
+        )
+        wanted_bytes = sum(sizes.values()) + others_bytes - own_bytes + 2 * manifest.size_bytes
+        for _, path in sorted(old):
+            if wanted_bytes <= self._quota_bytes:
+                break
+            _remove(path)
+            wanted_bytes -= sizes[path]
+        if wanted_bytes > self._quota_bytes:
+            raise RejectedError(
+                f"artifact {manifest.digest[:12]} needs {2 * manifest.size_bytes} bytes (its blocks and the "
+                f"whole) beside {wanted_bytes - 2 * manifest.size_bytes} of the models that are kept, and "
+                f"blob_quota_bytes is {self._quota_bytes}: raise it to {wanted_bytes} or more, or deploy a "
+                "smaller one",
+                code="storage-quota",
+            )
+        self._promised_bytes[manifest.digest] = 2 * manifest.size_bytes
+
+    def end_fetch(self, digest: str) -> None:
+        """It is not fetched any more; what has come of it stays."""
+        self._promised_bytes.pop(digest, None)
+
     def _block_paths(self, digest: str) -> list[Path]:
         folder = self._partial / check_digest(digest)
         try:
@@ -173,9 +251,15 @@ class BlobStore:
             raise storage_error(error, f"block {n} of {digest[:12]}") from error
 
     def assemble(self, manifest: artifact_pb2.Manifest) -> None:
-        """Puts the blocks together; verified as a whole before the name appears."""
+        """Puts the blocks together; verified as a whole before the name appears.
+
+        Where it is whole already (another workload has fetched it too), nothing is left to do.
+        """
         folder = self._partial / check_digest(manifest.digest)
         path = self.artifact_path(manifest.digest)
+        if path.exists() and self.has_artifact(manifest):
+            self.drop_blocks(manifest.digest)
+            return
         try:
             data = b"".join((folder / str(n)).read_bytes() for n in range(len(manifest.block_digests)))
             artifact.check_artifact(manifest, data)
@@ -187,6 +271,7 @@ class BlobStore:
         except OSError as error:
             raise storage_error(error, f"artifact {manifest.digest[:12]}") from error
         self.drop_blocks(manifest.digest)
+        self.end_fetch(manifest.digest)
 
     def drop_blocks(self, digest: str) -> None:
         shutil.rmtree(self._partial / check_digest(digest), ignore_errors=True)

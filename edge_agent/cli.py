@@ -75,6 +75,9 @@ def run(
     server: Annotated[str | None, typer.Option(help="Control plane, host:port.")] = None,
     broker: Annotated[str | None, typer.Option(help="MQTT broker, host:port.")] = None,
     director_key: KeyOption = None,
+    tuf_root: Annotated[
+        str | None, typer.Option(help="File of TUF root metadata: only what was released is run.")
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="key=value that profiles match on; repeatable.")
     ] = None,
@@ -108,6 +111,7 @@ def run(
         "server": server,
         "broker": broker,
         "director_key": director_key,
+        "tuf_root": tuf_root,
         "labels": label,
         "replay": replay,
         "rate_hz": rate_hz,
@@ -191,7 +195,7 @@ def status(
         typer.echo(json.dumps(said, indent=1))
         return
     said["age_s"] = round(time.time() - found.update_time_s, 1)
-    for name in ("start_time_s", "update_time_s", "format_version", "workloads"):
+    for name in ("start_time_s", "update_time_s", "format_version", "workloads", "sources"):
         del said[name]
     for hosted in found.workloads:
         serves = hosted.serving_digest[:12] or "nothing"
@@ -200,6 +204,9 @@ def status(
             f"{hosted.num_requests} requests, {hosted.num_errors} errors"
             + (f", {hosted.code}: {hosted.message}" if hosted.code else "")
         )
+    # One line a source, beside the others.
+    for name, counts in found.sources.items():
+        said[f"source {name}"] = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
     width = max(map(len, said))
     for name, value in said.items():
         typer.echo(f"{name.ljust(width)}  {value if value != '' else '-'}")

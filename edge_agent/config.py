@@ -33,7 +33,7 @@ from edge_agent.config_values import (
 )
 from edge_agent.source_settings import BridgeSettings, FolderSettings, read_bridges, read_folders
 from edge_agent.workload_settings import WorkloadSettings, read_workloads
-from edgeloop import topics
+from edgeloop import released, topics
 from edgeloop.errors import ConfigError, RejectedError
 
 ENVIRONMENT_PREFIX = "EDGELOOP_AGENT_"
@@ -62,6 +62,8 @@ class AgentConfig:
     broker: Endpoint
     # Raw Ed25519 public keys of the directors that this device obeys.
     director_keys: tuple[bytes, ...]
+    # TUF root metadata that this device trusts from the first; None: it checks no release.
+    tuf_root: bytes | None = None
     labels: tuple[tuple[str, str], ...] = ()
     # Recorded inputs that the agent feeds to its own model; None: only the applications' requests.
     replay: Path | None = None
@@ -79,6 +81,8 @@ class AgentConfig:
     block_timeout_s: float = 5.0
     # Room that fetching leaves free on the disk.
     reserve_bytes: int = 64 * 1024 * 1024
+    # Most that models, manifests and blocks may take; None: what the disk has, less the reserve.
+    blob_quota_bytes: int | None = None
     spool_quota_bytes: int = 32 * 1024 * 1024
     # Where the local inference API listens: an endpoint (port 0: any that is free), the path of a unix
     # socket, or None for not at all.
@@ -171,6 +175,19 @@ def _director_keys(value: object, place: Place) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(bytes.fromhex(word) for word in words))
 
 
+def _tuf_root(value: object, place: Place) -> bytes:
+    """The root itself, as enrolment writes it, or the name of a file that holds it."""
+    expected = "the root metadata of 'edgeloop keys tuf-root', or a file that holds it"
+    text = text_value(value, place)
+    try:
+        raw = text.encode() if text.startswith("{") else (place.folder / Path(text).expanduser()).read_bytes()
+        if len(raw) > released.MAX_ROOT_BYTES or json.loads(raw)["signed"]["_type"] != "root":
+            raise ValueError("it is no root")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        place.fail(text[:80], f"{expected} ({getattr(error, 'strerror', None) or error})")
+    return raw
+
+
 def _labels(value: object, place: Place) -> tuple[tuple[str, str], ...]:
     """A table in a file, `k=v,k=v` in the environment, a list of `k=v` from flags."""
     expected = "labels as key=value (keys of lower-case letters, digits, '.', '_', '/', '-')"
@@ -211,6 +228,7 @@ _KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
     "server": ("server", endpoint_value),
     "broker": ("broker", endpoint_value),
     "director_key": ("director_keys", _director_keys),
+    "tuf_root": ("tuf_root", _tuf_root),
     "labels": ("labels", _labels),
     "replay": ("replay", existing_file),
     "rate_hz": ("rate_hz", between(0.01, 100_000, "Hz")),
@@ -223,6 +241,7 @@ _KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
     "self_test_timeout_s": ("self_test_timeout_s", between(1, 3600, "s")),
     "block_timeout_s": ("block_timeout_s", between(0.05, 3600, "s")),
     "reserve_bytes": ("reserve_bytes", whole(0, 2**50)),
+    "blob_quota_bytes": ("blob_quota_bytes", whole(64 * 1024, 2**50)),
     "spool_quota_bytes": ("spool_quota_bytes", whole(64 * 1024, 2**40)),
     "serve_grpc": ("serve_grpc", _serve_address),
     "serve_rest": ("serve_rest", _serve_address),
@@ -341,7 +360,9 @@ def _enrolled(state_dir: object) -> dict[str, object]:
         return {}
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("device_id", "server", "broker", "director_key")
+        keys = ["device_id", "server", "broker", "director_key"]
+        if "tuf_root" in told:  # a server of an older version tells none
+            keys.append("tuf_root")
         place = {key: Place(source=str(path), key=key, folder=path.parent) for key in keys}
         return {_KEYS[key][0]: _KEYS[key][1](told[key], place[key]) for key in keys}
     except (OSError, ValueError, KeyError, TypeError) as error:

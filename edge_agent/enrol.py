@@ -80,6 +80,7 @@ def enrol(
             "server": str(Endpoint(host=answer.fleet_host or server.host, port=answer.fleet_port)),
             "broker": str(Endpoint(host=answer.broker_host or server.host, port=answer.broker_port)),
             "director_key": answer.director_public_key.hex(),
+            **({"tuf_root": answer.tuf_root.decode("utf-8", "replace")} if answer.tuf_root else {}),
         },
     )
     identity = load_identity(state_dir)

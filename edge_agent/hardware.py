@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ KNOWN_FEATURES: Final = frozenset(
     }
 )
 _MAX_TEXT: Final = 120
+_ZONE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+/-]{0,63}", re.ASCII)
 
 
 def probe(
@@ -43,6 +45,18 @@ def probe(
         operating_system=f"{platform.system()} {platform.release()}"[:_MAX_TEXT],
         python_version=platform.python_version(),
     )
+
+
+def time_zone(*, localtime: Path = Path("/etc/localtime"), timezone: Path = Path("/etc/timezone")) -> str:
+    """The name of the device's zone in the tz database; empty when nothing says it."""
+    named = os.environ.get("TZ", "").lstrip(":")
+    try:
+        linked = str(localtime.readlink()) if localtime.is_symlink() else ""
+        found = named or linked.rpartition("/zoneinfo/")[2] or timezone.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        found = ""
+    found = found.strip()
+    return found if _ZONE.fullmatch(found) else ""
 
 
 def _num_cores() -> int:

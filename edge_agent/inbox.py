@@ -5,7 +5,7 @@ agent's state decides.
 """
 
 import logging
-from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ class BrokerWire:
         self._session: MqttSession | None = None
         self._early: list[str] = []
         # Two workloads may fetch the same bytes: the last one that leaves a topic unsubscribes it.
-        self._num_users: Counter[str] = Counter()
+        self._users: dict[str, set[Hashable]] = {}
 
     def attach(self, session: "MqttSession") -> None:
         self._session = session
@@ -73,9 +73,13 @@ class BrokerWire:
     def _post(self, topic: str, payload: bytes) -> None:
         self._inbox.put(MessageReceived(topic=topic, payload=payload))
 
-    def subscribe(self, topic: str) -> None:
-        """Again for each user, so that what is retained comes again."""
-        self._num_users[topic] += 1
+    def port(self) -> "WirePort":
+        """For one workload: what it unsubscribes goes on coming for the others."""
+        return WirePort(self)
+
+    def subscribe(self, topic: str, user: Hashable = None) -> None:
+        """Each time anew, so that what is retained comes again."""
+        self._users.setdefault(topic, set()).add(user)
         self._subscribe(topic)
 
     def _subscribe(self, topic: str) -> None:
@@ -84,11 +88,12 @@ class BrokerWire:
         else:
             self._session.subscribe(topic, self._post)
 
-    def unsubscribe(self, topic: str) -> None:
-        self._num_users[topic] -= 1
-        if self._num_users[topic] > 0:
+    def unsubscribe(self, topic: str, user: Hashable = None) -> None:
+        users = self._users.get(topic, set())
+        users.discard(user)
+        if users:
             return
-        del self._num_users[topic]
+        self._users.pop(topic, None)
         if self._session is None:
             self._early = [early for early in self._early if early != topic]
         else:
@@ -104,6 +109,11 @@ class BrokerWire:
         )
         self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
 
+    def request_metadata(self) -> None:
+        """The current TUF metadata, once more."""
+        message = deployment_pb2.BlockRequest(device_id=self._device_id, tuf=True)
+        self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
+
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         if self._session is None:
             return
@@ -112,3 +122,22 @@ class BrokerWire:
         except TransientError as error:
             # The fetch asks again by its timer, presence is said at the next connect.
             logger.debug("not published topic=%s reason=%s", topic, error)
+
+
+class WirePort:
+    """One user's way to the wire that several share."""
+
+    def __init__(self, wire: BrokerWire) -> None:
+        self._wire = wire
+
+    def subscribe(self, topic: str) -> None:
+        self._wire.subscribe(topic, self)
+
+    def unsubscribe(self, topic: str) -> None:
+        self._wire.unsubscribe(topic, self)
+
+    def request(self, slot: Slot, request: fetch.Request) -> None:
+        self._wire.request(slot, request)
+
+    def request_metadata(self) -> None:
+        self._wire.request_metadata()

@@ -2,9 +2,12 @@
 
 Rules:
 - Nothing of it is imported before `connect`: the model serves already, and they cost a third of the start.
+- Without a usable identity there is no connection, never one without it: that is said once, the model serves
+  on, and the identity is read again, so that mending it needs no restart.
 - A renewed certificate reaches both connections at their next beginning.
 """
 
+import logging
 import random
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
@@ -15,6 +18,7 @@ from edge_agent.inbox import BrokerChanged, BrokerWire, Post, Registered
 from edge_agent.spool import ReportSpool
 from edgeloop import topics
 from edgeloop.backoff import Backoff
+from edgeloop.errors import EdgeloopError
 from edgeloop.v1 import device_pb2
 
 if TYPE_CHECKING:
@@ -24,8 +28,13 @@ if TYPE_CHECKING:
     from edgeloop.mqtt import MqttSession
 
 
+logger = logging.getLogger(__name__)
+
+IDENTITY_RETRY_S = 30.0
+
+
 class Network:
-    """`connect` once, `close` once; what arrives is posted to the inbox."""
+    """`connect`, again whenever it `is_due`; `close` once; what arrives is posted to the inbox."""
 
     def __init__(self, config: AgentConfig, inbox: "SimpleQueue[Post]", *, rng: random.Random) -> None:
         self._config = config
@@ -33,36 +42,71 @@ class Network:
         self._rng = rng
         self.wire = BrokerWire(config.device_id, inbox)
         self.hardware = device_pb2.Hardware()
+        self.time_zone = ""
         self._reporter: FleetReporter | None = None
         self._session: MqttSession | None = None
         self._renewer: Renewer | None = None
+        self._retry_at_s: float | None = None
+        # Why there is no connection to anything: key, certificate or authority do not read.
+        self.identity_problem = ""
 
     @property
     def server_connected(self) -> bool:
         return self._reporter.connected if self._reporter else False
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether an identity that did not read is to be tried again, by the monotonic clock."""
+        return self._retry_at_s is not None and now_s >= self._retry_at_s
 
     def connect(
         self,
         spool: ReportSpool,
         registration: Callable[[], device_pb2.Registration],
         deployment_topics: Iterable[str],
+        now_s: float,
     ) -> None:
         """Begins both; `registration` is called on the reporter's thread."""
-        from edge_agent.hardware import probe
+        self._retry_at_s = None
+        try:
+            self._connect(spool, registration, deployment_topics)
+        except EdgeloopError as error:
+            if error.message != self.identity_problem:
+                logger.error(
+                    "no connection to broker and control plane: %s; what is committed serves on, and the "
+                    "identity is read again every %g s",
+                    error.message,
+                    IDENTITY_RETRY_S,
+                )
+            self.identity_problem = error.message
+            self._retry_at_s = now_s + IDENTITY_RETRY_S
+        else:
+            self.identity_problem = ""
+
+    def _connect(
+        self,
+        spool: ReportSpool,
+        registration: Callable[[], device_pb2.Registration],
+        deployment_topics: Iterable[str],
+    ) -> None:
+        from edge_agent.hardware import probe, time_zone
         from edge_agent.identity import load_identity
         from edge_agent.reporter import FleetReporter
         from edgeloop.mqtt import MqttSession, Will
 
         config = self._config
         self.hardware = probe()
+        self.time_zone = time_zone()
+        # All that may be damaged is read before anything is started.
         identity = load_identity(config.state_dir)
+        tls = identity.broker_context() if identity is not None else None
+        credentials = identity.fleet_credentials() if identity is not None else None
         session = MqttSession(
             config.broker.host,
             config.broker.port,
             config.device_id,
             will=Will(topic=topics.presence(config.device_id), payload=topics.OFFLINE),
             backoff=Backoff(0.5, 60.0, self._rng),
-            tls=identity.broker_context() if identity is not None else None,
+            tls=tls,
         )
         session.on_state(lambda connected: self._inbox.put(BrokerChanged(connected=connected)))
         self._session = session
@@ -77,7 +121,7 @@ class Network:
             registration=registration,
             on_registered=lambda response: self._inbox.put(Registered(response=response)),
             backoff=Backoff(0.5, 60.0, random.Random()),
-            credentials=identity.fleet_credentials() if identity is not None else None,
+            credentials=credentials,
         )
         self._reporter.start()
         if identity is not None:

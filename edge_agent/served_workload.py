@@ -7,11 +7,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_agent.acquisition import Wire
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
 from edge_agent.fetch import FetchSettings
 from edge_agent.inbox import Post, SelfTestEnded
 from edge_agent.inference import InferenceEngine, ServedModel
+from edge_agent.release_gate import ReleaseGate
 from edge_agent.runtime import ReferenceKernel
 from edge_agent.selftest import SelfTestProcess
 from edge_agent.status_file import WorkloadStatus
@@ -19,7 +21,7 @@ from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
 from edge_agent.update_state import Slot, StatusNote, UpdateState
-from edge_agent.updater import Updater, Wire
+from edge_agent.updater import Updater
 from edge_agent.workload_settings import WorkloadSettings
 
 
@@ -41,6 +43,7 @@ class ServedWorkload:
         on_ignored: Callable[[Ignored], None],
         kept_elsewhere: Callable[[], tuple[Slot, ...]],
         begin_test: Callable[[SelfTestProcess], None],
+        release_gate: ReleaseGate | None,
         window_s: float,
         rng: random.Random,
     ) -> None:
@@ -62,6 +65,7 @@ class ServedWorkload:
             post_self_test=lambda process, result: post(SelfTestEnded(process=process, result=result)),
             deliver=deliver,
             on_ignored=on_ignored,
+            release_gate=release_gate,
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
             fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
             self_test_timeout_s=config.self_test_timeout_s,

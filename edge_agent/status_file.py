@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -74,6 +75,10 @@ class AgentStatus:
     num_dropped_reports: int = 0
     # Why no report can be kept now.
     spool_problem: str = ""
+    # Why there is no connection to anything: key, certificate or authority do not read.
+    identity_problem: str = ""
+    # Samples of each bridge and folder since the start, by outcome.
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     num_requests: int = 0
     num_errors: int = 0
     # Where the local inference API listens; empty where it does not.
@@ -94,7 +99,7 @@ class AgentStatus:
         return (
             (self.state, self.generation, self.serving_digest, self.profile),
             (self.broker_connected, self.server_connected, self.first_inference_s > 0),
-            (self.grpc_address, self.rest_address, self.spool_problem),
+            (self.grpc_address, self.rest_address, self.spool_problem, self.identity_problem),
             [workload.headline for workload in self.workloads],
         )
 
@@ -136,11 +141,11 @@ def read_status(state_dir: Path) -> AgentStatus:
         said = _load(path)
         if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {FORMAT_VERSION} expected")
-        known = {field.name for field in fields(AgentStatus)}
+        known = {each.name for each in fields(AgentStatus)}
         values = {key: value for key, value in said.items() if key in known}
-        each = {field.name for field in fields(WorkloadStatus)}
+        of_one = {each.name for each in fields(WorkloadStatus)}
         values["workloads"] = [
-            WorkloadStatus(**{key: value for key, value in one.items() if key in each})
+            WorkloadStatus(**{key: value for key, value in one.items() if key in of_one})
             for one in values.get("workloads", [])
         ]
         return AgentStatus(**values)

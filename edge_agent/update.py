@@ -15,6 +15,10 @@ Rules:
   carried out twice: after a restart in any state, `Started` gives the effects that converge.
 - Starts in a state that may itself kill the process (verifying, testing, trial) are counted. A crash loop
   ends in rejected or rolled-back.
+- Starts after which the committed model does not serve for a while are counted too, in the states that blame
+  nothing else. After `max_unsteady_starts` in a row the model before it serves and the digest is quarantined:
+  the one case in which a generation that ended as active is reported as rolled-back after all. Where there is
+  no model before it, it is loaded only after the cloud could be heard.
 - Each accepted generation ends in exactly one of active, rejected, rolled-back, superseded. Statuses wait
   in the state's outbox until the report spool has them on disk.
 """
@@ -25,6 +29,7 @@ from dataclasses import dataclass, replace
 from edge_agent.update_events import (
     EVENT_TYPES,
     Activate,
+    ActivateLater,
     ActivationFailed,
     CollectGarbage,
     DeploymentSeen,
@@ -37,7 +42,9 @@ from edge_agent.update_events import (
     SelfTestFailed,
     Started,
     StatusDelivered,
+    Steady,
     StopFetch,
+    Stopping,
     StopSelfTest,
     StopServing,
     TrialProgress,
@@ -67,6 +74,10 @@ class UpdateSettings:
     max_trial_errors: int = 3
     # A process that starts this often in one risky state is in a crash loop.
     max_starts: int = 3
+    # The committed model may be followed by so many starts in a row, each of a process that did not last...
+    max_unsteady_starts: int = 3
+    # ...this long.
+    steady_s: float = 60.0
     # Stored bytes of one generation that are lost or damaged this often mean a broken disk.
     max_refetches: int = 2
 
@@ -85,12 +96,18 @@ def _target(state: UpdateState) -> Slot:
 
 
 def _note(
-    state: UpdateState, reported: State, now_s: float, code: str = "", message: str = ""
+    state: UpdateState,
+    reported: State,
+    now_s: float,
+    code: str = "",
+    message: str = "",
+    slot: Slot | None = None,
 ) -> UpdateState:
-    """Adds a status of the target to the outbox, which keeps endings longer than progress."""
+    """Adds a status of the slot (the target) to the outbox, which keeps endings longer than progress."""
+    slot = slot or _target(state)
     note = StatusNote(
-        generation=_target(state).generation,
-        digest=_target(state).digest,
+        generation=slot.generation,
+        digest=slot.digest,
         state=reported,
         code=code,
         message=message,
@@ -116,10 +133,13 @@ def _reject(state: UpdateState, now_s: float, code: str, message: str) -> Step:
     return _enter(state, State.REJECTED, now_s, code, message), (CollectGarbage(),)
 
 
+def _quarantined(state: UpdateState, digest: str) -> UpdateState:
+    others = [known for known in state.quarantine if known != digest]
+    return replace(state, quarantine=(*others, digest)[-MAX_QUARANTINE:])
+
+
 def _roll_back(state: UpdateState, now_s: float, code: str, message: str) -> Step:
-    digests = [digest for digest in state.quarantine if digest != _target(state).digest]
-    quarantined = replace(state, quarantine=(*digests, _target(state).digest)[-MAX_QUARANTINE:])
-    back = _enter(quarantined, State.ROLLED_BACK, now_s, code, message)
+    back = _enter(_quarantined(state, _target(state).digest), State.ROLLED_BACK, now_s, code, message)
     serve: tuple[Effect, ...] = _serve_good(back) or (StopServing(),)
     return back, (*serve, CollectGarbage())
 
@@ -129,7 +149,7 @@ def _commit(state: UpdateState, now_s: float) -> Step:
     # The same artifact under a new generation is no predecessor to return to.
     if committed is not None and committed.digest != _target(state).digest:
         previous = committed
-    done = replace(state, committed=_target(state), previous=previous)
+    done = replace(state, committed=_target(state), previous=previous, num_unsteady=0)
     return _enter(done, State.ACTIVE, now_s), (CollectGarbage(),)
 
 
@@ -176,7 +196,7 @@ def _deployment(state: UpdateState, event: Event, now_s: float, settings: Update
             accepted,
             now_s,
             "digest-quarantined",
-            f"artifact {new.digest[:12]} failed its trial on this device before; deploy another one",
+            f"artifact {new.digest[:12]} failed on this device before; deploy another one",
         )
         return rejected, (*effects, *more)
     return _enter(accepted, State.FETCHING, now_s), (*effects, Fetch(slot=new))
@@ -234,7 +254,7 @@ def _activation_failed(state: UpdateState, event: Event, now_s: float, settings:
         if state.previous is not None and bad.digest == state.previous.digest:
             return replace(state, previous=None), ()
         return state, ()
-    fallen = replace(state, committed=state.previous, previous=None)
+    fallen = replace(state, committed=state.previous, previous=None, num_unsteady=0)
     serve: tuple[Effect, ...] = _serve_good(fallen) or (StopServing(),)
     if state.state is State.ACTIVE:
         # The target itself is what was damaged, and the cloud still has it.
@@ -267,12 +287,54 @@ def _stopping(state: UpdateState, event: Event, now_s: float, settings: UpdateSe
     return replace(state, num_starts=max(state.num_starts - 1, -1)), ()
 
 
+def _stopping_resting(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
+    """Whoever is stopped on purpose did not crash: its start does not count."""
+    return replace(state, num_unsteady=max(state.num_unsteady - 1, 0)), ()
+
+
+def _steady(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
+    return replace(state, num_unsteady=0), ()
+
+
+def _serve_steady(state: UpdateState, now_s: float, settings: UpdateSettings) -> Step:
+    """Counts this start, and what is to serve in it."""
+    bad, before = state.committed, state.previous
+    if bad is None:
+        return state, ()
+    # It need not grow for ever.
+    state = replace(state, num_unsteady=min(state.num_unsteady + 1, settings.max_unsteady_starts + 2))
+    if state.num_unsteady <= settings.max_unsteady_starts:
+        return state, _serve_good(state)
+    ended = f"the agent ended {settings.max_unsteady_starts} times soon after it began to serve this"
+    if before is None:
+        if state.num_unsteady == settings.max_unsteady_starts + 1:
+            message = f"{ended}, and no model is before it: it is loaded late from now on; deploy another"
+            state = _note(state, State.ROLLED_BACK, now_s, "crash-loop", message, slot=bad)
+        return state, (ActivateLater(slot=bad),)
+    state = replace(_quarantined(state, bad.digest), committed=before, previous=None, num_unsteady=0)
+    if state.state is State.ACTIVE:
+        state = _enter(state, State.ROLLED_BACK, now_s, "crash-loop", ended)
+    elif bad.generation != state.generation:
+        state = _note(state, State.ROLLED_BACK, now_s, "crash-loop", ended, slot=bad)
+    return state, _serve_good(state)
+
+
 def _start_resting(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    return state, (*_serve_good(state), CollectGarbage())
+    state, serve = _serve_steady(state, now_s, settings)
+    return state, (*serve, CollectGarbage())
 
 
 def _start_fetching(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    return state, (*_serve_good(state), Fetch(slot=_target(state)))
+    state, serve = _serve_steady(state, now_s, settings)
+    if _target(state).digest in state.quarantine:
+        state, more = _reject(
+            state,
+            now_s,
+            "digest-quarantined",
+            f"artifact {_target(state).digest[:12]} failed on this device before; deploy another one",
+        )
+        return state, (*serve, *more)
+    return state, (*serve, Fetch(slot=_target(state)))
 
 
 def _counted(state: UpdateState) -> UpdateState:
@@ -323,6 +385,8 @@ def _row(**handlers: Handler) -> dict[type[Event], Handler]:
             StatusDelivered: _delivered,
             ActivationFailed: _activation_failed,
             Started: _start_resting,
+            Steady: _steady,
+            Stopping: _stopping_resting,
         }
     )
     names = {event.__name__: event for event in EVENT_TYPES}

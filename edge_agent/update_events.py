@@ -24,6 +24,11 @@ class Stopping:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Steady:
+    """The committed model has served in this process for long enough not to be what ends it at its start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DeploymentSeen:
     """A deployment for this device whose signature and expiry were checked."""
 
@@ -99,6 +104,7 @@ class StatusDelivered:
 Event = (
     Started
     | Stopping
+    | Steady
     | DeploymentSeen
     | FetchCompleted
     | FetchFailed
@@ -113,6 +119,7 @@ Event = (
 EVENT_TYPES: tuple[type[Event], ...] = (
     Started,
     Stopping,
+    Steady,
     DeploymentSeen,
     FetchCompleted,
     FetchFailed,
@@ -164,6 +171,13 @@ class Activate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ActivateLater:
+    """Serve this slot once the cloud could be heard: it may end the process, and there is no other."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StopServing:
     """Nothing that may serve is left."""
 
@@ -184,5 +198,14 @@ class Ignored:
 
 
 Effect = (
-    Fetch | StopFetch | Verify | SelfTest | StopSelfTest | Activate | StopServing | CollectGarbage | Ignored
+    Fetch
+    | StopFetch
+    | Verify
+    | SelfTest
+    | StopSelfTest
+    | Activate
+    | ActivateLater
+    | StopServing
+    | CollectGarbage
+    | Ignored
 )

@@ -81,6 +81,8 @@ class UpdateState:
     previous: Slot | None = None
     # Starts of the process that found the machine in its present state.
     num_starts: int = 0
+    # Starts in a row after which the committed model did not serve for long.
+    num_unsteady: int = 0
     # How often the target's stored bytes were lost or damaged and had to be fetched again.
     num_refetches: int = 0
     # Why the target was rejected or rolled back.
@@ -130,6 +132,7 @@ def to_json(state: UpdateState) -> dict[str, object]:
         "committed": _slot_json(state.committed),
         "previous": _slot_json(state.previous),
         "num_starts": state.num_starts,
+        "num_unsteady": state.num_unsteady,
         "num_refetches": state.num_refetches,
         "code": state.code,
         "message": state.message,
@@ -224,6 +227,8 @@ def from_json(data: object) -> UpdateState:
         committed=_slot(data, "committed"),
         previous=_slot(data, "previous"),
         num_starts=_count(data, "num_starts"),
+        # Agents before it was counted wrote none.
+        num_unsteady=_count(data, "num_unsteady") if "num_unsteady" in data else 0,
         num_refetches=_count(data, "num_refetches"),
         code=_text(data, "code"),
         message=_text(data, "message"),

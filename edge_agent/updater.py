@@ -13,32 +13,33 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from edge_agent import fetch, update
+from edge_agent.acquisition import Acquisition, Wire
 from edge_agent.blobs import BlobStore
-from edge_agent.fetch import Fetcher, FetchSettings
+from edge_agent.fetch import FetchSettings
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.journal import Journal
+from edge_agent.release_gate import ReleaseGate
 from edge_agent.runtime import Runtime, load_artifact
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import (
     Activate,
+    ActivateLater,
     ActivationFailed,
     CollectGarbage,
     Effect,
     Event,
     Fetch,
-    FetchCompleted,
-    FetchFailed,
     Ignored,
     SelfTest,
     SelfTestFailed,
     SelfTestPassed,
     Started,
     StatusDelivered,
+    Steady,
     StopFetch,
     StopSelfTest,
     StopServing,
@@ -47,21 +48,14 @@ from edge_agent.update_events import (
     VerifyFailed,
 )
 from edge_agent.update_state import Slot, State, StatusNote
-from edgeloop.artifact import BlockAssembler
+from edgeloop import topics
 from edgeloop.errors import RejectedError, TransientError
-from edgeloop.v1 import artifact_pb2
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 5.0
-
-
-class Wire(Protocol):
-    """What the updater needs of the broker; never blocks, and drops what cannot be sent now."""
-
-    def subscribe(self, topic: str) -> None: ...
-    def unsubscribe(self, topic: str) -> None: ...
-    def request(self, slot: Slot, request: fetch.Request) -> None: ...
+# Time for the cloud to be heard before a model is loaded that may end this process.
+LATER_S = 60.0
 
 
 class Updater:
@@ -79,6 +73,8 @@ class Updater:
         deliver: Callable[[StatusNote, float], None],
         # A deployment that the update rules would not follow.
         on_ignored: Callable[[Ignored], None],
+        # None: this device checks no TUF metadata.
+        release_gate: ReleaseGate | None = None,
         update_settings: UpdateSettings,
         fetch_settings: FetchSettings,
         self_test_timeout_s: float,
@@ -88,7 +84,7 @@ class Updater:
         # What other workloads on this blob store need, asked before anything is collected.
         kept_elsewhere: Callable[[], tuple[Slot, ...]] = tuple,
         # Begins a self-test once its turn comes.
-        begin_test: Callable[[SelfTestProcess], None] = SelfTestProcess.start,
+        begin_test: Callable[[SelfTestProcess], None] = lambda process: process.start(),
         rng: random.Random,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -97,26 +93,33 @@ class Updater:
         self._blobs = blobs
         self._engine = engine
         self._meter = meter
-        self._wire = wire
         self._post_self_test = post_self_test
         self._deliver = deliver
         self._on_ignored = on_ignored
         self._update_settings = update_settings
-        self._fetch_settings = fetch_settings
         self._self_test_timeout_s = self_test_timeout_s
         self._num_threads = num_threads
-        self._max_artifact_bytes = max_artifact_bytes
         self._kept_elsewhere = kept_elsewhere
+        self._acquisition = Acquisition(
+            blobs=blobs,
+            wire=wire,
+            release_gate=release_gate,
+            settings=fetch_settings,
+            max_artifact_bytes=max_artifact_bytes,
+            kept=self._kept,
+            rng=rng,
+            monotonic=monotonic,
+        )
         self._begin_test = begin_test
-        self._rng = rng
         self._clock = clock
         self._monotonic = monotonic
         self._pending: deque[Event] = deque()
         # When to try again what the disk refused; None while it does not.
         self._retry_at_s: float | None = None
         self._deliver_at_s: float | None = None
-        self._fetcher: Fetcher | None = None
-        self._connected = False
+        self._started_at_s = monotonic()
+        # A slot that is to serve from then on, unless another does.
+        self._later: tuple[Slot, float] | None = None
         self._self_test: SelfTestProcess | None = None
         self.state = self._journal.load()
 
@@ -139,15 +142,12 @@ class Updater:
         self._work()
 
     def on_message(self, topic: str, payload: bytes) -> None:
-        """A manifest or a block."""
-        if self._fetcher is not None:
-            self._pending.extend(self._fetch_on(self._fetcher.on_message(topic, payload, self._monotonic())))
-            self._work()
+        """A manifest, a block or TUF metadata."""
+        self._pending.extend(self._acquisition.on_message(topic, payload))
+        self._work()
 
     def on_broker(self, connected: bool) -> None:
-        self._connected = connected
-        if self._fetcher is not None:
-            self._fetcher.on_connected(connected, self._monotonic())
+        self._acquisition.on_broker(connected)
 
     def on_self_test(self, process: SelfTestProcess, result: SelfTestResult) -> None:
         if process is not self._self_test:
@@ -170,8 +170,19 @@ class Updater:
         if self._deliver_at_s is not None and now_s >= self._deliver_at_s:
             self._deliver_at_s = None
             self._flush_outbox()
-        if self._fetcher is not None and self._fetcher.deadline_s is not None:
-            self._pending.extend(self._fetch_on(self._fetcher.on_tick(now_s)))
+        self._pending.extend(self._acquisition.on_tick())
+        if self._later is not None and now_s >= self._later[1]:
+            slot, self._later = self._later[0], None
+            if self._engine.serving is None and slot == self.state.committed:
+                self._started_at_s = now_s
+                self._pending.extend(self._activate(slot))
+        if (
+            self.state.num_unsteady
+            and self._retry_at_s is None
+            and self._engine.serving is not None
+            and now_s >= self._started_at_s + self._update_settings.steady_s
+        ):
+            self._pending.append(Steady())
         progress = self._meter.progress()
         if progress is not None and self._retry_at_s is None:
             self._pending.append(progress)
@@ -179,9 +190,11 @@ class Updater:
             self._work()
 
     def concerns(self, topic: str) -> bool:
-        """Whether a message under this topic is of what it fetches or has just fetched."""
+        """Whether a message under this topic is of what it fetches or has just fetched, or for all."""
         target = self.state.target
-        return target is not None and (target.digest in topic or target.manifest_digest in topic)
+        return topic.startswith(topics.TUF) or (
+            target is not None and (target.digest in topic or target.manifest_digest in topic)
+        )
 
     @property
     def deadline_s(self) -> float | None:
@@ -189,7 +202,7 @@ class Updater:
         deadlines = [
             self._retry_at_s,
             self._deliver_at_s,
-            self._fetcher.deadline_s if self._fetcher else None,
+            self._acquisition.deadline_s,
         ]
         if self.state.state is State.TRIAL:
             deadlines.append(self._monotonic() + 0.1)
@@ -198,14 +211,12 @@ class Updater:
     @property
     def progress(self) -> float:
         """Of the fetch, 0 to 1; 0 when none is under way."""
-        return self._fetcher.progress if self._fetcher else 0.0
+        return self._acquisition.progress
 
     def stop(self) -> None:
         """Ends what is under way without a verdict on it."""
         self._stop_self_test()
-        if self._fetcher is not None:
-            self._fetcher.stop()
-            self._fetcher = None
+        self._acquisition.leave()
 
     # --- the loop -----------------------------------------------------------------------------------
 
@@ -258,9 +269,9 @@ class Updater:
     def _carry_out(self, effect: Effect) -> list[Event]:
         match effect:
             case Fetch(slot=slot):
-                return self._begin_fetch(slot)
+                return self._acquisition.begin(slot)
             case StopFetch():
-                self._stop_fetch()
+                self._acquisition.stop()
             case Verify(slot=slot):
                 return self._verify(slot)
             case SelfTest(slot=slot):
@@ -269,6 +280,13 @@ class Updater:
                 self._stop_self_test()
             case Activate(slot=slot):
                 return self._activate(slot)
+            case ActivateLater(slot=slot):
+                logger.error(
+                    "digest=%s is loaded in %g s only: it may be what ended the agent; deploy another one",
+                    slot.digest[:12],
+                    LATER_S,
+                )
+                self._later = (slot, self._monotonic() + LATER_S)
             case StopServing():
                 logger.error("nothing is left that may serve; waiting for a newer deployment")
                 self._engine.withdraw()
@@ -278,101 +296,13 @@ class Updater:
                 self._on_ignored(effect)
         return []
 
-    # --- fetching -----------------------------------------------------------------------------------
-
-    def _begin_fetch(self, slot: Slot) -> list[Event]:
-        self._stop_fetch()
-        self._fetcher = fetcher = Fetcher(slot, self._fetch_settings, self._rng)
-        fetcher.on_connected(self._connected, self._monotonic())
-        manifest = self._blobs.find_manifest(slot.manifest_digest)
-        if manifest is None:
-            return self._fetch_on(fetcher.begin_manifest(self._monotonic()))
-        try:
-            fetch.check_fits(slot, manifest)
-        except RejectedError as error:
-            return self._fetch_failed(error)
-        return self._begin_blocks(fetcher, manifest)
-
-    def _begin_blocks(self, fetcher: Fetcher, manifest: artifact_pb2.Manifest) -> list[Event]:
-        if self._blobs.has_artifact(manifest):
-            self._stop_fetch()
-            return [FetchCompleted(generation=fetcher.slot.generation)]
-        try:
-            self._check_limit(manifest)
-            self._blobs.check_room(manifest)
-        except RejectedError as error:
-            return self._fetch_failed(error)
-        assembler = BlockAssembler(manifest)
-        self._blobs.kept_blocks(manifest, assembler)
-        if assembler.num_verified:
-            logger.info(
-                "fetch goes on digest=%s blocks=%d of=%d",
-                manifest.digest[:12],
-                assembler.num_verified,
-                assembler.num_blocks,
-            )
-        return self._fetch_on(fetcher.begin_blocks(assembler, self._monotonic()))
-
-    def _check_limit(self, manifest: artifact_pb2.Manifest) -> None:
-        size_bytes = max(manifest.size_bytes, manifest.executable_size_bytes)
-        if self._max_artifact_bytes is not None and size_bytes > self._max_artifact_bytes:
-            raise RejectedError(
-                f"artifact {manifest.digest[:12]} has {size_bytes} bytes, and this device gives workload "
-                f"{manifest.workload} {self._max_artifact_bytes}: deploy a smaller one, or raise "
-                "max_artifact_bytes in its [[workload]] table",
-                code="artifact-over-limit",
-            )
-
-    def _fetch_on(self, effects: list[fetch.FetchEffect]) -> list[Event]:
-        """Carries out what the fetcher wants; stops at the first that ends the fetch."""
-        fetcher = self._fetcher
-        assert fetcher is not None
-        generation = fetcher.slot.generation
-        for effect in effects:
-            try:
-                match effect:
-                    case fetch.Subscribe(topic=topic):
-                        self._wire.subscribe(topic)
-                    case fetch.Unsubscribe(topic=topic):
-                        self._wire.unsubscribe(topic)
-                    case fetch.Request():
-                        self._wire.request(fetcher.slot, effect)
-                    case fetch.KeepBlock(n=n, data=data):
-                        self._blobs.keep_block(fetcher.slot.digest, n, data)
-                    case fetch.KeepManifest(raw=raw, manifest=manifest):
-                        self._blobs.keep_manifest(fetcher.slot.manifest_digest, raw)
-                        return self._begin_blocks(fetcher, manifest)
-                    case fetch.Complete():
-                        self._blobs.assemble(self._blobs.read_manifest(fetcher.slot.manifest_digest))
-                        self._stop_fetch()
-                        return [FetchCompleted(generation=generation)]
-                    case fetch.Refuse(code=code, message=message):
-                        self._fetcher = None
-                        return [FetchFailed(generation=generation, code=code, message=message)]
-            except RejectedError as error:
-                return self._fetch_failed(error)
-        return []
-
-    def _fetch_failed(self, error: RejectedError) -> list[Event]:
-        assert self._fetcher is not None
-        generation = self._fetcher.slot.generation
-        self._stop_fetch()
-        return [FetchFailed(generation=generation, code=error.code, message=error.message)]
-
-    def _stop_fetch(self) -> None:
-        if self._fetcher is not None:
-            for topic in self._fetcher.topics:
-                self._wire.unsubscribe(topic)
-            self._fetcher.stop()
-            self._fetcher = None
-
     # --- trying and serving -------------------------------------------------------------------------
 
     def _verify(self, slot: Slot) -> list[Event]:
         try:
             manifest = self._blobs.read_manifest(slot.manifest_digest)
             fetch.check_fits(slot, manifest)
-            self._check_limit(manifest)
+            self._acquisition.check_limit(manifest)
             self._blobs.read_artifact(manifest)
         except RejectedError as error:
             return [VerifyFailed(generation=slot.generation, code=error.code, message=error.message)]
@@ -430,8 +360,11 @@ class Updater:
             metric=metric,
         )
 
+    def _kept(self) -> tuple[Slot, ...]:
+        return (*self.state.kept, *self._kept_elsewhere())
+
     def _collect(self) -> None:
-        kept = (*self.state.kept, *self._kept_elsewhere())
+        kept = self._kept()
         try:
             num_removed = self._blobs.collect(
                 keep_artifacts={slot.digest for slot in kept},

@@ -21,6 +21,8 @@ ROOT: Final = "edgeloop/v1"
 SENTINEL: Final = f"{ROOT}/sentinel"
 #: Retained, one for the fleet: every change of the director's keys.
 DIRECTOR_KEYS: Final = f"{ROOT}/director-keys"
+#: Retained: TUF metadata, each file under its own name (edgeloop.released).
+TUF: Final = f"{ROOT}/tuf"
 ALL_REQUESTS: Final = f"{ROOT}/devices/+/requests"
 ALL_PRESENCE: Final = f"{ROOT}/devices/+/presence"
 
@@ -33,6 +35,7 @@ _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BLOCK = re.compile(rf"{ROOT}/artifacts/([0-9a-f]{{64}})/blocks/(0|[1-9][0-9]{{0,6}})", re.ASCII)
 _MANIFEST = re.compile(rf"{ROOT}/manifests/([0-9a-f]{{64}})", re.ASCII)
+_TUF = re.compile(rf"{ROOT}/tuf/((?:[1-9][0-9]{{0,9}}\.(?:root|snapshot|targets)|timestamp)\.json)", re.ASCII)
 _DEVICE = re.compile(rf"{ROOT}/devices/([^/]+)/(?:deployment|requests|presence)", re.ASCII)
 _WORKLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
@@ -80,6 +83,14 @@ def manifest(manifest_digest: str) -> str:
     return f"{ROOT}/manifests/{check_digest(manifest_digest, field='manifest_digest')}"
 
 
+def tuf(name: str) -> str:
+    """Where a file of TUF metadata is retained. Raises ``RejectedError`` ("topic") for no such name."""
+    topic = f"{TUF}/{name}"
+    if _TUF.fullmatch(topic) is None:
+        raise _not_ours(topic)
+    return topic
+
+
 def deployment(device_id: str) -> str:
     """Where the device's signed deployment is retained."""
     return f"{ROOT}/devices/{check_device_id(device_id)}/deployment"
@@ -119,6 +130,14 @@ def block_of(topic: str) -> tuple[str, int]:
 def manifest_of(topic: str) -> str:
     """Manifest digest in a manifest topic. Raises ``RejectedError`` ("topic")."""
     found = _MANIFEST.fullmatch(topic)
+    if found is None:
+        raise _not_ours(topic)
+    return found[1]
+
+
+def tuf_of(topic: str) -> str:
+    """File name in a topic of TUF metadata. Raises ``RejectedError`` ("topic")."""
+    found = _TUF.fullmatch(topic)
     if found is None:
         raise _not_ours(topic)
     return found[1]

@@ -148,6 +148,11 @@ class DirectorKey:
         return self._private.public_key().public_bytes_raw()
 
     @property
+    def private(self) -> Ed25519PrivateKey:
+        """The key itself, for libraries that sign with it."""
+        return self._private
+
+    @property
     def key_id(self) -> str:
         return key_id(self.public_bytes)
 

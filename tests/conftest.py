@@ -13,8 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from machine import free_port, missing
 from postgres_server import PostgresServer, find_programs
+
+# How long one example takes is the machine's affair: on a busy one a deadline fails what is right.
+settings.register_profile("edgeloop", deadline=None)
+settings.load_profile("edgeloop")
 
 
 class Mosquitto:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -22,3 +24,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], what: str = "it", timeout_s: float = 15.0) -> None:
+    """Return as soon as the condition holds; fail, naming ``what``, when it does not in time."""
+    until_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until_s, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.01)

@@ -25,6 +25,7 @@ from cloud.cli import (
     rollout,
     rules,
     serve,
+    top,
 )
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_values, stderr, stdout
@@ -44,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fits models to the devices that must run them, and keeps them fitted.\n\n"
     "Exit codes: 0 done, 1 refused or failed, 2 wrong flags or file, 3 control plane not reachable, "
-    "130 stopped.",
+    "130 stopped; 'rollout watch' has more.",
 )
 app.add_typer(get.app, name="get")
 app.add_typer(describe.app, name="describe")
@@ -59,6 +60,7 @@ app.command("compress")(jobs.compress)
 app.command("pareto")(pareto.pareto)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
+app.command("top")(top.top)
 app.command("check")(check.check)
 app.command("rules")(rules.rules)
 app.command("demo")(demo.demo)
@@ -127,6 +129,8 @@ def info(
     if output is not Output.TABLE:
         show_values(values, output)
     else:
+        if answer.tuf_root:  # some thousand digits say nothing to people
+            values["tuf_root"] = f"{len(answer.tuf_root)} bytes, as 'edgeloop info -o json' shows in hex"
         stdout.print(make_table(["FIELD", "VALUE"], [[key, str(value)] for key, value in values.items()]))
 
 

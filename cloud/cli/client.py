@@ -98,6 +98,15 @@ class ControlClient:
         except grpc.RpcError as error:
             raise self._explained(error) from None
 
+    def watch_rollout(self, rollout_id: str) -> Iterator[pb.RolloutInfo]:
+        """The rollout now and at every change, until it ends."""
+        request = pb.WatchRolloutRequest(rollout_id=rollout_id)
+        try:
+            for answer in self._stub.WatchRollout(request, metadata=self._metadata):
+                yield answer.rollout
+        except grpc.RpcError as error:
+            raise self._explained(error) from None
+
     def _explained(self, error: grpc.RpcError) -> EdgeloopError:
         status = error.code()
         text = error.details() or status.name

@@ -22,7 +22,12 @@ def spec_text(spec_json: str) -> str:
     spec = json.loads(spec_json)
     if spec["road"] == "rules":
         return f"rules {spec['rules']['kind']} {spec['rules']['max_depth']}"
-    return f"{spec['road']} x{spec['width_ratio']:g}"
+    text = f"{spec['road']} x{spec['width_ratio']:g}"
+    if rounded := spec.get("quantisation"):
+        text += f" {rounded['scheme']} {rounded['bits']} bits"
+    if zeros := spec.get("sparsity"):
+        text += f" {zeros['ratio']:.0%} zeros"
+    return text
 
 
 def measured(item: pb.TeacherInfo | pb.CandidateInfo) -> str:
@@ -86,9 +91,11 @@ CANDIDATES = [
     Column("ACCURACY", lambda c: measured(c)),
     Column("P50 HERE", lambda c: milliseconds(c.latency_p50_ms), rank=2),
     Column("P95 FLEET", lambda c: milliseconds(c.predicted_p95_ms)),
-    Column("SIZE", lambda c: size(c.artifact_bytes)),
+    Column("WIRE", lambda c: size(c.artifact_bytes)),
+    Column("ON DEVICE", lambda c: size(c.executable_bytes or c.artifact_bytes), rank=1),
     Column("MMAC", lambda c: _millions(c.macs), rank=3),
     Column("FRONT", lambda c: "yes" if c.on_front else "no"),
+    Column("WHY", lambda c: c.proposed_reason, note=True),
     Column("REJECTED", lambda c: c.rejected_reason, note=True),
 ]
 
@@ -100,6 +107,14 @@ ROLLOUTS = [
     Column("STARTED", lambda r: clock_text(r.create_time), rank=1),
     Column("GROUPS", _groups, note=True),
     Column("MESSAGE", lambda r: r.message, note=True),
+]
+
+ROLLOUT_DEVICES = [
+    Column("DEVICE", lambda d: d.device_id),
+    Column("GROUP", lambda d: d.group),
+    Column("STAGE", lambda d: d.stage),
+    Column("UNTIL (UTC)", lambda d: clock_text(d.until_time), rank=1),
+    Column("WHY", lambda d: d.wait_reason or d.message, note=True),
 ]
 
 DECISIONS = [

@@ -123,11 +123,18 @@ def describe_rollout(
     server: server_option = None,
     state_dir: state_dir_option = None,
 ) -> None:
-    """A rollout with its groups."""
+    """A rollout with its groups and devices, and why those wait that do."""
     with connect(Connection(server, state_dir)) as client:
-        found = client.call("ListRollouts", pb.ListRolloutsRequest(), pb.ListRolloutsResponse).rollouts
-    fitting = [r for r in found if r.rollout_id == rollout_id]
-    _show(_one(fitting, "rollout", rollout_id, [r.rollout_id for r in found]), output)
+        request = pb.GetRolloutRequest(rollout_id=rollout_id)
+        rollout = client.call("GetRollout", request, pb.GetRolloutResponse).rollout
+    if output is not Output.TABLE:
+        show_values(plain(rollout), output)
+        return
+    devices = list(rollout.devices)
+    del rollout.devices[:]
+    _show(rollout, output)
+    stdout.print()
+    show_list(devices, columns.ROLLOUT_DEVICES, output, empty="no device belongs to it")
 
 
 def why(

@@ -10,12 +10,15 @@ from typing import Annotated
 
 import typer
 
+from cloud.cli import tuf
 from cloud.cli.output import stdout
 from cloud.director_keys import KeyChange, retire, rotate
 
 app = typer.Typer(
     no_args_is_help=True, help="Make, renew and change the keys that a control plane serves and signs with."
 )
+
+tuf.add_to(app)
 
 folder_argument = Annotated[Path, typer.Argument(help="folder for everything; one subfolder for each holder")]
 broker_names_option = Annotated[

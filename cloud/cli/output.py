@@ -40,6 +40,14 @@ def show_values(values: Any, output: Output) -> None:
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
 
 
+def show_line(values: Any, output: Output) -> None:
+    """Print one of several values as they come: JSON a line each, YAML as documents."""
+    if output is Output.JSON:
+        print(json.dumps(values), flush=True)
+    else:
+        print("---\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="", flush=True)
+
+
 def show_list(messages: Sequence[Message], columns: Sequence[Column], output: Output, *, empty: str) -> None:
     """Print messages as a table, or as a list of plain values. ``empty`` says what to do to get the first."""
     if output is not Output.TABLE:

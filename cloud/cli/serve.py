@@ -63,6 +63,12 @@ def serve(
         float | None,
         typer.Option(help="seconds for which devices may accept a deployment", show_default="30 days"),
     ] = None,
+    tuf_timestamp_lifetime_s: Annotated[
+        float | None,
+        typer.Option(
+            help="seconds for which devices believe that no release is held back", show_default="3 days"
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="for Prometheus; 0 takes a free one", show_default="none")
     ] = None,
@@ -122,6 +128,7 @@ def serve(
         "step_interval_s": step_interval_s,
         "report_interval_s": report_interval_s,
         "deployment_lifetime_s": deployment_lifetime_s,
+        "tuf_timestamp_lifetime_s": tuf_timestamp_lifetime_s,
         "metrics_port": metrics_port,
         "log_level": log_level,
         "tls_dir": tls_dir,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -103,6 +104,7 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
         num_epochs=trainer.epoch,
         train_s=trainer.train_s,
         metric=dataset.loss.metric,
+        num_inputs=math.prod(dataset.input_shape),
     )
 
 
@@ -165,7 +167,7 @@ def build_student(
     if parent is not None:
         runtimes.append(evaluate.load(parent, num_threads=task.profile.num_threads))
     timing = evaluate.time_artifacts(runtimes, dataset.validation.inputs[:1])
-    chosen = _choose(forms, timing)
+    chosen = _choose(forms, timing, task.workload.search.tolerance)
     form = forms[chosen]
     rejected_reason = ""
     if parent is not None and parent != form.data:
@@ -189,6 +191,7 @@ def build_student(
         macs=cost.macs,
         num_parameters=cost.num_parameters,
         metric=dataset.loss.metric,
+        int8_loss=forms[0].accuracy - forms[1].accuracy if len(forms) == 2 else None,
     )
     candidate = Candidate(
         digest=registry.put(shipped.data),
@@ -359,7 +362,7 @@ def calibration_samples(dataset: Dataset, count: int, seed: int) -> NDArray[np.f
     return dataset.train.inputs[np.sort(rows)]
 
 
-def _choose(forms: list[_Form], timing: evaluate.Timing) -> int:
+def _choose(forms: list[_Form], timing: evaluate.Timing, tolerance: float) -> int:
     if len(forms) == 1:
         return 0
     fp32, int8 = forms  # in the order in which they were built
@@ -367,6 +370,7 @@ def _choose(forms: list[_Form], timing: evaluate.Timing) -> int:
         fp32_accuracy=fp32.accuracy,
         int8_accuracy=int8.accuracy,
         int8_slowdown_ratio=timing.slowdown_ratio(1, 0),
+        tolerance=tolerance,
     )
     return 0 if winner is Precision.FP32 else 1
 

@@ -1,8 +1,8 @@
 """Two decisions on measured figures: which precision ships, and whether a student may replace its parent.
 
-Rules of the precision: fp32 ships when int8 costs more accuracy than ``ACCURACY_TOLERANCE``, or is slower by
-more than noise; otherwise int8, which is smaller. Rule of the parent: a student no wider than what it
-replaces, yet slower by more than noise, is rejected; a wider one is meant to be slower.
+Rules of the precision: fp32 ships when int8 costs more accuracy than the workload's ``search.tolerance``, or
+is slower by more than noise; otherwise int8, which is smaller. Rule of the parent: a student no wider than
+what it replaces, yet slower by more than noise, is rejected; a wider one is meant to be slower.
 
 A slowdown ratio comes from interleaved runs and is a cautious one (``Timing.slowdown_ratio``).
 """
@@ -16,9 +16,15 @@ NOISE_RATIO = 0.05
 ACCURACY_TOLERANCE = 0.01
 
 
-def choose_precision(*, fp32_accuracy: float, int8_accuracy: float, int8_slowdown_ratio: float) -> Precision:
+def choose_precision(
+    *,
+    fp32_accuracy: float,
+    int8_accuracy: float,
+    int8_slowdown_ratio: float,
+    tolerance: float = ACCURACY_TOLERANCE,
+) -> Precision:
     """What ships of the two forms of one student; accuracies are on the validation split."""
-    if int8_accuracy < fp32_accuracy - ACCURACY_TOLERANCE or int8_slowdown_ratio > 1.0 + NOISE_RATIO:
+    if int8_accuracy < fp32_accuracy - tolerance or int8_slowdown_ratio > 1.0 + NOISE_RATIO:
         return Precision.FP32
     return Precision.INT8
 

@@ -15,6 +15,7 @@ from functools import reduce
 from typing import Any
 
 from cloud.demo.plan import Outcome
+from cloud.own_load import MARGIN_S
 from edgeloop.sketch import LatencySketch
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1 import deployment_pb2
@@ -32,6 +33,17 @@ def overlaps(measurement: pb.Measurement, busy: Sequence[Span]) -> bool:
     start_s = measurement.start_time.ToNanoseconds() / 1e9
     end_s = measurement.end_time.ToNanoseconds() / 1e9
     return any(start_s < end and begin < end_s for begin, end in busy)
+
+
+def busy_spans(jobs: Iterable[pb.JobInfo], now_s: float) -> list[Span]:
+    """When the machine was building: from the start of each job to its end, or to now, and a margin."""
+    return [
+        (
+            job.create_time.ToNanoseconds() / 1e9 - MARGIN_S,
+            (job.end_time.ToNanoseconds() / 1e9 if job.HasField("end_time") else now_s) + MARGIN_S,
+        )
+        for job in jobs
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,8 @@ class CandidateMetrics:
     ``artifact_bytes`` is what goes over the wire; ``executable_bytes`` what it unpacks to on the device, or 0
     where it runs as it is. ``reference_p50_ms`` is the reference kernel beside it: latency ratios carry over,
     absolute times do not. ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``.
+    ``int8_loss`` is what post-training int8 lost of the fp32 form's accuracy, whichever of the two ships;
+    None where only one was built.
     ``fidelity`` is the share of the validation split on which rules say what the teacher says; None for a
     network.
     """
@@ -32,11 +34,15 @@ class CandidateMetrics:
     executable_bytes: int = 0
     metric: str = "accuracy"
     fidelity: float | None = None
+    int8_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A student in the registry, built for one profile. ``rejected_reason`` is empty when it may ship."""
+    """A student in the registry, built for one profile. ``rejected_reason`` is empty when it may ship.
+
+    ``proposed_reason`` is why the search asked for it, empty where a person did.
+    """
 
     digest: str
     manifest_digest: str
@@ -48,6 +54,7 @@ class Candidate:
     metrics: CandidateMetrics
     rejected_reason: str = ""
     create_time_s: float = 0.0
+    proposed_reason: str = ""
 
 
 def pareto_front(candidates: Iterable[Candidate]) -> list[Candidate]:

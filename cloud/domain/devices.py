@@ -63,7 +63,7 @@ class DeploymentState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing follows; of several terminal states reported, the first counts."""
+        """Whether nothing follows but the crash loop of what was active; of several, the first counts."""
         return self in _TERMINAL
 
 

@@ -9,6 +9,10 @@ from cloud.domain.devices import TIME_ZONE_LABEL, Deployment, Device
 
 __all__ = ["DeploymentIntent", "FleetDevice"]
 
+_EVERYWHERE = frozenset(
+    {"UTC", "Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu"}
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetDevice:
@@ -26,13 +30,17 @@ class FleetDevice:
 
     @classmethod
     def of(cls, device: Device, deployment: Deployment | None) -> Self:
-        """From what the store keeps. A label says more than what the device found out by itself."""
+        """From what the store keeps. A label says more than what the device found out by itself.
+
+        A device that runs on UTC has said nothing of where it hangs: the window's own zone counts for it.
+        """
+        reported = "" if device.time_zone in _EVERYWHERE else device.time_zone
         return cls(
             device_id=device.device_id,
             profile=device.profile,
             connected=device.connected,
             deployment=deployment,
-            time_zone=device.labels.get(TIME_ZONE_LABEL) or device.time_zone,
+            time_zone=device.labels.get(TIME_ZONE_LABEL) or reported,
             last_seen_s=device.last_seen_s,
         )
 

@@ -28,7 +28,10 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One task of a job. ``spec`` is None for a teacher's; ``digest`` is the candidate that came of it."""
+    """One task of a job. ``spec`` is None for a teacher's; ``digest`` is the candidate that came of it.
+
+    ``reason`` is why the search proposed the spec, empty where a person or the controller asked for it.
+    """
 
     task_id: str
     spec: CompressionSpec | None = None
@@ -37,6 +40,7 @@ class Trial:
     digest: str = ""
     code: str = ""
     message: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,8 +2,11 @@
 
 The first rung is cheap: students cut from the elastic family, which need no training, at every width asked
 for. On the second rung the better half is continued (distilled further from where the cut left it) and
-challenged by the other roads at the same width, since no road wins everywhere. Without a family there is one
-rung.
+challenged by the other roads at the same width, since no road wins everywhere. Without a family the first
+rung trains each width by its best road, and second roads follow.
+
+Other methods come between, as soon as measurements ask for them (``methods``): where artifact bytes bind,
+their proposals go before further widths and roads.
 
 Rules: a job's trials never exceed its budget; no spec is tried twice; the same results lead to the same rung.
 """
@@ -16,8 +19,9 @@ from dataclasses import replace
 
 from cloud.domain.candidates import Candidate, pareto_front
 from cloud.domain.feasibility import violations
+from cloud.domain.methods import Proposal, other_methods, size_levers
 from cloud.domain.profiles import Constraints
-from cloud.domain.search import roads_for
+from cloud.domain.search import first_rung, roads_for
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.workloads import SearchBudget
 
@@ -38,34 +42,64 @@ def next_rung(
     budget: SearchBudget,
     max_trials: int,
     exclude: Iterable[str] = (),
-) -> tuple[CompressionSpec, ...]:
+    num_inputs: int = 0,
+) -> tuple[Proposal, ...]:
     """Specs to go on with after ``tried``, best first; none when the search is done.
 
     ``built`` are the candidates that came of them, ``exclude`` the digests of specs that exist or failed
-    before.
+    before. ``num_inputs`` is as in ``other_methods``.
     """
-    if not tried or not all(is_cut(spec) for spec in tried):
+    room = max_trials - len(tried)
+    if not tried or room < 1:
         return ()
     mine = {spec.digest for spec in tried}
+    taken = mine | set(exclude)
+    found = [c for c in built if c.spec.digest in mine]
+    wanted = list(
+        size_levers(found, constraints=constraints, methods=budget.methods, exclude=taken)
+        or other_methods(
+            found,
+            constraints=constraints,
+            methods=budget.methods,
+            tolerance=budget.tolerance,
+            num_inputs=num_inputs,
+            exclude=taken,
+        )
+    )
+    if all(is_cut(spec) for spec in tried):
+        wanted += _after_cuts(found, constraints, budget)
+    elif budget.family_epochs == 0 and not wanted:
+        wanted += [
+            Proposal(spec=spec, reason=f"the widths' roads: {spec.road} at {spec.width_ratio:g}")
+            for spec in first_rung(budget, taken, limit=room)
+        ]
+    return tuple(proposal for proposal in wanted if proposal.spec.digest not in taken)[:room]
+
+
+def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: SearchBudget) -> list[Proposal]:
+    """The better half of the cuts, distilled further, and the other roads at their widths."""
     hoped = replace(
         constraints,
         latency_p95_ms=None,
         min_accuracy=None if constraints.min_accuracy is None else constraints.min_accuracy - HOPED_GAIN,
     )
-    able = [c for c in built if c.spec.digest in mine and not violations(c, hoped)]
+    able = [c for c in found if not violations(c, hoped)]
     front = sorted(
         pareto_front(able), key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p50_ms, c.digest)
     )
     kept = front[: math.ceil(len(front) / 2)]
-    wanted = [replace(c.spec, num_epochs=budget.num_epochs) for c in kept] if budget.num_epochs else []
-    for place in (0, 1):
-        wanted += [
-            CompressionSpec(
-                road=roads_for(c.spec.width_ratio)[place],
-                width_ratio=c.spec.width_ratio,
-                num_epochs=budget.num_epochs,
+    wanted = []
+    if budget.num_epochs:
+        wanted = [
+            Proposal(
+                spec=replace(c.spec, num_epochs=budget.num_epochs),
+                reason=f"{c.digest[:12]} is on the front of the cuts: it is distilled further",
             )
             for c in kept
         ]
-    taken = mine | set(exclude)
-    return tuple(spec for spec in wanted if spec.digest not in taken)[: max(0, max_trials - len(tried))]
+    for place in (0, 1):
+        for c in kept:
+            road = roads_for(c.spec.width_ratio)[place]
+            spec = CompressionSpec(road=road, width_ratio=c.spec.width_ratio, num_epochs=budget.num_epochs)
+            wanted.append(Proposal(spec=spec, reason=f"{road} challenges the cut {c.digest[:12]}"))
+    return wanted

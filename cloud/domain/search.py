@@ -6,6 +6,7 @@ Rules kept here:
 - No spec is proposed twice: neither one that a candidate has, rejected or not, nor one that is excluded.
 - The width for a target latency is read off what was built and measured, as a rising curve in logarithms;
   multiply-accumulates are never asked, they mislead.
+- Where artifact bytes bind, what makes the best student smaller comes before another width (``methods``).
 - Where the workload has an elastic family, students cut from it come first: they cost seconds, not a
   training.
 - No road wins everywhere. Down to about a quarter of the width, the teacher's own channels or its soft labels
@@ -21,6 +22,7 @@ from itertools import pairwise
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilySettings
+from cloud.domain.methods import size_levers
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.workloads import SearchBudget
@@ -58,8 +60,12 @@ def propose(
     """
     mine = [c for c in candidates if c.profile == profile.name and c.workload == profile.workload]
     taken = {candidate.spec.digest for candidate in mine} | set(exclude)
+    if target_latency_ms is None and direction is not Direction.LARGER and budget.max_trials:
+        levers = size_levers(mine, constraints=profile.constraints, methods=budget.methods, exclude=taken)
+        if levers:
+            return tuple(lever.spec for lever in levers)[: budget.max_trials]
     if direction is Direction.INITIAL:
-        return _initial(budget, taken)
+        return first_rung(budget, taken, limit=budget.max_trials)
     # Rules have no width, and are too fast to say anything about networks.
     networks = [candidate for candidate in mine if candidate.spec.road is not Road.RULES]
     if current is not None and current.spec.road is Road.RULES:
@@ -101,17 +107,17 @@ def width_for(candidates: Sequence[Candidate], target_latency_ms: float) -> floa
     return math.exp(x + (goal - y) / _outer_slope(points, below=goal < points[0][1]))
 
 
-def _initial(budget: SearchBudget, taken: set[str]) -> tuple[CompressionSpec, ...]:
+def first_rung(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[CompressionSpec, ...]:
     """Each width by its best road, then the second roads, narrowest first: there the best is least sure.
 
     With a family, its cuts alone: what is worth training follows from how they measure (``rungs``).
     """
-    cuts = _unbuilt(_cuts(budget.width_ratios, budget), taken, budget, limit=budget.max_trials)
+    cuts = _unbuilt(_cuts(budget.width_ratios, budget), taken, budget, limit=limit)
     if cuts:
         return cuts
     wanted = [(width, roads_for(width)[0]) for width in budget.width_ratios]
     wanted += [(width, roads_for(width)[1]) for width in sorted(budget.width_ratios)]
-    return _unbuilt(wanted, taken, budget, limit=budget.max_trials)
+    return _unbuilt(wanted, taken, budget, limit=limit)
 
 
 def _cuts(widths: Iterable[float], budget: SearchBudget) -> list[tuple[float, Road]]:

@@ -18,7 +18,8 @@ from cloud.domain.workloads import Workload
 class TeacherResult:
     """A trained teacher. ``checkpoint_digest`` is its weights, ``artifact_digest`` its fp32 ONNX graph.
 
-    ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``.
+    ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``. ``num_inputs`` is how many
+    values one input has, 0 where an older release trained it.
     """
 
     workload: str
@@ -35,6 +36,7 @@ class TeacherResult:
     num_epochs: int
     train_s: float
     metric: str = "accuracy"
+    num_inputs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

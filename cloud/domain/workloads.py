@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cloud.domain.losses import Loss
+from cloud.domain.methods import Method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,8 @@ class SearchBudget:
     """What one compression may spend. ``width_ratios`` is where the search starts, widest first.
 
     ``family_epochs`` is how long the workload's elastic family is trained, once for all profiles; with 0 the
-    search cuts no students from one.
+    search cuts no students from one. ``methods`` is what the search may try beyond widths and roads (None:
+    all that suit). ``tolerance`` is the accuracy that int8 may cost.
     """
 
     max_trials: int = 6
@@ -42,6 +44,8 @@ class SearchBudget:
     width_ratios: tuple[float, ...] = (0.75, 0.5, 0.25)
     num_calibration_samples: int = 256
     family_epochs: int = 0
+    methods: tuple[Method, ...] | None = None
+    tolerance: float = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +77,8 @@ class Workload:
         values = json.loads(text)
         values["training"] = TrainingBudget(**values["training"])
         search = values["search"]
+        if search.get("methods") is not None:
+            search["methods"] = tuple(map(Method, search["methods"]))
         values["search"] = SearchBudget(**{**search, "width_ratios": tuple(search["width_ratios"])})
         values["loss"] = Loss(values.get("loss", Loss.CROSS_ENTROPY))
         return cls(**values)
@@ -82,6 +88,9 @@ class Workload:
         values = asdict(self)
         if self.loss is Loss.CROSS_ENTROPY:
             del values["loss"]
+        for name in ("methods", "tolerance"):
+            if getattr(self.search, name) == getattr(SearchBudget(), name):
+                del values["search"][name]
         if not self.training.bfloat16:
             del values["training"]["bfloat16"]
         return values

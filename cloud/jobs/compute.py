@@ -133,6 +133,8 @@ class RayCompute:
                 # By force: training does not look up from its loop. What a supervisor started dies with it.
                 ray.cancel(run.reference, force=True)
                 del self._runs[key]
+                if not isinstance(run.task, StudentTask):
+                    _free_processors()
             self._events.append(TaskFailed(task_id=task_id, code="cancelled", message="cancelled"))
 
     def stop(self) -> None:
@@ -243,6 +245,19 @@ def _launch(task: Task, context: Context) -> Any:
         retry_exceptions=[TransientError],
     )
     return options.remote(task, context)
+
+
+def _free_processors() -> None:
+    """Give back what a training held that was just ended by force."""
+    import ray
+
+    from cloud.jobs import placements
+
+    task: Any = ray.remote(placements.sweep)
+    options = task.options(
+        name="sweep", num_cpus=0, max_retries=0, label_selector={ROLE_LABEL: f"!{DRIVER_ROLE}"}
+    )
+    options.remote()
 
 
 def _first_line(error: BaseException) -> str:

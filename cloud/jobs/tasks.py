@@ -27,6 +27,7 @@ from cloud.domain import codec
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilyResult, family_key
 from cloud.domain.tasks import FamilyTask, StudentTask, Task, TaskResult, TeacherResult, TeacherTask
+from cloud.jobs.placements import Sweeping
 from cloud.jobs.progress import Heartbeat, Reporter
 from cloud.jobs.results import ResultShelf, discard_torn_run, run_key
 from cloud.jobs.weights import RegistryWeights
@@ -126,7 +127,8 @@ def run_training(task: TeacherTask | FamilyTask, context: Context) -> Outcome:
         ),
     )
     try:
-        fitted: Any = trainer.fit()
+        with Sweeping():
+            fitted: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         return Outcome(code="failed", message=f"training failed {MAX_RETRIES + 1} times: {_root(error)}")
     outcome = fitted.return_value

@@ -23,7 +23,9 @@ from cloud.services.explaining import explain_device
 from cloud.services.identities import Identities
 from cloud.services.operations import Operations
 from cloud.services.queries import Queries
+from cloud.services.rollouts import followed, rollout_of
 from cloud.services.rules import describe_candidate
+from cloud.services.summary import summarise
 from cloud.services.trade_off import trade_off
 from cloud.store import Store
 from edgeloop.errors import EdgeloopError, abort_args
@@ -45,6 +47,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 _WATCH_INTERVAL_S = 0.25
+#: Following a rollout reads the whole fleet.
+_FOLLOW_INTERVAL_S = 1.0
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -227,6 +231,40 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
             if job.state not in (pb.JOB_STATE_PENDING, pb.JOB_STATE_RUNNING):
                 return
             await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    async def GetRollout(self, request: pb.GetRolloutRequest, context: Context) -> pb.GetRolloutResponse:
+        return await _call(context, self._rollout, request)
+
+    async def WatchRollout(
+        self, request: pb.WatchRolloutRequest, context: Context
+    ) -> AsyncIterator[pb.WatchRolloutResponse]:
+        """The rollout now and at every change, until it ends."""
+        last: pb.RolloutInfo | None = None
+        while True:
+            info = await _call(context, self._followed, request.rollout_id)
+            if info != last:
+                yield pb.WatchRolloutResponse(rollout=info)
+                last = info
+            if info.state not in (pb.ROLLOUT_STATE_RUNNING, pb.ROLLOUT_STATE_PAUSED):
+                return
+            await asyncio.sleep(_FOLLOW_INTERVAL_S)
+
+    async def GetFleetSummary(
+        self, request: pb.GetFleetSummaryRequest, context: Context
+    ) -> pb.GetFleetSummaryResponse:
+        return await _call(context, self._summary, request)
+
+    def _rollout(self, request: pb.GetRolloutRequest) -> pb.GetRolloutResponse:
+        rollout = rollout_of(self._store, request.rollout_id)
+        info = followed(self._store, rollout, self._now_s(), with_devices=True)
+        return pb.GetRolloutResponse(rollout=info)
+
+    def _followed(self, rollout_id: str) -> pb.RolloutInfo:
+        rollout = rollout_of(self._store, rollout_id)
+        return followed(self._store, rollout, self._now_s(), with_devices=False)
+
+    def _summary(self, request: pb.GetFleetSummaryRequest) -> pb.GetFleetSummaryResponse:
+        return summarise(self._store, self._queries, request, self._now_s())
 
     def _trade_off(self, request: pb.GetTradeOffRequest) -> pb.GetTradeOffResponse:
         return trade_off(self._store, self._queries, self._settings, request.profile)

@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloud.domain.devices import DeploymentState, DeploymentStatus, Device
 from cloud.domain.profiles import Hardware
+from cloud.domain.windows import zone_of
 from edgeloop import topics
 from edgeloop.errors import RejectedError
 from edgeloop.v1 import deployment_pb2, device_pb2
@@ -98,6 +99,8 @@ def device_from_proto(registration: device_pb2.Registration) -> Device:
         serving_digest=registration.serving_digest,
         operating_system=_text("hardware.operating_system", sent.operating_system),
         python_version=_text("hardware.python_version", sent.python_version),
+        # One that is not known here is none: a gateway may have newer zones than the cloud.
+        time_zone=registration.time_zone if zone_of(registration.time_zone[:65]) is not None else "",
     )
 
 
@@ -123,6 +126,7 @@ def registration_to_proto(device: Device) -> device_pb2.Registration:
         emulated_slowdown=device.emulated_slowdown,
         generation=device.generation,
         serving_digest=device.serving_digest,
+        time_zone=device.time_zone,
     )
 
 

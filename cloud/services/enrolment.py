@@ -36,7 +36,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 32 << 10),
-    ("grpc.max_send_message_length", 64 << 10),
+    ("grpc.max_send_message_length", 128 << 10),
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.max_concurrent_streams", 8),
     ("grpc.server_handshake_timeout_ms", 10_000),
@@ -56,6 +56,8 @@ class Directions:
     broker_host: str
     broker_port: int
     director_public_key: bytes
+    #: TUF root metadata that the device trusts from the first.
+    tuf_root: bytes = b""
 
 
 class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
@@ -87,6 +89,7 @@ class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
             broker_host=found.broker_host,
             broker_port=found.broker_port,
             director_public_key=found.director_public_key,
+            tuf_root=found.tuf_root,
         )
 
     async def ReEnrol(self, request: pb.ReEnrolRequest, context: Context) -> pb.ReEnrolResponse:

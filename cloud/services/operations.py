@@ -16,6 +16,7 @@ from dataclasses import replace
 from cloud.controller import PAUSED_KEY, fleet
 from cloud.domain.candidates import Candidate
 from cloud.domain.jobs import Job, JobKind, JobState
+from cloud.domain.methods import reserved_trials, size_levers
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState, abort, pause, plan_rollout, resume, supersede
 from cloud.domain.rungs import is_cut
@@ -97,9 +98,17 @@ class Operations:
             job = self._compression_of(profile, specs)
             if job is None:
                 max_trials = 0 if specs else request.max_trials or workload.search.max_trials
-                specs = specs or self._proposed(profile, workload, request.max_trials)
+                reasons: dict[str, str] = {}
+                if not specs:
+                    specs = self._proposed(profile, workload, request.max_trials)
+                    reasons = self._reasons(profile, workload, specs)
                 job = compress_job(
-                    _new_id("compress", profile.name), profile, specs, self._now_s(), max_trials=max_trials
+                    _new_id("compress", profile.name),
+                    profile,
+                    specs,
+                    self._now_s(),
+                    max_trials=max_trials,
+                    reasons=reasons,
                 )
                 self._store.create_job(job)
         self._poke()
@@ -145,6 +154,7 @@ class Operations:
         )  # fmt: skip
         if first and is_cut(first[0]):
             return first  # what is worth training follows from how these measure
+        kept = reserved_trials(profile.constraints, budget.methods, budget.max_trials)
         for direction in (Direction.INITIAL, Direction.SMALLER, Direction.LARGER):
             found += propose(
                 profile,
@@ -160,7 +170,18 @@ class Operations:
                 "those that exist was built or has failed; name one with --spec",
                 code="search-exhausted",
             )
-        return found[: budget.max_trials]
+        return found[: budget.max_trials - kept]
+
+    def _reasons(
+        self, profile: DeviceProfile, workload: Workload, specs: tuple[CompressionSpec, ...]
+    ) -> dict[str, str]:
+        """Why each was proposed, by spec digest."""
+        candidates = current(self._store.candidates(profile.name, workload.name))
+        levers = size_levers(candidates, constraints=profile.constraints, methods=workload.search.methods)
+        reasons = {
+            spec.digest: f"first of the search: {spec.road} at width {spec.width_ratio:g}" for spec in specs
+        }
+        return reasons | {lever.spec.digest: lever.reason for lever in levers}
 
     def cancel(self, request: pb.CancelJobRequest) -> pb.CancelJobResponse:
         with self._store.transaction():
@@ -221,7 +242,9 @@ class Operations:
         target = self._store.targets().get(profile.name)
         plan = profile.rollout
         if request.canary_share:
-            plan = replace(plan, canary_share=request.canary_share)
+            plan = replace(plan, canary_share=request.canary_share, groups=())
+        if request.max_per_minute:
+            plan = replace(plan, max_per_minute=request.max_per_minute)
         rollout = plan_rollout(
             rollout_id=rollout_id,
             profile=profile,

@@ -81,6 +81,9 @@ def candidate_info(
         rejected_reason=candidate.rejected_reason,
         predicted_p95_ms=predicted_p95_ms,
         create_time=timestamp(candidate.create_time_s),
+        executable_bytes=metrics.executable_bytes,
+        proposed_reason=candidate.proposed_reason,
+        int8_loss=metrics.int8_loss or 0.0,
     )
 
 
@@ -113,7 +116,7 @@ def _group_info(group: RolloutGroup) -> pb.RolloutGroupInfo:
     )
 
 
-def decision_info(entry: LedgerEntry) -> pb.DecisionInfo:
+def decision_info(entry: LedgerEntry, *, with_inputs: bool = True) -> pb.DecisionInfo:
     decision: Decision = entry.decision
     return pb.DecisionInfo(
         decision_id=entry.decision_id,
@@ -127,7 +130,7 @@ def decision_info(entry: LedgerEntry) -> pb.DecisionInfo:
         measured_p95_ms=decision.measured_p95_ms,
         num_samples=decision.num_samples,
         decide_time=timestamp(entry.decide_time_s),
-        inputs_json=decision.inputs_json(),
+        inputs_json=decision.inputs_json() if with_inputs else "",
     )
 
 

@@ -223,7 +223,7 @@ class FleetTables(Database):
                 row.state: row.progress
                 for row in connection.execute(sa.select(history.state, history.progress).where(of_generation))
             }
-            if any(DeploymentState(state).terminal for state in known):
+            if not _may_follow(status, known):
                 return False
             if known.get(status.state.value, -1.0) >= status.progress:
                 return False
@@ -327,6 +327,16 @@ class FleetTables(Database):
 _ORDER = {state.value: position for position, state in enumerate(DeploymentState)}
 
 
+def _may_follow(status: DeploymentStatus, known: Iterable[str]) -> bool:
+    """A deployment ends once. Only what the device gave up in a crash loop may have been active before."""
+    ends = {other for other in map(DeploymentState, known) if other.terminal}
+    return not ends or (_gave_up(status) and ends == {DeploymentState.ACTIVE})
+
+
+def _gave_up(status: DeploymentStatus) -> bool:
+    return status.state is DeploymentState.ROLLED_BACK and status.code == "crash-loop"
+
+
 def _comes_after(state: DeploymentState, known: Iterable[str]) -> bool:
     """Statuses may arrive out of order: a deployment never goes back to an earlier state."""
     return all(_ORDER[state.value] >= _ORDER[other] for other in known)
@@ -369,12 +379,13 @@ def _one_deployment(connection: sa.Connection, device_id: str, generation: int) 
 
 def _update_deployment(connection: sa.Connection, status: DeploymentStatus, now_s: float) -> None:
     table = schema.deployments
+    ended = _TERMINAL if not _gave_up(status) else [end for end in _TERMINAL if end != "active"]
     connection.execute(
         sa.update(table)
         .where(
             table.c.device_id == status.device_id,
             table.c.generation == status.generation,
-            table.c.state.not_in(_TERMINAL),
+            table.c.state.not_in(ended),
         )
         .values(
             state=status.state.value,

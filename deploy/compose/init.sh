@@ -9,6 +9,11 @@ edgeloop keys init /keys \
     --server-name control --server-name "$EDGELOOP_PUBLIC_NAME" \
     --broker-name mosquitto --broker-name "$EDGELOOP_PUBLIC_NAME"
 
+# What signs releases; the root's keys go where no running service sees them.
+[ -e /state/tuf/metadata/1.root.json ] || edgeloop keys tuf-init --state-dir /state --root-keys /keys/ca/tuf-root
+chown 10001:10001 /state
+chown -R 10001:10001 /state/tuf
+
 once() { # once FILE: standard input becomes FILE, whole or not at all, unless it is there
     [ -s "$1" ] && return 0
     cat >"$1.tmp"

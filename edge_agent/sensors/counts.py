@@ -35,6 +35,14 @@ class SourceCounts:
         with self._lock:
             return self._counts[name, outcome]
 
+    def by_source(self) -> dict[str, dict[str, int]]:
+        """Outcomes of each source."""
+        with self._lock:
+            found: dict[str, dict[str, int]] = {}
+            for (name, outcome), number in self._counts.items():
+                found.setdefault(name, {})[outcome] = number
+            return found
+
     def render(self) -> list[str]:
         with self._lock:
             counts = list(self._counts.items())

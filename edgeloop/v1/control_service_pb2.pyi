@@ -50,7 +50,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "broker_host", "broker_port", "broker_embedded", "broker_connected", "director_public_key", "state_dir", "compute", "start_time", "controller_paused")
+    __slots__ = ("version", "broker_host", "broker_port", "broker_embedded", "broker_connected", "director_public_key", "state_dir", "compute", "start_time", "controller_paused", "tuf_root")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BROKER_HOST_FIELD_NUMBER: _ClassVar[int]
     BROKER_PORT_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class GetServerInfoResponse(_message.Message):
     COMPUTE_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     CONTROLLER_PAUSED_FIELD_NUMBER: _ClassVar[int]
+    TUF_ROOT_FIELD_NUMBER: _ClassVar[int]
     version: str
     broker_host: str
     broker_port: int
@@ -71,7 +72,8 @@ class GetServerInfoResponse(_message.Message):
     compute: str
     start_time: _timestamp_pb2.Timestamp
     controller_paused: bool
-    def __init__(self, version: _Optional[str] = ..., broker_host: _Optional[str] = ..., broker_port: _Optional[int] = ..., broker_embedded: _Optional[bool] = ..., broker_connected: _Optional[bool] = ..., director_public_key: _Optional[bytes] = ..., state_dir: _Optional[str] = ..., compute: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., controller_paused: _Optional[bool] = ...) -> None: ...
+    tuf_root: bytes
+    def __init__(self, version: _Optional[str] = ..., broker_host: _Optional[str] = ..., broker_port: _Optional[int] = ..., broker_embedded: _Optional[bool] = ..., broker_connected: _Optional[bool] = ..., director_public_key: _Optional[bytes] = ..., state_dir: _Optional[str] = ..., compute: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., controller_paused: _Optional[bool] = ..., tuf_root: _Optional[bytes] = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("kind", "json", "source")
@@ -220,7 +222,7 @@ class DeviceInfo(_message.Message):
     def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., message: _Optional[str] = ..., identity_state: _Optional[str] = ..., certificate_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class CandidateInfo(_message.Message):
-    __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time", "metric")
+    __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time", "metric", "executable_bytes", "proposed_reason", "int8_loss")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +242,9 @@ class CandidateInfo(_message.Message):
     PREDICTED_P95_MS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    EXECUTABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_REASON_FIELD_NUMBER: _ClassVar[int]
+    INT8_LOSS_FIELD_NUMBER: _ClassVar[int]
     digest: str
     workload: str
     profile: str
@@ -259,10 +264,20 @@ class CandidateInfo(_message.Message):
     predicted_p95_ms: float
     create_time: _timestamp_pb2.Timestamp
     metric: str
-    def __init__(self, digest: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p95_ms: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metric: _Optional[str] = ...) -> None: ...
+    executable_bytes: int
+    proposed_reason: str
+    int8_loss: float
+    def __init__(self, digest: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., parent_digest: _Optional[str] = ..., spec_json: _Optional[str] = ..., precision: _Optional[str] = ..., accuracy: _Optional[float] = ..., test_accuracy: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p95_ms: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., on_front: _Optional[bool] = ..., rejected_reason: _Optional[str] = ..., predicted_p95_ms: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metric: _Optional[str] = ..., executable_bytes: _Optional[int] = ..., proposed_reason: _Optional[str] = ..., int8_loss: _Optional[float] = ...) -> None: ...
 
 class RolloutGroupInfo(_message.Message):
-    __slots__ = ("name", "state", "num_devices", "num_pending", "num_in_progress", "num_active", "num_failed")
+    __slots__ = ("name", "state", "num_devices", "num_pending", "num_in_progress", "num_active", "num_failed", "num_by_stage")
+    class NumByStageEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     NUM_DEVICES_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +285,7 @@ class RolloutGroupInfo(_message.Message):
     NUM_IN_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACTIVE_FIELD_NUMBER: _ClassVar[int]
     NUM_FAILED_FIELD_NUMBER: _ClassVar[int]
+    NUM_BY_STAGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     num_devices: int
@@ -277,10 +293,37 @@ class RolloutGroupInfo(_message.Message):
     num_in_progress: int
     num_active: int
     num_failed: int
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., num_devices: _Optional[int] = ..., num_pending: _Optional[int] = ..., num_in_progress: _Optional[int] = ..., num_active: _Optional[int] = ..., num_failed: _Optional[int] = ...) -> None: ...
+    num_by_stage: _containers.ScalarMap[str, int]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., num_devices: _Optional[int] = ..., num_pending: _Optional[int] = ..., num_in_progress: _Optional[int] = ..., num_active: _Optional[int] = ..., num_failed: _Optional[int] = ..., num_by_stage: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class RolloutWaitInfo(_message.Message):
+    __slots__ = ("reason", "num_devices", "until_time")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    NUM_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_TIME_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    num_devices: int
+    until_time: _timestamp_pb2.Timestamp
+    def __init__(self, reason: _Optional[str] = ..., num_devices: _Optional[int] = ..., until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class RolloutDeviceInfo(_message.Message):
+    __slots__ = ("device_id", "group", "stage", "message", "wait_reason", "until_time")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_REASON_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_TIME_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    group: str
+    stage: str
+    message: str
+    wait_reason: str
+    until_time: _timestamp_pb2.Timestamp
+    def __init__(self, device_id: _Optional[str] = ..., group: _Optional[str] = ..., stage: _Optional[str] = ..., message: _Optional[str] = ..., wait_reason: _Optional[str] = ..., until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class RolloutInfo(_message.Message):
-    __slots__ = ("rollout_id", "workload", "profile", "digest", "previous_digest", "state", "groups", "decision_id", "message", "create_time", "update_time")
+    __slots__ = ("rollout_id", "workload", "profile", "digest", "previous_digest", "state", "groups", "decision_id", "message", "create_time", "update_time", "measured_p95_ms", "objective_p95_ms", "num_samples", "next", "waits", "devices")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +335,12 @@ class RolloutInfo(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     workload: str
     profile: str
@@ -303,7 +352,13 @@ class RolloutInfo(_message.Message):
     message: str
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, rollout_id: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., digest: _Optional[str] = ..., previous_digest: _Optional[str] = ..., state: _Optional[_Union[RolloutState, str]] = ..., groups: _Optional[_Iterable[_Union[RolloutGroupInfo, _Mapping]]] = ..., decision_id: _Optional[str] = ..., message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    measured_p95_ms: float
+    objective_p95_ms: float
+    num_samples: int
+    next: str
+    waits: _containers.RepeatedCompositeFieldContainer[RolloutWaitInfo]
+    devices: _containers.RepeatedCompositeFieldContainer[RolloutDeviceInfo]
+    def __init__(self, rollout_id: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., digest: _Optional[str] = ..., previous_digest: _Optional[str] = ..., state: _Optional[_Union[RolloutState, str]] = ..., groups: _Optional[_Iterable[_Union[RolloutGroupInfo, _Mapping]]] = ..., decision_id: _Optional[str] = ..., message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., measured_p95_ms: _Optional[float] = ..., objective_p95_ms: _Optional[float] = ..., num_samples: _Optional[int] = ..., next: _Optional[str] = ..., waits: _Optional[_Iterable[_Union[RolloutWaitInfo, _Mapping]]] = ..., devices: _Optional[_Iterable[_Union[RolloutDeviceInfo, _Mapping]]] = ...) -> None: ...
 
 class DecisionInfo(_message.Message):
     __slots__ = ("decision_id", "profile", "workload", "action", "reason", "current_digest", "chosen_digest", "objective_p95_ms", "measured_p95_ms", "num_samples", "decide_time", "inputs_json")
@@ -644,16 +699,18 @@ class WatchJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[JobInfo, _Mapping]] = ...) -> None: ...
 
 class StartRolloutRequest(_message.Message):
-    __slots__ = ("profile", "digest", "canary_share", "request_id")
+    __slots__ = ("profile", "digest", "canary_share", "request_id", "max_per_minute")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     profile: str
     digest: str
     canary_share: float
     request_id: str
-    def __init__(self, profile: _Optional[str] = ..., digest: _Optional[str] = ..., canary_share: _Optional[float] = ..., request_id: _Optional[str] = ...) -> None: ...
+    max_per_minute: int
+    def __init__(self, profile: _Optional[str] = ..., digest: _Optional[str] = ..., canary_share: _Optional[float] = ..., request_id: _Optional[str] = ..., max_per_minute: _Optional[int] = ...) -> None: ...
 
 class StartRolloutResponse(_message.Message):
     __slots__ = ("rollout",)
@@ -905,3 +962,78 @@ class ListAuditResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
     def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ...) -> None: ...
+
+class GetRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id",)
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+
+class GetRolloutResponse(_message.Message):
+    __slots__ = ("rollout",)
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    rollout: RolloutInfo
+    def __init__(self, rollout: _Optional[_Union[RolloutInfo, _Mapping]] = ...) -> None: ...
+
+class WatchRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id",)
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+
+class WatchRolloutResponse(_message.Message):
+    __slots__ = ("rollout",)
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    rollout: RolloutInfo
+    def __init__(self, rollout: _Optional[_Union[RolloutInfo, _Mapping]] = ...) -> None: ...
+
+class ProfileSummary(_message.Message):
+    __slots__ = ("name", "num_devices", "num_connected", "measured_p95_ms", "objective_p95_ms", "verdict", "requests_per_s", "max_rss_bytes", "num_by_state")
+    class NumByStateEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    NUM_CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BY_STATE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_devices: int
+    num_connected: int
+    measured_p95_ms: float
+    objective_p95_ms: float
+    verdict: str
+    requests_per_s: float
+    max_rss_bytes: int
+    num_by_state: _containers.ScalarMap[str, int]
+    def __init__(self, name: _Optional[str] = ..., num_devices: _Optional[int] = ..., num_connected: _Optional[int] = ..., measured_p95_ms: _Optional[float] = ..., objective_p95_ms: _Optional[float] = ..., verdict: _Optional[str] = ..., requests_per_s: _Optional[float] = ..., max_rss_bytes: _Optional[int] = ..., num_by_state: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class GetFleetSummaryRequest(_message.Message):
+    __slots__ = ("num_decisions",)
+    NUM_DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    num_decisions: int
+    def __init__(self, num_decisions: _Optional[int] = ...) -> None: ...
+
+class GetFleetSummaryResponse(_message.Message):
+    __slots__ = ("time", "profiles", "jobs", "rollouts", "decisions", "controller_paused")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    PROFILES_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    CONTROLLER_PAUSED_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    profiles: _containers.RepeatedCompositeFieldContainer[ProfileSummary]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobInfo]
+    rollouts: _containers.RepeatedCompositeFieldContainer[RolloutInfo]
+    decisions: _containers.RepeatedCompositeFieldContainer[DecisionInfo]
+    controller_paused: bool
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., profiles: _Optional[_Iterable[_Union[ProfileSummary, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobInfo, _Mapping]]] = ..., rollouts: _Optional[_Iterable[_Union[RolloutInfo, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[DecisionInfo, _Mapping]]] = ..., controller_paused: _Optional[bool] = ...) -> None: ...

@@ -189,6 +189,21 @@ class ControlServiceStub:
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/edgeloop.v1.ControlService/GetRollout',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetRolloutResponse.FromString,
+                _registered_method=True)
+        self.WatchRollout = channel.unary_stream(
+                '/edgeloop.v1.ControlService/WatchRollout',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.WatchRolloutRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.WatchRolloutResponse.FromString,
+                _registered_method=True)
+        self.GetFleetSummary = channel.unary_unary(
+                '/edgeloop.v1.ControlService/GetFleetSummary',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -390,6 +405,27 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRollout(self, request, context):
+        """One rollout with each of its devices, and why those wait that do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRollout(self, request, context):
+        """Sends the rollout (without its devices) now and at every change, and ends when it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFleetSummary(self, request, context):
+        """The fleet in figures, small at any number of devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -547,6 +583,21 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditRequest.FromString,
                     response_serializer=edgeloop_dot_v1_dot_control__service__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetRolloutRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetRolloutResponse.SerializeToString,
+            ),
+            'WatchRollout': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRollout,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.WatchRolloutRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.WatchRolloutResponse.SerializeToString,
+            ),
+            'GetFleetSummary': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFleetSummary,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1386,6 +1437,87 @@ class ControlService:
             '/edgeloop.v1.ControlService/ListAudit',
             edgeloop_dot_v1_dot_control__service__pb2.ListAuditRequest.SerializeToString,
             edgeloop_dot_v1_dot_control__service__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/GetRollout',
+            edgeloop_dot_v1_dot_control__service__pb2.GetRolloutRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.GetRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/WatchRollout',
+            edgeloop_dot_v1_dot_control__service__pb2.WatchRolloutRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.WatchRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFleetSummary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/GetFleetSummary',
+            edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -96,18 +96,20 @@ class DirectorKeyChain(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[SignedDirectorKeys, _Mapping]]] = ...) -> None: ...
 
 class BlockRequest(_message.Message):
-    __slots__ = ("device_id", "digest", "manifest_digest", "manifest", "blocks")
+    __slots__ = ("device_id", "digest", "manifest_digest", "manifest", "blocks", "tuf")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TUF_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     digest: str
     manifest_digest: str
     manifest: bool
     blocks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, device_id: _Optional[str] = ..., digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest: _Optional[bool] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+    tuf: bool
+    def __init__(self, device_id: _Optional[str] = ..., digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest: _Optional[bool] = ..., blocks: _Optional[_Iterable[int]] = ..., tuf: _Optional[bool] = ...) -> None: ...
 
 class DeploymentStatus(_message.Message):
     __slots__ = ("device_id", "generation", "digest", "state", "code", "message", "event_time", "progress")

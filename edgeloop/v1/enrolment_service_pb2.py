@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#edgeloop/v1/enrolment_service.proto\x12\x0b\x65\x64geloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x11IssuedCertificate\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\"\xae\x01\n\rEnrolResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.edgeloop.v1.IssuedCertificate\x12\x12\n\nfleet_host\x18\x02 \x01(\t\x12\x12\n\nfleet_port\x18\x03 \x01(\r\x12\x13\n\x0b\x62roker_host\x18\x04 \x01(\t\x12\x13\n\x0b\x62roker_port\x18\x05 \x01(\r\x12\x1b\n\x13\x64irector_public_key\x18\x06 \x01(\x0c\"Y\n\x0eReEnrolRequest\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"A\n\x0fReEnrolResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.edgeloop.v1.IssuedCertificate\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"?\n\rRenewResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.edgeloop.v1.IssuedCertificate2\x98\x01\n\x10\x45nrolmentService\x12>\n\x05\x45nrol\x12\x19.edgeloop.v1.EnrolRequest\x1a\x1a.edgeloop.v1.EnrolResponse\x12\x44\n\x07ReEnrol\x12\x1b.edgeloop.v1.ReEnrolRequest\x1a\x1c.edgeloop.v1.ReEnrolResponse2P\n\x0eRenewalService\x12>\n\x05Renew\x12\x19.edgeloop.v1.RenewRequest\x1a\x1a.edgeloop.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#edgeloop/v1/enrolment_service.proto\x12\x0b\x65\x64geloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x11IssuedCertificate\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\"\xc0\x01\n\rEnrolResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.edgeloop.v1.IssuedCertificate\x12\x12\n\nfleet_host\x18\x02 \x01(\t\x12\x12\n\nfleet_port\x18\x03 \x01(\r\x12\x13\n\x0b\x62roker_host\x18\x04 \x01(\t\x12\x13\n\x0b\x62roker_port\x18\x05 \x01(\r\x12\x1b\n\x13\x64irector_public_key\x18\x06 \x01(\x0c\x12\x10\n\x08tuf_root\x18< \x01(\x0c\"Y\n\x0eReEnrolRequest\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"A\n\x0fReEnrolResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.edgeloop.v1.IssuedCertificate\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"?\n\rRenewResponse\x12.\n\x06issued\x18\x01 \x01(\x0b\x32\x1e.edgeloop.v1.IssuedCertificate2\x98\x01\n\x10\x45nrolmentService\x12>\n\x05\x45nrol\x12\x19.edgeloop.v1.EnrolRequest\x1a\x1a.edgeloop.v1.EnrolResponse\x12\x44\n\x07ReEnrol\x12\x1b.edgeloop.v1.ReEnrolRequest\x1a\x1c.edgeloop.v1.ReEnrolResponse2P\n\x0eRenewalService\x12>\n\x05Renew\x12\x19.edgeloop.v1.RenewRequest\x1a\x1a.edgeloop.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST']._serialized_start=199
   _globals['_ENROLREQUEST']._serialized_end=257
   _globals['_ENROLRESPONSE']._serialized_start=260
-  _globals['_ENROLRESPONSE']._serialized_end=434
-  _globals['_REENROLREQUEST']._serialized_start=436
-  _globals['_REENROLREQUEST']._serialized_end=525
-  _globals['_REENROLRESPONSE']._serialized_start=527
-  _globals['_REENROLRESPONSE']._serialized_end=592
-  _globals['_RENEWREQUEST']._serialized_start=594
-  _globals['_RENEWREQUEST']._serialized_end=637
-  _globals['_RENEWRESPONSE']._serialized_start=639
-  _globals['_RENEWRESPONSE']._serialized_end=702
-  _globals['_ENROLMENTSERVICE']._serialized_start=705
-  _globals['_ENROLMENTSERVICE']._serialized_end=857
-  _globals['_RENEWALSERVICE']._serialized_start=859
-  _globals['_RENEWALSERVICE']._serialized_end=939
+  _globals['_ENROLRESPONSE']._serialized_end=452
+  _globals['_REENROLREQUEST']._serialized_start=454
+  _globals['_REENROLREQUEST']._serialized_end=543
+  _globals['_REENROLRESPONSE']._serialized_start=545
+  _globals['_REENROLRESPONSE']._serialized_end=610
+  _globals['_RENEWREQUEST']._serialized_start=612
+  _globals['_RENEWREQUEST']._serialized_end=655
+  _globals['_RENEWRESPONSE']._serialized_start=657
+  _globals['_RENEWRESPONSE']._serialized_end=720
+  _globals['_ENROLMENTSERVICE']._serialized_start=723
+  _globals['_ENROLMENTSERVICE']._serialized_end=875
+  _globals['_RENEWALSERVICE']._serialized_start=877
+  _globals['_RENEWALSERVICE']._serialized_end=957
 # @@protoc_insertion_point(module_scope)

@@ -27,20 +27,22 @@ class EnrolRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ..., certificate_request: _Optional[bytes] = ...) -> None: ...
 
 class EnrolResponse(_message.Message):
-    __slots__ = ("issued", "fleet_host", "fleet_port", "broker_host", "broker_port", "director_public_key")
+    __slots__ = ("issued", "fleet_host", "fleet_port", "broker_host", "broker_port", "director_public_key", "tuf_root")
     ISSUED_FIELD_NUMBER: _ClassVar[int]
     FLEET_HOST_FIELD_NUMBER: _ClassVar[int]
     FLEET_PORT_FIELD_NUMBER: _ClassVar[int]
     BROKER_HOST_FIELD_NUMBER: _ClassVar[int]
     BROKER_PORT_FIELD_NUMBER: _ClassVar[int]
     DIRECTOR_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    TUF_ROOT_FIELD_NUMBER: _ClassVar[int]
     issued: IssuedCertificate
     fleet_host: str
     fleet_port: int
     broker_host: str
     broker_port: int
     director_public_key: bytes
-    def __init__(self, issued: _Optional[_Union[IssuedCertificate, _Mapping]] = ..., fleet_host: _Optional[str] = ..., fleet_port: _Optional[int] = ..., broker_host: _Optional[str] = ..., broker_port: _Optional[int] = ..., director_public_key: _Optional[bytes] = ...) -> None: ...
+    tuf_root: bytes
+    def __init__(self, issued: _Optional[_Union[IssuedCertificate, _Mapping]] = ..., fleet_host: _Optional[str] = ..., fleet_port: _Optional[int] = ..., broker_host: _Optional[str] = ..., broker_port: _Optional[int] = ..., director_public_key: _Optional[bytes] = ..., tuf_root: _Optional[bytes] = ...) -> None: ...
 
 class ReEnrolRequest(_message.Message):
     __slots__ = ("certificate_pem", "certificate_request", "signature")

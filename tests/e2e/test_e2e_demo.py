@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -41,7 +42,13 @@ class RunningDemo:
         ]
         environment = {**os.environ, "COLUMNS": "160", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            # A shell starts what runs in its background deaf to Ctrl-C, and that is inherited.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.lines: list[str] = []
         self._news = threading.Condition()
@@ -88,7 +95,10 @@ class RunningDemo:
         raise AssertionError(f"nothing to kill:\n{self.output}")
 
     def end(self, timeout_s: float) -> int:
-        code = self.process.wait(timeout_s)
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended within {timeout_s} s:\n{self.output}") from None
         self._reader.join(10)
         return code
 

@@ -328,10 +328,3 @@ class AgentProcess:
         return self.wait(
             lambda status: (status["state"], status["generation"]) == (state, generation), timeout_s=timeout_s
         )
-
-
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 15.0, what: str = "") -> None:
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.02)

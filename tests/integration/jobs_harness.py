@@ -137,10 +137,3 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return not Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0].startswith("Z")
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 15.0) -> None:
-    limit_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < limit_s, f"waited {timeout_s} s for {what}"
-        time.sleep(0.05)

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding
-from machine import free_port
+from machine import free_port, wait_until
 
 from cloud.pki.authority import Authority
 from cloud.pki.key_folder import KeyFolder, init_folder
@@ -26,13 +26,6 @@ from edgeloop.v1.control_service_pb2_grpc import ControlServiceStub
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "mosquitto"
 WAIT_S = 30.0
-
-
-def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = WAIT_S) -> None:
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.05)
 
 
 def new_keys(folder: Path) -> KeyFolder:

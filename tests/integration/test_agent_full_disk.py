@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import AgentProcess, Cloud, golden_inputs, make_model, ship, wait_until
-from machine import free_port, missing
+from agent_harness import AgentProcess, Cloud, golden_inputs, make_model, ship
+from machine import free_port, missing, wait_until
 
 pytestmark = [pytest.mark.mosquitto, pytest.mark.timeout(60)]
 

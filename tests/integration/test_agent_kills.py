@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_harness import AgentProcess, Cloud, Shipment, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, Shipment, make_model, ship
+from machine import wait_until
 
 from cloud import publisher
 from cloud.publisher import Publisher
@@ -69,9 +70,10 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
         ),
         timeout_s=60,
     )
-    # Many kills in one risky state are a crash loop by the rules; a good model serves either way.
+    # Many kills in one risky state, or soon after starts on a committed model, are a crash loop by the rules,
+    # and its digest is quarantined; a good model serves either way.
     assert status["serving_digest"] in digests
-    assert status["code"] in ("", "crash-loop"), status
+    assert status["code"] in ("", "crash-loop", "digest-quarantined"), status
     generation += 1
     fresh = ship(make_model(9))
     cloud.publish(fresh)
@@ -81,7 +83,8 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
     wait_until(lambda: "ACTIVE" in cloud.fleet.states(generation), what="the cloud to hear of the last one")
     for number in range(1, generation + 1):
         endings = TERMINAL & set(cloud.fleet.states(number))
-        assert len(endings) <= 1, (number, endings)
+        # A committed model that three starts in a row did not survive is taken back: the one second ending.
+        assert len(endings) <= 1 or endings == {"ACTIVE", "ROLLED_BACK"}, (number, endings)
 
 
 class Blobs:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import triton_calls
-from agent_harness import NUM_INPUTS, AgentProcess, Cloud, golden_inputs, make_model, ship, wait_until
+from agent_harness import NUM_INPUTS, AgentProcess, Cloud, golden_inputs, make_model, ship
+from machine import wait_until
 
 from edge_agent.runtime import load_onnx
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.mosquitto
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["grpc", "rest"])
 ANY = "127.0.0.1:0"
-NUM_SWAPS = 10
+NUM_SWAPS = 20
 
 Call = Callable[..., Any]
 
@@ -163,9 +164,9 @@ def test_metrics_tell_what_serves(agent, call) -> None:
     assert "edgeloop_serving_ready 1" in lines
 
 
-@pytest.mark.slow  # ten installations, each with a self-test in a process of its own
+@pytest.mark.slow  # twenty installations, each with a self-test in a process of its own
 @pytest.mark.timeout(240)
-def test_no_request_fails_in_ten_swaps_under_load(mosquitto, clients, tmp_path: Path) -> None:
+def test_no_request_fails_in_twenty_swaps_under_load(mosquitto, clients, tmp_path: Path) -> None:
     models = [ship(make_model(seed)) for seed in range(NUM_SWAPS + 1)]
     sample = SAMPLES[:1]
     wanted = {model.digest[:12]: load_onnx(model.data).run(sample) for model in models}

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_harness import AgentProcess, Cloud, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, make_model, ship
+from machine import wait_until
 
 pytestmark = pytest.mark.mosquitto
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_harness import AgentProcess, Cloud, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, make_model, ship
+from machine import wait_until
 
 from edge_agent.journal import Journal
 from edge_agent.update_state import Slot, State
@@ -287,3 +288,54 @@ def test_verify_passes_beside_a_running_agent(cloud, agent, good) -> None:
         check=True,
     )
     assert json.loads(done.stdout)["good"]
+
+
+def test_a_committed_model_that_ends_the_agent_at_its_starts_gives_way_to_the_one_before(
+    cloud, agent, good
+) -> None:
+    """Whatever a model does to its process, that dies: here of SIGKILL, as soon as it serves this model."""
+    bad = ship(make_model(2))
+    cloud.publish(bad)
+    cloud.deploy("gw-1", bad, 2)
+    agent.wait_state("active", 2)
+    wait_until(lambda: "ACTIVE" in cloud.fleet.states(2), what="the cloud to hear that it was committed")
+    agent.kill()
+    for _ in range(3):
+        agent.start().wait(lambda status: status["serving_digest"] == bad.digest)
+        agent.kill()
+    status = agent.start().wait_state("rolled-back", 2)
+    assert (status["code"], status["serving_digest"]) == ("crash-loop", good.digest)
+    assert status["num_quarantined"] == 1
+    wait_until(lambda: "crash-loop" in cloud.fleet.codes(2), what="the cloud to hear of it")
+    assert cloud.fleet.states(2)[-1] == "ROLLED_BACK"
+    # The device is not stuck: it refuses that artifact by name, and takes another.
+    cloud.deploy("gw-1", bad, 3)
+    assert agent.wait_state("rejected", 3)["code"] == "digest-quarantined"
+    other = ship(make_model(3))
+    cloud.publish(other)
+    cloud.deploy("gw-1", other, 4)
+    agent.wait_state("active", 4)
+
+
+def test_with_a_damaged_identity_it_serves_says_so_once_and_connects_when_that_is_mended(
+    cloud, agent, good
+) -> None:
+    """The wait is that for the identity to be read again: half a minute."""
+    agent.stop()
+    folder = agent.state_dir / "identity"
+    folder.mkdir()
+    told = {"device_id": "gw-1", "server": cloud.server, "broker": cloud.broker}
+    told |= {"director_key": cloud.key.public_bytes.hex(), "enrol_server": "127.0.0.1:1"}
+    (folder / "enrolment.json").write_text(json.dumps(told))
+    (folder / "ca.crt").write_bytes(b"")
+    (folder / "identity.pem").write_bytes(b"\x00 half of what was here")
+    status = agent.start().wait(lambda status: status["num_requests"] > 3 and status["identity_problem"])
+    assert status["serving_digest"] == good.digest
+    assert "enrol again" in status["identity_problem"]
+    assert not status["broker_connected"]
+    # It was never enrolled after all: what is in the way is taken away, and nobody restarts anything.
+    for name in ("enrolment.json", "ca.crt", "identity.pem"):
+        (folder / name).unlink()
+    status = agent.wait(lambda status: status["broker_connected"], timeout_s=45)
+    assert status["identity_problem"] == ""
+    assert agent.log.count("no connection to broker and control plane") == 1

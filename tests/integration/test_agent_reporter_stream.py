@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from machine import wait_until
 
 from edge_agent.meter import LatencyMeter, WindowKey
 from edge_agent.reporter import FleetReporter, build_report
@@ -91,13 +92,6 @@ def start_server(fleet: FakeFleet, port: int) -> grpc.Server:
     assert server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     return server
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.005)
 
 
 class World:

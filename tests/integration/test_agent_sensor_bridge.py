@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agent_harness import NUM_INPUTS, AgentProcess, Cloud, golden_inputs, make_model, ship, wait_until
+from agent_harness import NUM_INPUTS, AgentProcess, Cloud, golden_inputs, make_model, ship
+from machine import wait_until
 from numpy.typing import NDArray
 from sensor_harness import serve, started_engine
 

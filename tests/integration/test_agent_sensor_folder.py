@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sensor_harness
-from agent_harness import golden_inputs, make_model, wait_until
+from agent_harness import golden_inputs, make_model
+from machine import wait_until
 from sensor_harness import folder_settings, serve, started_engine
 
 from edge_agent.inference import InferenceEngine

@@ -24,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_harness import AgentProcess, Cloud, make_model, ship, wait_until
-from machine import missing
+from agent_harness import AgentProcess, Cloud, make_model, ship
+from machine import missing, wait_until
 
 from edge_agent.journal import Journal
 from edge_agent.update_state import Slot, State

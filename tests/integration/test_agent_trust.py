@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_harness import AgentProcess, Cloud, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, make_model, ship
+from machine import wait_until
 
 from cloud.director_keys import CHAIN_FILE, KEY_FILE, retire, rotate
 from edgeloop import topics, trust

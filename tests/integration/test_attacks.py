@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from agent_harness import NUM_INPUTS, NUM_OUTPUTS, AgentProcess, Cloud, Shipment, make_model, ship, wait_until
+from agent_harness import NUM_INPUTS, NUM_OUTPUTS, AgentProcess, Cloud, Shipment, make_model, ship
+from machine import wait_until
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.fetch import Fetcher, FetchSettings, Refuse

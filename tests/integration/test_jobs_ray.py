@@ -26,9 +26,9 @@ from jobs_harness import (
     slow_task,
     student_task,
     teacher_task,
-    wait_until,
     workload,
 )
+from machine import wait_until
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.tasks import TaskFailed, TaskSucceeded, TeacherResult
@@ -221,6 +221,29 @@ def test_cancelling_ends_the_process_and_frees_its_cpu(
     (end,) = watcher.ends(["after"])
     assert isinstance(end, TaskSucceeded), end
     assert [len(pids(trace)) for trace in held] == [1, 1], "a cancelled task is not retried"
+
+
+@pytest.mark.timeout(180)  # two trainings and a student after them: each waits for new processes of Ray
+def test_cancelled_trainings_give_their_processors_back(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+) -> None:
+    """As many as there are processors: had they kept one each, nothing would run any more."""
+    for name in ("one", "two"):
+        slow = workload(
+            name,
+            num_epochs=50,
+            teacher="tiny:slow",
+            teacher_options={"step_s": 0.3},
+            trace=str(tmp_path / name),
+        )
+        compute.submit(teacher_task(name, slow))
+    watcher.until(lambda: all(pids(tmp_path / name) for name in ("one", "two")), "both trainings to start")
+    for name in ("one", "two"):
+        compute.cancel(name)
+    watcher.ends(["one", "two"])
+    compute.submit(student_task("after", workload("shared", trace=str(tmp_path / "after")), teacher))
+    (end,) = watcher.ends(["after"])
+    assert isinstance(end, TaskSucceeded), end
 
 
 def test_a_teacher_waits_for_a_cpu_behind_students_is_shared_and_can_be_cancelled(

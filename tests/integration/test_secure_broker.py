@@ -9,17 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from machine import missing
-from secure_harness import (
-    Device,
-    SecureAgent,
-    SecureBroker,
-    SecurePlane,
-    device,
-    mosquitto_program,
-    new_keys,
-    wait_until,
-)
+from machine import missing, wait_until
+from secure_harness import Device, SecureAgent, SecureBroker, SecurePlane, device, mosquitto_program, new_keys
 
 from cloud.pki.authority import Authority
 from cloud.pki.key_folder import KeyFolder, control_name, write_file

@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from secure_harness import Device, SecurePlane, device, wait_until
+from machine import wait_until
+from secure_harness import Device, SecurePlane, device
 
 from cloud.cli.client import ControlClient
 from cloud.pki.authority import Authority

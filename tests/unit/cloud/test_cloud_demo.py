@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cloud.demo.outcome import judge, rounds_of
+from cloud.demo.calibration import calibrate
+from cloud.demo.outcome import busy_spans, judge, rounds_of
 from cloud.demo.plan import DemoPlan, Outcome, load_example
 from cloud.demo.report import Demonstration, write_report
 from cloud.demo.state import hold, open_state
@@ -57,6 +58,35 @@ BEFORE = [measurement(1, LARGE, [10.0] * 100, start_s=s) for s in (10, 12)]
 AFTER = [measurement(2, SMALL, [4.0] * 100, start_s=s) for s in (20, 22)]
 DECISIONS = [pb.DecisionInfo(decision_id="d-1", action="roll-out", reason="p95 10 ms over 5 ms")]
 ROLLOUTS = [pb.RolloutInfo(rollout_id="r-2", digest=SMALL, decision_id="d-1")]
+
+
+def windows_of(device_id: str, *latencies_ms: float) -> list[pb.Measurement]:
+    found = [measurement(1, LARGE, [ms] * 50, start_s=10 + 2 * at) for at, ms in enumerate(latencies_ms)]
+    for window in found:
+        window.device_id = device_id
+    return found
+
+
+def test_an_objective_waits_until_what_is_measured_has_settled() -> None:
+    other = windows_of("gw-2", *[8.0] * 6)
+    assert calibrate(windows_of("gw-1", 8.0, 8.0), 2, 3) == (None, False)
+    assert calibrate(other, 2, 3) == (None, False)
+    assert calibrate(windows_of("gw-1", 8.0, 8.0, 8.0) + other[:3], 2, 3)[1] is False
+    restarting = calibrate(windows_of("gw-1", 20.0, 20.0, 20.0, 8.0, 8.0, 8.0) + other, 2, 3)
+    assert restarting == (pytest.approx(8.0, rel=0.02), False)
+    p95_ms, settled = calibrate(windows_of("gw-1", 20.0, 20.0, 8.0, 8.5, 8.0, 8.0, 8.5, 8.0) + other, 2, 3)
+    assert settled
+    assert p95_ms == pytest.approx(8.5, rel=0.02)
+
+
+def test_windows_beside_a_build_count_for_no_objective() -> None:
+    windows = windows_of("gw-1", *[8.0] * 6)
+    job = pb.JobInfo(job_id="j-1")
+    job.create_time.FromSeconds(18)
+    assert calibrate(windows, 1, 3, busy_spans([], 30.0)) == (pytest.approx(8.0, rel=0.02), True)
+    assert calibrate(windows, 1, 3, busy_spans([job], 30.0))[1] is False
+    job.create_time.FromSeconds(14)
+    assert calibrate(windows, 1, 3, busy_spans([job], 30.0)) == (None, False)
 
 
 def outcome_of(measurements: list[pb.Measurement], outcome: Outcome, objective_ms: float) -> Any:

@@ -13,7 +13,7 @@ from cloud.cli import app as cli
 from cloud.cli.contexts import ContextFile
 from cloud.domain.identities import AuditEntry
 from cloud.handshake_log import reason_of
-from cloud.pki.key_folder import KeyFolder, init_folder, renew_folder
+from cloud.pki.key_folder import MAX_CONTROLS, KeyFolder, control_name, init_folder, renew_folder
 from cloud.services.peers import FailureLimiter, peer_host
 from edgeloop.errors import ConfigError, TransientError
 
@@ -181,3 +181,9 @@ def test_a_token_is_not_kept_for_a_connection_that_anybody_could_read(
     monkeypatch.setenv("EDGELOOP_CONTEXTS", str(tmp_path / "contexts.yaml"))
     assert run_cli(monkeypatch, "context", "set", "x", "--server", "x:1", "--token", "t") == 2
     assert "--ca" in capsys.readouterr().err
+
+
+def test_the_broker_lets_in_every_control_plane_that_can_have_a_certificate() -> None:
+    acl = (Path(__file__).parents[3] / "deploy" / "mosquitto" / "acl").read_text()
+    admitted = [line.removeprefix("user ") for line in acl.splitlines() if line.startswith("user ")]
+    assert admitted == [control_name(index) for index in range(1, MAX_CONTROLS + 1)]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from memory_registry import Memory
 
 from cloud.publisher import Publisher, PublisherSettings, Shipment
 from edgeloop import topics
 from edgeloop.artifact import MIN_BLOCK_SIZE_BYTES, build_manifest, encode_manifest, golden_set, sha256_hex
-from edgeloop.errors import RejectedError, TransientError
+from edgeloop.errors import TransientError
 from edgeloop.v1 import artifact_pb2, deployment_pb2
 
 WAIT_S = 20.0
@@ -61,21 +62,7 @@ class FakeBus:
         return [topic for topic, _ in self.log]
 
 
-class FakeBlobs:
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        self.blobs[sha256_hex(data)] = data
-        return sha256_hex(data)
-
-    def get(self, digest: str) -> bytes:
-        if digest not in self.blobs:
-            raise RejectedError(f"{digest} is missing", code="registry-missing")
-        return self.blobs[digest]
-
-
-def make_artifact(blobs: FakeBlobs, seed: int, *, num_blocks: int = 3) -> tuple[str, str]:
+def make_artifact(blobs: Memory, seed: int, *, num_blocks: int = 3) -> tuple[str, str]:
     """Digest and manifest digest of random bytes."""
     data = np.random.default_rng(seed).bytes(MIN_BLOCK_SIZE_BYTES * num_blocks - 7)
     tensor = artifact_pb2.TensorSpec(name="x", datatype="FP32", shape=[0, 2])
@@ -111,7 +98,7 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bus = FakeBus()
-        self.blobs = FakeBlobs()
+        self.blobs = Memory()
         self.now_s = 100.0
         self.publisher = self._new()
 

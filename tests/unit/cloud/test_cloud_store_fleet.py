@@ -133,6 +133,19 @@ def test_a_deployment_goes_through_its_states_and_ends_once(store: Store) -> Non
     assert len(store.history("gw-1", limit=2)) == 2
 
 
+def test_what_was_active_is_rolled_back_only_by_a_crash_loop(store: Store) -> None:
+    register(store)
+    store.issue_deployment(INTENT, 1.0)
+    assert store.record_status(replace(STATUS, state=DeploymentState.ACTIVE, event_time_s=2.0), 2.0)
+    late = replace(STATUS, state=DeploymentState.ROLLED_BACK, event_time_s=3.0)
+    assert not store.record_status(replace(late, code="trial-errors"), 3.0)
+    assert store.record_status(replace(late, code="crash-loop"), 3.0)
+    assert not store.record_status(replace(late, code="crash-loop", event_time_s=4.0), 4.0)
+    deployment = store.deployment("gw-1")
+    assert deployment is not None
+    assert (deployment.state, deployment.code) == (DeploymentState.ROLLED_BACK, "crash-loop")
+
+
 def test_a_late_word_on_an_old_generation_does_not_touch_the_new_one(store: Store) -> None:
     register(store)
     store.issue_deployment(INTENT, 1.0)
@@ -255,7 +268,7 @@ class Generations(RuleBasedStateMachine):
     @invariant()
     def each_generation_ended_at_most_once(self) -> None:
         ended = [s.generation for s in self.store.history("gw-1", limit=10_000) if s.state.terminal]
-        assert len(ended) == len(set(ended))
+        assert len(ended) == len(set(ended))  # no status of this machine says crash-loop
 
     def teardown(self) -> None:
         self.store.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import pytest
 import torch
 from compression_networks import INPUT_SHAPE, NETWORKS, make
 from compression_own_networks import OWN_NETWORKS
+from memory_registry import Memory
 from torch import nn
 
 from cloud.compression import evaluate
@@ -38,21 +38,6 @@ from edgeloop.errors import ConfigError, RejectedError
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-
-
-class Memory:
-    """A registry in a dictionary."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
 
 
 class Shelf:

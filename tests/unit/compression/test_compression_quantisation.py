@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from compression_networks import (
     Sequence,
     make,
 )
+from memory_registry import Memory
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -372,21 +372,6 @@ def test_a_power_of_two_scale_covers_the_range_with_the_next_power() -> None:
     low, high = -fixed.zero_point * fixed.scale, (255 - fixed.zero_point) * fixed.scale
     assert low <= -1.0
     assert high >= 2.9
-
-
-class Memory:
-    """A registry in a dictionary."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memory_registry import Memory
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
@@ -54,21 +54,6 @@ BOOSTED = replace(SMALL, kind=RuleKind.BOOSTED, max_depth=3, max_leaves=8, num_t
 KINDS = pytest.mark.parametrize(
     "spec", [SMALL, LIST, BOOSTED], ids=[s.kind.value for s in (SMALL, LIST, BOOSTED)]
 )
-
-
-class Memory:
-    """A registry in a dictionary."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
 
 
 Trained = tuple[TeacherTrainer, TeacherResult, Memory]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from memory_registry import Memory
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
@@ -45,21 +45,6 @@ WORKLOAD = Workload(
     training=TrainingBudget(num_epochs=8, batch_size=64, learning_rate=5e-3),
     search=SearchBudget(num_calibration_samples=64),
 )
-
-
-class Memory:
-    """A registry in a dictionary."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
 
 
 Trained = tuple[nn.Module, TeacherResult, Memory, Dataset]

@@ -11,8 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from memory_registry import Memory
+from onnx import numpy_helper
 from torch import nn
 
 from cloud.compression import build, evaluate
@@ -24,7 +27,10 @@ from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights, quantise
 from cloud.domain.candidates import Candidate
 from cloud.domain.losses import Loss
-from cloud.domain.profiles import DeviceProfile, MatchRule
+from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
+from cloud.domain.quantisation import QuantisationSpec
+from cloud.domain.rungs import next_rung
+from cloud.domain.sparsity import SparsitySpec
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
@@ -36,21 +42,6 @@ from edgeloop.errors import ConfigError, TransientError
 from edgeloop.v1 import artifact_pb2
 
 torch.set_num_threads(1)
-
-
-class Memory:
-    """A registry in a dictionary."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def get(self, digest: str) -> bytes:
-        return self.blobs[digest]
 
 
 def stripes(count: int, seed: int) -> Split:
@@ -368,3 +359,66 @@ def test_the_measuring_process_that_dies_is_said() -> None:
 def test_evaluation_imports_no_torch() -> None:
     code = "import sys, cloud.compression.evaluate; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 0
+
+
+def test_a_search_meets_bytes_that_no_plain_student_meets(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory],
+) -> None:
+    _, teacher, registry = trained
+    built: list[Candidate] = []
+
+    def build_all(specs: list[CompressionSpec], limit: int | None) -> None:
+        profile = replace(PROFILE, constraints=Constraints(artifact_bytes=limit))
+        for spec in specs:
+            task = StudentTask(task_id="t", workload=WORKLOAD, teacher=teacher, profile=profile, spec=spec)
+            built.append(
+                build_student(task, registry=registry, report=lambda *_: None, dataset=DATASET, device="cpu")
+            )
+
+    tried = [CompressionSpec(width_ratio=0.75, num_epochs=2, precision=Precision.INT8)]
+    build_all(tried, None)
+    plain = built[0]
+    limit = int(plain.metrics.artifact_bytes * 0.8)
+    while True:
+        more = next_rung(
+            tried, built, constraints=Constraints(artifact_bytes=limit),
+            budget=SearchBudget(width_ratios=(0.75,)), max_trials=5,
+        )  # fmt: skip
+        levers = [p for p in more if p.spec.quantisation is not None or p.spec.sparsity is not None]
+        if not levers:
+            break
+        tried += [p.spec for p in levers]
+        build_all([p.spec for p in levers], limit)
+    assert len(tried) <= 5
+    fitting = [c for c in built if c.metrics.artifact_bytes <= limit]
+    assert fitting
+    assert all(c.spec.width_ratio == 0.75 for c in fitting)
+    assert max(c.metrics.accuracy for c in fitting) > 0.8
+
+
+def test_zeros_survive_rounding_through_a_build(
+    trained: tuple[TeacherTrainer, TeacherResult, Memory],
+) -> None:
+    candidate, _ = build_one(
+        trained,
+        width_ratio=0.75,
+        precision=Precision.INT8,
+        sparsity=SparsitySpec(ratio=0.75),
+        quantisation=QuantisationSpec(bits=4, qat_epochs=0),
+    )
+    rounded, _ = build_one(
+        trained,
+        width_ratio=0.75,
+        precision=Precision.INT8,
+        quantisation=QuantisationSpec(bits=4, qat_epochs=0),
+    )
+    graph = onnx.load_from_string(executable_of(trained[2].get(candidate.digest))).graph
+    weights = [
+        numpy_helper.to_array(t)
+        for t in graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1
+    ]
+    values = np.concatenate([w.ravel() for w in weights])
+    assert (values == 0).mean() >= 0.74
+    assert all(len(np.unique(w)) <= 16 for w in weights)
+    assert candidate.metrics.artifact_bytes < rounded.metrics.artifact_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from domain_values import candidate, profile
@@ -19,6 +20,11 @@ from cloud.domain.workloads import SearchBudget
 
 PROFILE = profile()
 BUDGET = SearchBudget(family_epochs=4, max_trials=8, width_ratios=(0.75, 0.5, 0.25, 0.125))
+
+
+def rung(*given: Any, **named: Any) -> tuple[CompressionSpec, ...]:
+    """The specs alone."""
+    return tuple(proposal.spec for proposal in next_rung(*given, **named))
 
 
 def cut(width: float) -> CompressionSpec:
@@ -62,7 +68,7 @@ def test_a_miss_is_answered_with_cuts_and_then_with_trained_students() -> None:
 
 def test_the_better_half_is_continued_and_challenged_by_other_roads() -> None:
     widths = (0.75, 0.5, 0.25, 0.125)
-    more = next_rung(
+    more = rung(
         [cut(width) for width in widths], [built(width) for width in widths],
         constraints=Constraints(), budget=BUDGET, max_trials=8,
     )  # fmt: skip
@@ -77,25 +83,29 @@ def test_the_better_half_is_continued_and_challenged_by_other_roads() -> None:
 
 def test_what_breaks_a_constraint_is_not_trained_further() -> None:
     widths = (0.75, 0.5, 0.25, 0.125)
-    more = next_rung(
+    more = rung(
         [cut(width) for width in widths], [built(width) for width in widths],
         constraints=Constraints(artifact_bytes=60_000), budget=BUDGET, max_trials=8,
     )  # fmt: skip
-    assert {spec.width_ratio for spec in more} == {0.5, 0.25}
+    plain = [spec for spec in more if spec.quantisation is None and spec.sparsity is None]
+    assert {spec.width_ratio for spec in plain} == {0.5, 0.25}
+    # What is too large is not trained as it is, but made smaller, and that comes first.
+    assert more[0].width_ratio == 0.75
+    assert more[0] not in plain
 
 
 def test_a_floor_that_training_may_reach_does_not_end_a_width_and_one_out_of_reach_does() -> None:
     made = [built(0.5, accuracy=0.92), built(0.25, accuracy=0.85)]
     tried = [cut(0.5), cut(0.25)]
-    near = next_rung(tried, made, constraints=Constraints(min_accuracy=0.93), budget=BUDGET, max_trials=8)
+    near = rung(tried, made, constraints=Constraints(min_accuracy=0.93), budget=BUDGET, max_trials=8)
     assert {spec.width_ratio for spec in near} == {0.5}
-    far = next_rung(tried, made, constraints=Constraints(min_accuracy=0.99), budget=BUDGET, max_trials=8)
+    far = rung(tried, made, constraints=Constraints(min_accuracy=0.99), budget=BUDGET, max_trials=8)
     assert far == ()
 
 
 def test_a_rejected_or_failed_cut_is_not_continued() -> None:
     made = [built(0.5, rejected_reason="slower than its parent")]
-    more = next_rung([cut(0.5), cut(0.25)], made, constraints=Constraints(), budget=BUDGET, max_trials=8)
+    more = rung([cut(0.5), cut(0.25)], made, constraints=Constraints(), budget=BUDGET, max_trials=8)
     assert more == ()
 
 
@@ -115,11 +125,11 @@ def test_no_spec_twice_the_budget_is_held_and_there_are_two_rungs(
     ]
     budget = replace(BUDGET, num_epochs=num_epochs)
 
-    def rung(found: list[Candidate]) -> tuple[CompressionSpec, ...]:
-        return next_rung(tried, found, constraints=Constraints(), budget=budget, max_trials=max_trials)
+    def go_on(found: list[Candidate]) -> tuple[CompressionSpec, ...]:
+        return rung(tried, found, constraints=Constraints(), budget=budget, max_trials=max_trials)
 
-    more = rung(made)
-    assert more == rung(made[::-1])
+    more = go_on(made)
+    assert more == go_on(made[::-1])
     everything = [*tried, *more]
     assert len({spec.digest for spec in everything}) == len(everything) <= max(max_trials, len(tried))
     assert len({spec.width_ratio for spec in more}) <= math.ceil(len(tried) / 2)
@@ -130,4 +140,4 @@ def test_no_spec_twice_the_budget_is_held_and_there_are_two_rungs(
 @pytest.mark.parametrize("road", list(Road))
 def test_specs_of_people_have_no_second_rung_unless_all_are_cuts(road: Road) -> None:
     tried = [CompressionSpec(road=road, num_epochs=2)]
-    assert next_rung(tried, [], constraints=Constraints(), budget=BUDGET, max_trials=8) == ()
+    assert rung(tried, [], constraints=Constraints(), budget=BUDGET, max_trials=8) == ()

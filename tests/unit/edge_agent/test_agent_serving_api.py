@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from machine import wait_until
 from numpy.typing import NDArray
 
 from edge_agent.config import AgentConfig, Endpoint
@@ -158,13 +159,6 @@ def start(target: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
     thread = threading.Thread(target=run)
     thread.start()
     return thread, found
-
-
-def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.005)
 
 
 # --- what it answers --------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.cli import main
+from edge_agent.sensors.counts import ANSWERED, DROPPED, SourceCounts
 from edge_agent.status_file import STATUS_FILE, AgentStatus, read_status, write_status
 from edgeloop.errors import ConfigError
 
@@ -58,3 +60,19 @@ def test_a_reader_that_meets_half_of_it_reads_again(tmp_path: Path) -> None:
     (tmp_path / STATUS_FILE).write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_status(tmp_path)
+
+
+def test_the_counts_of_sources_are_written_and_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = SourceCounts(["line-1", "drop"])
+    counts.add("line-1", ANSWERED, 7)
+    counts.add("line-1", DROPPED)
+    write_status(tmp_path, replace(STATUS, sources=counts.by_source()))
+    assert read_status(tmp_path).sources["line-1"] == {"answered": 7, "failed": 0, "dropped": 1}
+    with pytest.raises(SystemExit) as ended:
+        main(["status", "--state-dir", str(tmp_path)])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "source line-1" in printed
+    assert "7 answered, 0 failed, 1 dropped" in printed

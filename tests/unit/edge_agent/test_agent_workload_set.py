@@ -8,7 +8,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from agent_harness import make_model, ship
 
+from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig, Endpoint, load_config
 from edge_agent.inbox import BrokerWire
 from edge_agent.journal import Journal
@@ -18,6 +20,7 @@ from edge_agent.workload_set import state_folders
 from edge_agent.workload_settings import WorkloadSettings
 from edgeloop import topics
 from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.v1 import artifact_pb2
 
 REQUIRED = """
 device_id = "gw-1"
@@ -118,13 +121,17 @@ class Session:
 
 def test_a_topic_stays_subscribed_until_its_last_user_leaves() -> None:
     wire, session = BrokerWire("gw-1", SimpleQueue()), Session()
-    wire.subscribe("t")
+    eyes, ears = wire.port(), wire.port()
+    eyes.subscribe("t")
     wire.attach(session)  # type: ignore[arg-type]
-    wire.subscribe("t")
-    wire.unsubscribe("t")
+    # Asked for once more, so that what is retained comes again: still one user.
+    eyes.subscribe("t")
+    ears.subscribe("t")
+    eyes.unsubscribe("t")
+    eyes.unsubscribe("t")
     assert ("unsubscribe", "t") not in session.calls
-    wire.unsubscribe("t")
-    assert session.calls == [("subscribe", "t"), ("subscribe", "t"), ("unsubscribe", "t")]
+    ears.unsubscribe("t")
+    assert session.calls == [("subscribe", "t")] * 3 + [("unsubscribe", "t")]
 
 
 class Test:
@@ -151,3 +158,33 @@ def test_self_tests_run_one_after_the_other() -> None:
     third.stopped = True
     bench.tick()
     assert fourth.started
+
+
+def test_a_fetch_under_way_holds_its_part_of_the_quota_against_another(tmp_path: Path) -> None:
+    size_bytes = len(ship(make_model(1)).data)
+    blobs = BlobStore(tmp_path, reserve_bytes=0, quota_bytes=3 * size_bytes)
+    eyes, ears = (ship(make_model(seed)).manifest for seed in (1, 2))
+
+    def fetch(manifest: artifact_pb2.Manifest) -> None:
+        blobs.keep_within_quota(manifest, keep_artifacts=(), keep_manifests=())
+
+    fetch(eyes)
+    with pytest.raises(RejectedError) as caught:
+        fetch(ears)
+    assert caught.value.code == "storage-quota"
+    # The same again needs no more, and what ended leaves its room.
+    fetch(eyes)
+    blobs.end_fetch(eyes.digest)
+    fetch(ears)
+
+
+def test_what_another_workload_has_fetched_meanwhile_is_whole(tmp_path: Path) -> None:
+    blobs, shipment = BlobStore(tmp_path, reserve_bytes=0), ship(make_model(1))
+    for n, block in enumerate(shipment.blocks):
+        blobs.keep_block(shipment.digest, n, block)
+    blobs.assemble(shipment.manifest)
+    # The other one's last block comes after that.
+    blobs.keep_block(shipment.digest, 0, shipment.blocks[0])
+    blobs.assemble(shipment.manifest)
+    assert blobs.read_artifact(shipment.manifest) == shipment.data
+    assert list((tmp_path / "partial").iterdir()) == []
