@@ -23,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from cloud.deltas import DeltaShelf
 from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
 from cloud.domain.decisions import Action, Decision
 from cloud.domain.evidence import Window
@@ -83,11 +84,12 @@ class Controller:
         computes_here: bool = False,
         deployment_lifetime_s: float = DEFAULT_LIFETIME_S,
         release: Callable[[Collection[tuple[str, str]], float], None] = lambda pairs, now_s: None,
+        deltas: DeltaShelf | None = None,
     ) -> None:
         self._computes_here = computes_here
         self._store = store
         self._settings = settings
-        self._deployer = Deployer(store, director, ship, deployment_lifetime_s, release)
+        self._deployer = Deployer(store, director, ship, deployment_lifetime_s, release, deltas)
         self._last_errors: dict[str, str] = {}
         self._housekeeping_s = float("-inf")
 

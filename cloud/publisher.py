@@ -13,6 +13,8 @@ The broker is a cache that may lose everything at any moment. Rules that this mo
   desires any more are cleared even after a restart.
 * Requests of devices are checked, answered only for what their own deployment names, and bounded per device
   and per topic: no device can make the cloud publish without end.
+* A delta is published before a deployment that offers it; one that cannot be had holds nothing up, since
+  devices do without.
 * One artifact that cannot be read does not hold up the others.
 """
 
@@ -82,6 +84,8 @@ class Shipment:
     digest: str
     manifest_digest: str
     payload: bytes
+    #: Digest of the delta that the deployment offers; empty for none.
+    delta: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,11 +106,13 @@ class Publisher:
         bus: Bus,
         blobs: Blobs,
         state_path: Path,
+        deltas: Blobs | None = None,
         settings: PublisherSettings | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bus = bus
         self._blobs = blobs
+        self._deltas = deltas
         self._settings = settings or PublisherSettings()
         self._monotonic_s = monotonic_s
         self._published = PublishedArtifacts(state_path)
@@ -316,6 +322,7 @@ class Publisher:
             self._manifests_there.add(manifest_digest)
             ready.add(pair)
             changed = True
+        changed |= self._publish_deltas(now_s)
         stale = [
             shipment
             for _, shipment in sorted(self._desired.items())
@@ -328,6 +335,31 @@ class Publisher:
                 self._deployments_there[shipment.device_id] = shipment.payload
             changed = True
         return changed
+
+    def _publish_deltas(self, now_s: float) -> bool:
+        changed = False
+        for digest in sorted({shipment.delta for shipment in self._desired.values()} - {""}):
+            if digest in self._blocks_there or now_s < self._unreadable.get((digest, ""), 0.0):
+                continue
+            try:
+                blocks = self._delta_blocks(digest)
+            except EdgeloopError as error:
+                logger.warning("delta %s cannot be had, devices do without: %s", digest[:12], error)
+                self._unreadable[digest, ""] = now_s + _UNREADABLE_RETRY_S
+                continue
+            if self._published.artifacts.get(digest) != len(blocks):
+                self._published.artifacts[digest] = len(blocks)
+                self._published.save()
+            self._deliver([(topics.block(digest, number), block) for number, block in enumerate(blocks)])
+            self._blocks_there[digest] = len(blocks)
+            changed = True
+        return changed
+
+    def _delta_blocks(self, digest: str) -> list[bytes]:
+        """Raises ``EdgeloopError``."""
+        if self._deltas is None:
+            raise RejectedError("no deltas are made here", code="delta-missing")
+        return split_blocks(self._deltas.get(digest))
 
     def _publish_tuf(self) -> bool:
         """What is new, in its order, and then empty payloads for what the newest no longer leads to."""
@@ -355,6 +387,7 @@ class Publisher:
         if not self._desired:
             return False  # before the first word on what is desired, nothing is known to be undesired
         digests = {shipment.digest for shipment in self._desired.values()}
+        digests |= {shipment.delta for shipment in self._desired.values()}
         manifests = {shipment.manifest_digest for shipment in self._desired.values()}
         old = {digest: count for digest, count in self._published.artifacts.items() if digest not in digests}
         old_manifests = self._published.manifests - manifests
@@ -407,21 +440,25 @@ class Publisher:
         if request.tuf:
             self._again([(topics.tuf(name), raw) for name, raw in self._tuf.items()])
             return
-        if (request.blocks and request.digest != shipment.digest) or (
+        if (request.blocks and request.digest not in (shipment.digest, shipment.delta)) or (
             request.manifest and request.manifest_digest != shipment.manifest_digest
         ):
             # It has missed the newest deployment: say that again instead.
             logger.info("%s asks for what it should not run: publishing its deployment again", device_id)
             self._again([(topics.deployment(device_id), shipment.payload)])
             return
+        digest = request.digest if request.blocks else shipment.digest
         try:
-            blocks, manifest = self._load(shipment.digest, shipment.manifest_digest)
+            if digest == shipment.digest:
+                blocks, manifest = self._load(digest, shipment.manifest_digest)
+            else:
+                blocks, manifest = self._delta_blocks(digest), b""
         except EdgeloopError as error:
-            logger.error("cannot answer %s: artifact %s: %s", device_id, shipment.digest[:12], error)
+            logger.error("cannot answer %s: artifact %s: %s", device_id, digest[:12], error)
             return
         numbers = [number for number in sorted(set(request.blocks)) if number < len(blocks)]
-        messages = [(topics.block(shipment.digest, number), blocks[number]) for number in numbers]
-        if request.manifest:
+        messages = [(topics.block(digest, number), blocks[number]) for number in numbers]
+        if request.manifest and manifest:
             messages.insert(0, (topics.manifest(shipment.manifest_digest), manifest))
         self._again(messages)
 

@@ -3,6 +3,8 @@
 Rules:
 - What is here already, under its digest, is not fetched again.
 - Refused before its first block: what exceeds the workload's limit, the device's quota, or the disk.
+- A delta is followed where the deployment offers one that this device can use (edge_agent.delta_source). What
+  goes wrong on that way ends the way, not the fetch.
 - What is whole still waits for the release gate, where there is one.
 - Every call returns the events that the update rules are to hear, in order; none means: it goes on.
 """
@@ -14,9 +16,10 @@ from typing import Protocol
 
 from edge_agent import fetch
 from edge_agent.blobs import BlobStore
+from edge_agent.delta_source import DeltaSource, names_of
 from edge_agent.fetch import Fetcher, FetchSettings
 from edge_agent.release_gate import Candidate, ReleaseGate
-from edge_agent.update_events import Event, FetchCompleted, FetchFailed
+from edge_agent.update_events import DeltaGivenUp, Event, FetchCompleted, FetchFailed
 from edge_agent.update_state import Slot
 from edgeloop import topics
 from edgeloop.artifact import BlockAssembler
@@ -60,6 +63,9 @@ class Acquisition:
         self._kept = kept
         self._rng = rng
         self._monotonic = monotonic
+        self.deltas = DeltaSource(blobs, kept)
+        # When a block of the delta came last, or the broker did.
+        self._delta_fed_at_s = 0.0
         self._fetcher: Fetcher | None = None
         self._candidate: Slot | None = None
         self._connected = False
@@ -101,11 +107,15 @@ class Acquisition:
 
     def on_broker(self, connected: bool) -> None:
         self._connected = connected
+        self._delta_fed_at_s = self._monotonic()
         if self._fetcher is not None:
             self._fetcher.on_connected(connected, self._monotonic())
 
     def on_tick(self) -> list[Event]:
         events: list[Event] = []
+        if self.deltas.offer is not None and self._is_delta_silent():
+            silent = f"no block of the delta came for {self._settings.delta_silence_s:g} s"
+            return self._without_delta(RejectedError(silent, code="delta-missing"))
         if self._fetcher is not None and self._fetcher.deadline_s is not None:
             events.extend(self._go_on(self._fetcher.on_tick(self._monotonic())))
         if self._gate is not None:
@@ -136,6 +146,7 @@ class Acquisition:
             self._blobs.end_fetch(self._fetcher.slot.digest)
             self._fetcher.stop()
             self._fetcher = None
+        self.deltas.leave()
         if self._gate is not None:
             self._gate.stop()
         self._candidate = None
@@ -148,25 +159,50 @@ class Acquisition:
             return self._whole(fetcher.slot, manifest)
         kept = self._kept()
         try:
+            self.deltas.choose(fetcher.slot, manifest)
+        except RejectedError as error:
+            return self._without_delta(error)
+        offer = self.deltas.offer
+        digest = offer.digest if offer else ""
+        try:
             self.check_limit(manifest)
             self._blobs.keep_within_quota(
                 manifest,
-                keep_artifacts={slot.digest for slot in kept},
+                keep_artifacts=names_of(kept),
                 keep_manifests={slot.manifest_digest for slot in kept},
+                delta_digest=digest,
             )
-            self._blobs.check_room(manifest)
+            self._blobs.check_room(manifest, delta_digest=digest)
         except RejectedError as error:
             return self._failed(error)
-        assembler = BlockAssembler(manifest)
-        self._blobs.kept_blocks(manifest, assembler)
+        if offer is not None:
+            assembler = self.deltas.begin()
+        else:
+            assembler = BlockAssembler(manifest)
+            self._blobs.kept_blocks(manifest, assembler)
         if assembler.num_verified:
             logger.info(
-                "fetch goes on digest=%s blocks=%d of=%d",
+                "fetch goes on digest=%s%s blocks=%d of=%d",
                 manifest.digest[:12],
+                f" delta={digest[:12]}" if digest else "",
                 assembler.num_verified,
                 assembler.num_blocks,
             )
-        return self._go_on(fetcher.begin_blocks(assembler, self._monotonic()))
+        self._delta_fed_at_s = self._monotonic()
+        return self._go_on(fetcher.begin_blocks(assembler, self._monotonic(), digest=digest))
+
+    def _is_delta_silent(self) -> bool:
+        return self._connected and (
+            self._monotonic() >= self._delta_fed_at_s + self._settings.delta_silence_s
+        )
+
+    def _without_delta(self, error: RejectedError) -> list[Event]:
+        """Begins again, for the artifact itself."""
+        assert self._fetcher is not None
+        slot = self._fetcher.slot
+        told = self.deltas.give_up(error)
+        given_up = DeltaGivenUp(generation=slot.generation, code=told.code, message=told.message)
+        return [given_up, *self.begin(slot)]
 
     def _go_on(self, effects: list[fetch.FetchEffect]) -> list[Event]:
         """Carries out what the fetcher wants; stops at the first that ends the fetch."""
@@ -182,19 +218,25 @@ class Acquisition:
                     case fetch.Request():
                         self._wire.request(fetcher.slot, effect)
                     case fetch.KeepBlock(n=n, data=data):
-                        self._blobs.keep_block(fetcher.slot.digest, n, data)
+                        offer = self.deltas.offer
+                        self._blobs.keep_block(offer.digest if offer else fetcher.slot.digest, n, data)
+                        self._delta_fed_at_s = self._monotonic()
                     case fetch.KeepManifest(raw=raw, manifest=manifest):
                         self._blobs.keep_manifest(fetcher.slot.manifest_digest, raw)
                         return self._begin_blocks(fetcher, manifest)
                     case fetch.Complete():
                         whole = self._blobs.read_manifest(fetcher.slot.manifest_digest)
-                        self._blobs.assemble(whole)
+                        if self.deltas.offer is not None:
+                            self.deltas.finish(whole)
+                        else:
+                            self._blobs.assemble(whole)
+                        self.deltas.forget(fetcher.slot)
                         self.stop()
                         return self._whole(fetcher.slot, whole)
                     case fetch.Refuse(code=code, message=message):
-                        return self._failed(RejectedError(message, code=code))
+                        raise RejectedError(message, code=code)
             except RejectedError as error:
-                return self._failed(error)
+                return self._failed(error) if self.deltas.offer is None else self._without_delta(error)
         return []
 
     def _failed(self, error: RejectedError) -> list[Event]:

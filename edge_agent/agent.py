@@ -371,6 +371,8 @@ class Agent:
             workload=serving.workload if serving else "",
             committed_digest=state.committed.digest if state.committed else "",
             num_quarantined=len(state.quarantine),
+            num_deltas=sum(w.updater.deltas.num_applied for w in self._workloads),
+            num_deltas_given_up=sum(w.updater.deltas.num_given_up for w in self._workloads),
             broker_connected=self._broker_connected,
             server_connected=self._network.server_connected,
             num_pending_reports=self._spool.num_pending,

@@ -102,7 +102,7 @@ class BrokerWire:
     def request(self, slot: Slot, request: fetch.Request) -> None:
         message = deployment_pb2.BlockRequest(
             device_id=self._device_id,
-            digest=slot.digest,
+            digest=request.digest or slot.digest,
             manifest_digest=slot.manifest_digest,
             manifest=request.manifest,
             blocks=request.blocks,

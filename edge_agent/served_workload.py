@@ -67,7 +67,9 @@ class ServedWorkload:
             on_ignored=on_ignored,
             release_gate=release_gate,
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
-            fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
+            fetch_settings=FetchSettings(
+                block_timeout_s=config.block_timeout_s, delta_silence_s=120 * config.block_timeout_s
+            ),
             self_test_timeout_s=config.self_test_timeout_s,
             num_threads=limits.num_threads or config.num_threads,
             max_artifact_bytes=limits.max_artifact_bytes,

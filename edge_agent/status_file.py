@@ -68,6 +68,9 @@ class AgentStatus:
     workload: str = ""
     committed_digest: str = ""
     num_quarantined: int = 0
+    # Since the start, of all workloads: artifacts made of deltas, and deltas given up for the whole artifact.
+    num_deltas: int = 0
+    num_deltas_given_up: int = 0
     broker_connected: bool = False
     server_connected: bool = False
     num_pending_reports: int = 0

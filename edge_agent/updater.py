@@ -17,6 +17,7 @@ from pathlib import Path
 from edge_agent import fetch, update
 from edge_agent.acquisition import Acquisition, Wire
 from edge_agent.blobs import BlobStore
+from edge_agent.delta_source import DeltaSource, names_of
 from edge_agent.fetch import FetchSettings
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.journal import Journal
@@ -209,6 +210,11 @@ class Updater:
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     @property
+    def deltas(self) -> DeltaSource:
+        """For its counts."""
+        return self._acquisition.deltas
+
+    @property
     def progress(self) -> float:
         """Of the fetch, 0 to 1; 0 when none is under way."""
         return self._acquisition.progress
@@ -367,7 +373,7 @@ class Updater:
         kept = self._kept()
         try:
             num_removed = self._blobs.collect(
-                keep_artifacts={slot.digest for slot in kept},
+                keep_artifacts=names_of(kept),
                 keep_manifests={slot.manifest_digest for slot in kept},
             )
         except OSError as error:

@@ -102,6 +102,13 @@ def render_status(status: AgentStatus) -> list[str]:
             bool(status.spool_problem),
         ),
         ("edgeloop_quarantined_models", "gauge", "Models that failed here.", status.num_quarantined),
+        ("edgeloop_deltas_total", "counter", "Models made of a delta.", status.num_deltas),
+        (
+            "edgeloop_deltas_given_up_total",
+            "counter",
+            "Deltas given up for the whole model.",
+            status.num_deltas_given_up,
+        ),
         ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", status.rss_bytes),
         ("process_start_time_seconds", "gauge", "Start of the process.", status.start_time_s),
         ("edgeloop_status_time_seconds", "gauge", "When these were written down.", status.update_time_s),
