@@ -52,7 +52,7 @@ class DeltaShelf:
         self._lock = threading.Lock()
         self._num_made = 0
         self._offers: dict[tuple[str, str], deployment_pb2.Delta] = {}
-        #: Delta digest to the digests of its base and its artifact.
+        #: Delta digest to the digests of base and artifact; bases that differ little may share a delta.
         self._pairs: dict[str, tuple[str, str]] = {}
         self._useless: set[tuple[str, str]] = set()
 
@@ -68,7 +68,7 @@ class DeltaShelf:
             return known
         if not base_digest or base_digest == digest or pair in self._useless:
             return None
-        if self._num_made >= MAX_MADE_A_ROUND or len(self._pairs) >= MAX_KEPT:
+        if self._num_made >= MAX_MADE_A_ROUND or len(self._offers) >= MAX_KEPT:
             return None
         try:
             if max(self._blobs.size(base_digest), self._blobs.size(digest)) > delta.MAX_SIDE_BYTES:
@@ -95,10 +95,9 @@ class DeltaShelf:
     def learn(self, digest: str, offer: deployment_pb2.Delta) -> None:
         """A deployment of this artifact that offers this delta is signed."""
         pair = (offer.base_digest, digest)
-        if pair not in self._offers:
-            with self._lock:
-                self._pairs[offer.digest] = pair
-            self._offers[pair] = offer
+        self._offers[pair] = offer
+        with self._lock:
+            self._pairs[offer.digest] = pair
 
     def get(self, digest: str) -> bytes:
         """The delta's bytes. Raises ``EdgeloopError``."""
@@ -123,9 +122,8 @@ class DeltaShelf:
     def keep_only(self, digests: Collection[str]) -> None:
         """Forget every other one, and delete its file."""
         with self._lock:
-            gone = [digest for digest in self._pairs if digest not in digests]
-            for digest in gone:
-                self._offers.pop(self._pairs.pop(digest), None)
+            self._pairs = {digest: pair for digest, pair in self._pairs.items() if digest in digests}
+        self._offers = {pair: offer for pair, offer in self._offers.items() if offer.digest in digests}
         try:
             left = [path for path in self._folder.iterdir() if path.name not in self._pairs]
         except OSError:

@@ -243,6 +243,7 @@ def test_an_agent_that_ended_while_it_applied_one_does_not_apply_it_again(
             give_delta(device)
     device.restart()
     assert device.serving == FIRST.digest
+    device.tick()
     finish(device)
     assert codes(device) == {"delta-interrupted"}
 
