@@ -12,6 +12,7 @@ import sys
 BENCHMARKS = (
     "benchmarks.agent",
     "benchmarks.delivery",
+    "benchmarks.deltas",
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",

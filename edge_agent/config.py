@@ -46,6 +46,8 @@ _MAX_LABEL_VALUE = 128
 UNIX_PREFIX = "unix:"
 # Below the state folder; what `edgeloop-agent enroll` was told.
 ENROLMENT_FILE = Path("identity") / "enrolment.json"
+# The same, for when that one does not read.
+ENROLMENT_COPY = Path("identity") / "enrolment.copy.json"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -355,9 +357,17 @@ def load_config(
 
 def _enrolled(state_dir: object) -> dict[str, object]:
     """What enrolment told: the defaults of an enrolled state folder, by field of AgentConfig."""
-    path = state_dir / ENROLMENT_FILE if isinstance(state_dir, Path) else None
-    if path is None or not path.exists():
+    if not isinstance(state_dir, Path) or not (state_dir / ENROLMENT_FILE).exists():
         return {}
+    try:
+        return _told(state_dir / ENROLMENT_FILE)
+    except ConfigError as error:
+        with contextlib.suppress(ConfigError):
+            return _told(state_dir / ENROLMENT_COPY)
+        raise error
+
+
+def _told(path: Path) -> dict[str, object]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         keys = ["device_id", "server", "broker", "director_key"]

@@ -89,7 +89,7 @@ class Network:
         deployment_topics: Iterable[str],
     ) -> None:
         from edge_agent.hardware import probe, time_zone
-        from edge_agent.identity import load_identity
+        from edge_agent.identity import load_identity, mend_enrolment
         from edge_agent.reporter import FleetReporter
         from edgeloop.mqtt import MqttSession, Will
 
@@ -97,6 +97,7 @@ class Network:
         self.hardware = probe()
         self.time_zone = time_zone()
         # All that may be damaged is read before anything is started.
+        mend_enrolment(config.state_dir)
         identity = load_identity(config.state_dir)
         tls = identity.broker_context() if identity is not None else None
         credentials = identity.fleet_credentials() if identity is not None else None
