@@ -26,7 +26,7 @@ from edgeloop.mqtt import MqttSession
 pytestmark = pytest.mark.mosquitto
 
 DELTA = np.random.default_rng(5).bytes(artifact.BLOCK_SIZE_BYTES + 10)
-#: Three blocks (1 to 3), manifest (4), the delta's two (5, 6), deployment (7), then what clears the one before.
+#: Three blocks (1 to 3), manifest (4), the delta's two (5, 6), deployment (7), what clears the one before.
 KILLED_AFTER = (1, 3, 4, 6, 7, 8)
 
 CHILD = """
