@@ -6,6 +6,8 @@ Rules kept here:
   that it ever claimed to have accepted. Issuing reads and writes in one transaction.
 - The same wish is issued once: a controller that restarts and asks again gets the deployment that it had.
 - A deployment ends in the first terminal state that was reported; what is said of it later changes nothing.
+- A device that hosts several workloads has one sequence of generations for all of them, and a newest
+  deployment of each.
 - What a device serves is ordered by the device's own clock within one boot: old word never replaces newer.
 """
 
@@ -18,11 +20,28 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloud.domain.codec import from_json, to_json
-from cloud.domain.devices import Deployment, DeploymentState, DeploymentStatus, Device
+from cloud.domain.devices import (
+    Deployment,
+    DeploymentState,
+    DeploymentStatus,
+    Device,
+    HostedWorkload,
+)
 from cloud.domain.reconcile import ProfileTarget
 from cloud.domain.rollout import DeploymentIntent
 from cloud.store import schema
 from cloud.store.base import Database
+from cloud.store.hosted import (
+    any_hosted,
+    hosted_workloads,
+    keep_hosted,
+    merged,
+    newest_deployments,
+    note_accepted,
+    note_served,
+    serving_generation,
+    set_host_profile,
+)
 from edgeloop.errors import RejectedError
 
 #: What a device may fill with statuses of generations that nobody issued.
@@ -42,11 +61,13 @@ class FleetTables(Database):
             row = connection.execute(
                 sa.select(table).where(table.c.device_id == device.device_id)
             ).one_or_none()
-            known = None if row is None else _device(row)
+            hosted = hosted_workloads(connection, device.device_id).get(device.device_id, ())
+            known = None if row is None else _device(row, hosted)
             stored = replace(
                 device,
+                hosted=merged(device.hosted, hosted),
                 generation=max(device.generation, known.generation if known else 0),
-                serving_generation=_serving_generation(device, known),
+                serving_generation=serving_generation(device, known),
                 profile=profile or "",
                 message=message,
                 connected=True,
@@ -56,6 +77,8 @@ class FleetTables(Database):
             same_boot = known is not None and known.boot_id == device.boot_id
             serving_time_s = row.serving_time_s if row is not None and same_boot else 0.0
             self._upsert(connection, table, _device_row(stored, serving_time_s=serving_time_s))
+            if stored.hosted or hosted:
+                keep_hosted(connection, stored, same_boot=same_boot)
         return stored
 
     def devices(self, profile: str | None = None) -> list[Device]:
@@ -63,39 +86,54 @@ class FleetTables(Database):
         table = schema.devices
         statement = sa.select(table).order_by(table.c.device_id)
         if profile is not None:
-            statement = statement.where(table.c.profile == profile)
+            hosting = sa.select(schema.device_workloads.c.device_id).where(
+                schema.device_workloads.c.profile == profile
+            )
+            mine = table.c.profile == profile
+            statement = statement.where(sa.or_(mine, table.c.device_id.in_(hosting)) if profile else mine)
         with self._read() as connection:
-            return [_device(row) for row in connection.execute(statement)]
+            hosted = hosted_workloads(connection)
+            return [_device(row, hosted.get(row.device_id, ())) for row in connection.execute(statement)]
 
     def device(self, device_id: str) -> Device | None:
         """None when it never registered."""
         table = schema.devices
         with self._read() as connection:
             row = connection.execute(sa.select(table).where(table.c.device_id == device_id)).one_or_none()
-        return None if row is None else _device(row)
+            hosted = hosted_workloads(connection, device_id).get(device_id, ())
+        return None if row is None else _device(row, hosted)
 
     def device_ids(self) -> set[str]:
         """Of every device that ever registered."""
         with self._read() as connection:
             return set(connection.scalars(sa.select(schema.devices.c.device_id)))
 
+    def hosting_devices(self) -> set[str]:
+        """Ids of those that host several workloads."""
+        with self._read() as connection:
+            return set(hosted_workloads(connection))
+
     def set_device_profile(self, device_id: str, profile: str | None, message: str) -> None:
         """After profiles changed: which one the device belongs to now."""
         self._update_device(device_id, {"profile": profile or "", "message": message})
 
-    def set_device_labels(
-        self, device_id: str, labels: Mapping[str, str], profile: str | None, message: str
-    ) -> None:
+    def set_device_match(self, device: Device) -> None:
+        """After profiles changed: which ones the device and each workload that it hosts belong to now."""
+        with self.transaction():
+            self.set_device_profile(device.device_id, device.profile or None, device.message)
+            with self._write() as connection:
+                for host in device.hosted:
+                    set_host_profile(connection, device.device_id, host.workload, host.profile, host.message)
+
+    def set_device_labels(self, device_id: str, labels: Mapping[str, str]) -> None:
         """After operators bound other labels: as if it had registered with these."""
         with self._write() as connection:
             row = self._device_row_for_update(connection, device_id)
             if row is None:
                 return
-            device = replace(_device(row), labels=dict(labels))
-            self._update_device(
-                device_id,
-                {"registration_json": to_json(device), "profile": profile or "", "message": message},
-            )
+            hosted = hosted_workloads(connection, device_id).get(device_id, ())
+            device = replace(_device(row, hosted), labels=dict(labels))
+            self._update_device(device_id, {"registration_json": to_json(device)})
 
     def set_presence(self, device_id: str, connected: bool, now_s: float) -> bool:
         """False when the device is unknown. Going away is not being heard of."""
@@ -112,8 +150,9 @@ class FleetTables(Database):
         """Give the device a new generation, above every one that was issued to it or that it ever reported.
 
         The same (rollout_id, digest, manifest_digest) as its newest deployment returns that one, unchanged,
-        as long as the device has not reported a higher generation (it would not obey it then).
-        Raises RejectedError "device-unknown" for a device that never registered.
+        as long as the device has not reported a higher generation (it would not obey it then). Where it
+        hosts several workloads, newest and reported are those of the intent's.
+        Raises RejectedError "device-unknown" for a device that never registered, and "workload-not-hosted".
         """
         with self._write() as connection:
             devices = schema.devices.c
@@ -126,9 +165,21 @@ class FleetTables(Database):
                     f"device {intent.device_id} never registered: start its agent first",
                     code="device-unknown",
                 )
-            newest = _newest(connection, intent.device_id)
-            if newest is not None and newest.generation >= reported and _same_wish(newest, intent):
-                return newest
+            newest = said = _newest(connection, intent.device_id)
+            accepted = reported
+            hosted = hosted_workloads(connection, intent.device_id).get(intent.device_id, ())
+            if hosted:
+                host = next((host for host in hosted if host.workload == intent.workload), None)
+                if host is None:
+                    raise RejectedError(
+                        f"device {intent.device_id} does not host workload {intent.workload}: add a "
+                        "[[workload]] table to its settings",
+                        code="workload-not-hosted",
+                    )
+                accepted = host.generation
+                said = _newest(connection, intent.device_id, intent.workload)
+            if said is not None and said.generation >= accepted and _same_wish(said, intent):
+                return said
             deployment = Deployment(
                 device_id=intent.device_id,
                 workload=intent.workload,
@@ -145,7 +196,7 @@ class FleetTables(Database):
         return deployment
 
     def deployments(self, profile: str | None = None) -> list[Deployment]:
-        """The newest of each device, by device id."""
+        """The newest of each device, by device id; of each of its workloads where it hosts several."""
         table = schema.deployments
         newest = (
             sa.select(table.c.device_id, sa.func.max(table.c.generation).label("generation"))
@@ -163,12 +214,22 @@ class FleetTables(Database):
         if profile is not None:
             statement = statement.where(table.c.profile == profile)
         with self._read() as connection:
-            return [_deployment(row) for row in connection.execute(statement)]
+            found = [_deployment(row) for row in connection.execute(statement)]
+            if not any_hosted(connection):
+                return found
+            hosting = hosted_workloads(connection).keys()
+            found = [deployment for deployment in found if deployment.device_id not in hosting]
+            found += [
+                deployment
+                for deployment in map(_deployment, newest_deployments(connection))
+                if profile is None or deployment.profile == profile
+            ]
+        return sorted(found, key=lambda deployment: (deployment.device_id, deployment.workload))
 
-    def deployment(self, device_id: str) -> Deployment | None:
-        """The newest; None when it was never told to run anything."""
+    def deployment(self, device_id: str, workload: str | None = None) -> Deployment | None:
+        """The newest, of one workload or of all; None when it was never told to run anything."""
         with self._read() as connection:
-            return _newest(connection, device_id)
+            return _newest(connection, device_id, workload)
 
     def set_signed(self, device_id: str, generation: int, signed: bytes) -> None:
         """Keep the bytes that are published."""
@@ -231,7 +292,7 @@ class FleetTables(Database):
             _trim_history(connection, status.device_id)
             if deployment is not None and _comes_after(status.state, known):
                 _update_deployment(connection, status, now_s)
-            self._note_serving(connection, device, status, now_s)
+            self._note_serving(connection, device, status, deployment, now_s)
         return True
 
     def history(self, device_id: str, limit: int = 100) -> list[DeploymentStatus]:
@@ -307,14 +368,31 @@ class FleetTables(Database):
         return connection.execute(statement).one_or_none()
 
     def _note_serving(
-        self, connection: sa.Connection, device: sa.Row[Any], status: DeploymentStatus, now_s: float
+        self,
+        connection: sa.Connection,
+        device: sa.Row[Any],
+        status: DeploymentStatus,
+        deployment: Deployment | None,
+        now_s: float,
     ) -> None:
         """A status proves that the device accepted its generation, and maybe that it serves it."""
         values: dict[str, Any] = {
             "generation": max(device.generation, status.generation),
             "last_seen_s": max(device.last_seen_s, now_s),
         }
-        if status.state in _SERVING and status.event_time_s >= device.serving_time_s:
+        is_hosting = bool(hosted_workloads(connection, status.device_id))
+        if is_hosting and deployment is not None:
+            note_accepted(connection, deployment)
+            if status.state in _SERVING:
+                served = {
+                    "of_device": status.device_id,
+                    "of_workload": deployment.workload,
+                    "new_digest": status.digest,
+                    "new_generation": status.generation,
+                    "at_s": status.event_time_s,
+                }
+                note_served(connection, [served])
+        if not is_hosting and status.state in _SERVING and status.event_time_s >= device.serving_time_s:
             values |= {
                 "serving_digest": status.digest,
                 "serving_generation": status.generation,
@@ -350,22 +428,12 @@ def _same_wish(deployment: Deployment, intent: DeploymentIntent) -> bool:
     )
 
 
-def _serving_generation(device: Device, known: Device | None) -> int:
-    """A registration names the digest that it serves, and not always the generation that brought it."""
-    if not device.serving_digest:
-        return 0
-    if device.serving_generation:
-        return device.serving_generation
-    if known is not None and known.serving_digest == device.serving_digest:
-        return known.serving_generation
-    return device.generation
-
-
-def _newest(connection: sa.Connection, device_id: str) -> Deployment | None:
+def _newest(connection: sa.Connection, device_id: str, workload: str | None = None) -> Deployment | None:
     table = schema.deployments
-    row = connection.execute(
-        sa.select(table).where(table.c.device_id == device_id).order_by(table.c.generation.desc()).limit(1)
-    ).one_or_none()
+    statement = sa.select(table).where(table.c.device_id == device_id)
+    if workload is not None:
+        statement = statement.where(table.c.workload == workload)
+    row = connection.execute(statement.order_by(table.c.generation.desc()).limit(1)).one_or_none()
     return None if row is None else _deployment(row)
 
 
@@ -427,10 +495,11 @@ def _device_row(device: Device, *, serving_time_s: float) -> dict[str, Any]:
     }
 
 
-def _device(row: sa.Row[Any]) -> Device:
+def _device(row: sa.Row[Any], hosted: tuple[HostedWorkload, ...]) -> Device:
     """The columns are newer than the text beside them, which is as the device last registered."""
     return replace(
         from_json(Device, row.registration_json),
+        hosted=hosted,
         profile=row.profile,
         message=row.message,
         connected=row.connected,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import AgentProcess, Cloud, Shipment, golden_inputs, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, Shipment, golden_inputs, make_model, ship
+from machine import wait_until
 
 from edge_agent.verify import check_state
 from edgeloop import topics
