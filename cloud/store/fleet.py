@@ -127,7 +127,7 @@ class FleetTables(Database):
 
     def set_device_labels(self, device_id: str, labels: Mapping[str, str]) -> None:
         """After operators bound other labels: as if it had registered with these."""
-        with self._write() as connection:
+        with self.transaction(), self._write() as connection:
             row = self._device_row_for_update(connection, device_id)
             if row is None:
                 return
