@@ -22,10 +22,12 @@ from cloud.cli import (
     keys,
     operator,
     pareto,
+    profile,
     rollout,
     rules,
     serve,
     top,
+    workload,
 )
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_values, stderr, stdout
@@ -50,6 +52,8 @@ app = typer.Typer(
 app.add_typer(get.app, name="get")
 app.add_typer(describe.app, name="describe")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(workload.app, name="workload")
+app.add_typer(profile.app, name="profile")
 app.add_typer(device.app, name="device")
 app.add_typer(operator.app, name="operator")
 app.add_typer(contexts.app, name="context")

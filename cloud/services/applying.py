@@ -22,7 +22,7 @@ from edgeloop.v1 import control_service_pb2 as pb
 
 MAX_DOCUMENTS = 1000
 
-_CHANGES = {
+CHANGES = {
     Change.CREATED: pb.AppliedResource.CHANGE_CREATED,
     Change.UPDATED: pb.AppliedResource.CHANGE_UPDATED,
     Change.UNCHANGED: pb.AppliedResource.CHANGE_UNCHANGED,
@@ -53,7 +53,7 @@ def apply_documents(
             for source, fleet in documents.fleets:
                 resources += _apply_fleet(store, source, fleet, settings, now_s)
             if any(resource.change != pb.AppliedResource.CHANGE_UNCHANGED for resource in resources):
-                _match_devices(store)
+                match_devices(store)
             if request.validate_only:
                 raise _DryRunError
     except _DryRunError:
@@ -100,7 +100,7 @@ def _apply_workload(store: Store, workload: Workload, now_s: float) -> pb.Applie
             note = f"the teacher that it had no longer fits: 'edgeloop train {workload.name}'"
     if retired:
         note += f"{'; ' if note else ''}{retired} students of the teacher that it had may not ship any more"
-    return pb.AppliedResource(kind="Workload", name=workload.name, change=_CHANGES[change], note=note)
+    return pb.AppliedResource(kind="Workload", name=workload.name, change=CHANGES[change], note=note)
 
 
 def _apply_fleet(
@@ -130,7 +130,7 @@ def _apply_fleet(
             pb.AppliedResource(
                 kind="Profile",
                 name=profile.name,
-                change=_CHANGES[change],
+                change=CHANGES[change],
                 note=_profile_note(store, profile, profiles, devices, settings),
             )
         )
@@ -187,7 +187,8 @@ def _no_match(profile: DeviceProfile, devices: Sequence[Device]) -> str:
     return f"no registered device matches it (nearest is {nearest.device_id}: {why})"
 
 
-def _match_devices(store: Store) -> None:
+def match_devices(store: Store) -> None:
+    """Give every device the profile that it belongs to now, or the reason why none."""
     profiles = store.profiles()
     for device in store.devices():
         now = matched(device, profiles)

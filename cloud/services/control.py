@@ -19,6 +19,7 @@ import grpc.aio
 
 from cloud.domain.settings import PolicySettings
 from cloud.services import views
+from cloud.services.catalogue import Catalogue
 from cloud.services.explaining import explain_device
 from cloud.services.identities import Identities
 from cloud.services.operations import Operations
@@ -77,6 +78,7 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         self._read_blob = read_blob
         self._queries = Queries(store, settings=settings, now_s=now_s)
         self._operations = Operations(store, self._queries, settings=settings, now_s=now_s, poke=poke)
+        self._catalogue = Catalogue(store, self._queries, settings=settings, now_s=now_s, poke=poke)
         self._identities = Identities(store, enrols=enrols, now_s=now_s, poke=poke)
         self._store = store
         self._settings = settings
@@ -253,6 +255,21 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         self, request: pb.GetFleetSummaryRequest, context: Context
     ) -> pb.GetFleetSummaryResponse:
         return await _call(context, self._summary, request)
+
+    async def SetProfileConstraints(
+        self, request: pb.SetProfileConstraintsRequest, context: Context
+    ) -> pb.SetProfileConstraintsResponse:
+        return await _call(context, self._catalogue.set_constraints, request)
+
+    async def DeleteProfile(
+        self, request: pb.DeleteProfileRequest, context: Context
+    ) -> pb.DeleteProfileResponse:
+        return await _call(context, self._catalogue.delete_profile, request)
+
+    async def DeleteWorkload(
+        self, request: pb.DeleteWorkloadRequest, context: Context
+    ) -> pb.DeleteWorkloadResponse:
+        return await _call(context, self._catalogue.delete_workload, request)
 
     def _rollout(self, request: pb.GetRolloutRequest) -> pb.GetRolloutResponse:
         rollout = rollout_of(self._store, request.rollout_id)

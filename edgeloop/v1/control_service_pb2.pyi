@@ -1061,3 +1061,45 @@ class GetFleetSummaryResponse(_message.Message):
     decisions: _containers.RepeatedCompositeFieldContainer[DecisionInfo]
     controller_paused: bool
     def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., profiles: _Optional[_Iterable[_Union[ProfileSummary, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobInfo, _Mapping]]] = ..., rollouts: _Optional[_Iterable[_Union[RolloutInfo, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[DecisionInfo, _Mapping]]] = ..., controller_paused: _Optional[bool] = ...) -> None: ...
+
+class SetProfileConstraintsRequest(_message.Message):
+    __slots__ = ("profile", "latency_p95_ms", "artifact_bytes", "peak_rss_bytes", "min_accuracy")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    latency_p95_ms: float
+    artifact_bytes: int
+    peak_rss_bytes: int
+    min_accuracy: float
+    def __init__(self, profile: _Optional[str] = ..., latency_p95_ms: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., min_accuracy: _Optional[float] = ...) -> None: ...
+
+class SetProfileConstraintsResponse(_message.Message):
+    __slots__ = ("resource", "constraints")
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
+    resource: AppliedResource
+    constraints: ConstraintsInfo
+    def __init__(self, resource: _Optional[_Union[AppliedResource, _Mapping]] = ..., constraints: _Optional[_Union[ConstraintsInfo, _Mapping]] = ...) -> None: ...
+
+class DeleteProfileRequest(_message.Message):
+    __slots__ = ("profile",)
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    def __init__(self, profile: _Optional[str] = ...) -> None: ...
+
+class DeleteProfileResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeleteWorkloadRequest(_message.Message):
+    __slots__ = ("workload",)
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    workload: str
+    def __init__(self, workload: _Optional[str] = ...) -> None: ...
+
+class DeleteWorkloadResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

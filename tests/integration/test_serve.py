@@ -269,6 +269,17 @@ def test_prometheus_reads_whether_it_acts(tmp_path: Path) -> None:
         served.end(signal.SIGKILL)
 
 
+def test_people_look_at_the_fleet_on_a_port_that_must_be_asked_for(tmp_path: Path) -> None:
+    port = free_port()
+    served = Served(tmp_path / "state", "--web-port", str(port))
+    try:
+        served.start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=WAIT_S) as answer:
+            assert "0 of 0 devices connected" in answer.read().decode()
+    finally:
+        served.end(signal.SIGKILL)
+
+
 def test_devices_are_told_what_to_run_whatever_is_killed_in_between(served: Served) -> None:
     served.start()
     served.apply(DIGITS, FLEET)
