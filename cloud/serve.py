@@ -38,6 +38,7 @@ from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY
 from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER, PATIENT, Elector, LeaseTimes, holder_name
+from cloud.log_ring import LogRing
 from cloud.pages import start_pages
 from cloud.registry import Registry
 from cloud.secure_parts import SecureParts
@@ -66,8 +67,9 @@ _RETRY_S = 5.0
 class ControlPlane:
     """Everything that ``serve`` starts. ``start`` once, then ``stop`` once; both from the event loop."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, logs: LogRing | None = None) -> None:
         self.settings = settings
+        self._logs = logs
         self.fleet_port = 0
         self.control_port = 0
         self.broker_host = ""
@@ -278,6 +280,8 @@ class ControlPlane:
             read_blob=Registry(settings.registry).get,
             poke=poke,
             enrols=keys is not None,
+            logs=self._logs,
+            plane=holder_name(settings.state_dir.resolve()),
         )
         guard = OperatorGuard(audit, keys.tokens(store) if keys is not None else None)
         control_server = grpc.aio.server(options=control.SERVER_OPTIONS, interceptors=[guard])
@@ -397,7 +401,7 @@ class ControlPlane:
 
 async def serve(settings: ServeSettings) -> None:
     """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
-    set_up_logging(settings)
+    logs = set_up_logging(settings)
     if settings.tls_dir is None:  # else secure_parts asks for more, and reads it
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
@@ -406,7 +410,7 @@ async def serve(settings: ServeSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    plane = ControlPlane(settings)
+    plane = ControlPlane(settings, logs)
     try:
         starting = asyncio.ensure_future(plane.start())
         waiting = asyncio.ensure_future(ended.wait())
@@ -423,11 +427,16 @@ async def serve(settings: ServeSettings) -> None:
         await plane.stop()
 
 
-def set_up_logging(settings: ServeSettings) -> None:
-    """To standard error, and to ``logs/serve.log`` in the state folder. Raises ``ConfigError``."""
+def set_up_logging(settings: ServeSettings) -> LogRing:
+    """To standard error, to ``logs/serve.log`` in the state folder, and to what ``edgeloop logs`` reads.
+
+    Raises ``ConfigError``.
+    """
     folder = settings.state_dir / "logs"
+    ring = LogRing()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        ring.keep_in(folder / "records.jsonl")
         to_file = logging.handlers.RotatingFileHandler(folder / "serve.log", maxBytes=10 << 20, backupCount=3)
     except OSError as error:
         raise ConfigError(
@@ -441,7 +450,9 @@ def set_up_logging(settings: ServeSettings) -> None:
     for handler in (logging.StreamHandler(sys.stderr), to_file):
         handler.setFormatter(formatter)
         root.addHandler(handler)
+    root.addHandler(ring)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    return ring
 
 
 def _bind(

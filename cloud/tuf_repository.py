@@ -7,8 +7,8 @@ Rules that this module keeps:
   nothing, and the next one writes the same versions over; after it, no version ever goes down.
 * The timestamp lives shortly and is renewed in time; the others are signed again at half of their lives, and
   whenever the root names another key.
-* Versions are the seconds since 1970, or one more than the last, and all is signed anew when a process begins:
-  a repository that was restored from a backup begins above all that devices may have seen.
+* Versions are the seconds since 1970, or one more than the last, and all is signed anew when a process
+  begins: a repository that was restored from a backup begins above all that devices may have seen.
 * Nothing here can sign a root.
 """
 

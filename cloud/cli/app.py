@@ -20,6 +20,7 @@ from cloud.cli import (
     get,
     jobs,
     keys,
+    logs,
     operator,
     pareto,
     profile,
@@ -64,6 +65,7 @@ app.command("compress")(jobs.compress)
 app.command("pareto")(pareto.pareto)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
+app.command("logs")(logs.logs)
 app.command("top")(top.top)
 app.command("check")(check.check)
 app.command("rules")(rules.rules)

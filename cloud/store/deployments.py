@@ -200,19 +200,21 @@ class DeploymentTables(Database):
             .limit(limit)
         )
         with self._read() as connection:
-            return [
-                DeploymentStatus(
-                    device_id=row.device_id,
-                    generation=row.generation,
-                    digest=row.digest,
-                    state=DeploymentState(row.state),
-                    code=row.code,
-                    message=row.message,
-                    event_time_s=row.event_time_s,
-                    progress=row.progress,
-                )
-                for row in connection.execute(statement)
-            ]
+            return [_status(row) for row in connection.execute(statement)]
+
+    def statuses_since(
+        self, since_s: float, *, device_id: str | None = None, profile: str | None = None, limit: int
+    ) -> list[tuple[float, DeploymentStatus]]:
+        """With the time when each was received, newest first, at most ``limit``."""
+        table = schema.deployment_history
+        statement = sa.select(table).where(table.c.receive_time_s >= since_s)
+        if device_id is not None:
+            statement = statement.where(table.c.device_id == device_id)
+        if profile is not None:
+            statement = statement.where(_said_under(profile))
+        statement = statement.order_by(table.c.receive_time_s.desc()).limit(limit)
+        with self._read() as connection:
+            return [(row.receive_time_s, _status(row)) for row in connection.execute(statement)]
 
     def _note_serving(
         self,
@@ -340,6 +342,30 @@ def _deployment_row(deployment: Deployment) -> dict[str, Any]:
 
 def _deployment(row: sa.Row[Any]) -> Deployment:
     return Deployment(**{**row._mapping, "state": DeploymentState(row.state), "signed": bytes(row.signed)})
+
+
+def _said_under(profile: str) -> sa.ColumnElement[bool]:
+    """All of the profile's devices; of those that host several workloads what they said of this profile's."""
+    said, devices, told = schema.deployment_history.c, schema.devices.c, schema.deployments.c
+    hosting = sa.select(schema.device_workloads.c.device_id)
+    alone = sa.select(devices.device_id).where(devices.profile == profile, devices.device_id.not_in(hosting))
+    of_it = sa.exists().where(
+        told.device_id == said.device_id, told.generation == said.generation, told.profile == profile
+    )
+    return sa.or_(said.device_id.in_(alone), sa.and_(said.device_id.in_(hosting), of_it))
+
+
+def _status(row: sa.Row[Any]) -> DeploymentStatus:
+    return DeploymentStatus(
+        device_id=row.device_id,
+        generation=row.generation,
+        digest=row.digest,
+        state=DeploymentState(row.state),
+        code=row.code,
+        message=row.message,
+        event_time_s=row.event_time_s,
+        progress=row.progress,
+    )
 
 
 def _history_row(status: DeploymentStatus, now_s: float) -> dict[str, Any]:

@@ -1103,3 +1103,45 @@ class DeleteWorkloadRequest(_message.Message):
 class DeleteWorkloadResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class LogRecord(_message.Message):
+    __slots__ = ("event_time", "level", "source", "logger", "message")
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LOGGER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    event_time: _timestamp_pb2.Timestamp
+    level: str
+    source: str
+    logger: str
+    message: str
+    def __init__(self, event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., level: _Optional[str] = ..., source: _Optional[str] = ..., logger: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class WatchLogsRequest(_message.Message):
+    __slots__ = ("device_id", "profile", "job_id", "since_time", "min_level", "limit", "follow")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    SINCE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MIN_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    profile: str
+    job_id: str
+    since_time: _timestamp_pb2.Timestamp
+    min_level: str
+    limit: int
+    follow: bool
+    def __init__(self, device_id: _Optional[str] = ..., profile: _Optional[str] = ..., job_id: _Optional[str] = ..., since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_level: _Optional[str] = ..., limit: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class WatchLogsResponse(_message.Message):
+    __slots__ = ("plane", "acting_plane", "records")
+    PLANE_FIELD_NUMBER: _ClassVar[int]
+    ACTING_PLANE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    plane: str
+    acting_plane: str
+    records: _containers.RepeatedCompositeFieldContainer[LogRecord]
+    def __init__(self, plane: _Optional[str] = ..., acting_plane: _Optional[str] = ..., records: _Optional[_Iterable[_Union[LogRecord, _Mapping]]] = ...) -> None: ...

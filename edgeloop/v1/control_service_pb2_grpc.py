@@ -219,6 +219,11 @@ class ControlServiceStub:
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadRequest.SerializeToString,
                 response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadResponse.FromString,
                 _registered_method=True)
+        self.WatchLogs = channel.unary_stream(
+                '/edgeloop.v1.ControlService/WatchLogs',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -462,6 +467,14 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchLogs(self, request, context):
+        """What this control plane logged and what devices told: first whose records they are, then the records; ends
+        there unless it follows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -649,6 +662,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.DeleteWorkload,
                     request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadRequest.FromString,
                     response_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadResponse.SerializeToString,
+            ),
+            'WatchLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLogs,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1650,6 +1668,33 @@ class ControlService:
             '/edgeloop.v1.ControlService/DeleteWorkload',
             edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadRequest.SerializeToString,
             edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/WatchLogs',
+            edgeloop_dot_v1_dot_control__service__pb2.WatchLogsRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.WatchLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

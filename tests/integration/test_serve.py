@@ -208,6 +208,9 @@ def test_what_was_applied_is_there_after_a_restart_and_so_are_key_and_ports(
     answer = served.apply(DIGITS, FLEET)
     assert {item.change for item in answer.resources} == {pb.AppliedResource.CHANGE_UNCHANGED}
     assert served.control.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S).controller_paused
+    told = served.control.WatchLogs(pb.WatchLogsRequest(), timeout=WAIT_S)
+    records = [record.message for answer in told for record in answer.records]
+    assert sum(text.startswith("serving: agents ") for text in records) == 2, "records outlive a restart"
 
 
 def test_errors_come_through_with_their_kind_and_code(served: Served) -> None:

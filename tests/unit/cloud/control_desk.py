@@ -60,7 +60,8 @@ def call(address: str, method: str, request: Any, role: Role) -> Any:
     """As an operator of this role. Raises ``grpc.RpcError``."""
     metadata = (("authorization", f"Bearer {TOKENS[role]}"),)
     with grpc.insecure_channel(address) as channel:
-        return getattr(ControlServiceStub(channel), method)(request, timeout=10, metadata=metadata)
+        answer = getattr(ControlServiceStub(channel), method)(request, timeout=10, metadata=metadata)
+        return list(answer) if method.startswith("Watch") else answer
 
 
 def run(monkeypatch: pytest.MonkeyPatch, address: str, *arguments: str) -> int:

@@ -222,6 +222,8 @@ def test_two_rollouts_on_one_device_end_each_on_its_own(plane: Plane) -> None:
     plane.store.save_rollout(abort(rollout, plane.now_s), plane.now_s)
     plane.step(2)
     assert {name: plane.told(TWO, name).digest for name in new} == {"eyes": new["eyes"], "ears": old["ears"]}
+    told = plane.store.statuses_since(0.0, profile=EYES.name, limit=10)
+    assert {status.digest for _, status in told} == {old["eyes"], new["eyes"]}
     states = {rollout.rollout_id: rollout.state for rollout in plane.store.rollouts()}
     assert states == {"r-eyes": RolloutState.SUCCEEDED, "r-ears": RolloutState.ABORTED}
 
