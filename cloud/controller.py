@@ -27,6 +27,7 @@ from cloud.deltas import DeltaShelf
 from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
 from cloud.domain.decisions import Action, Decision
 from cloud.domain.evidence import Window
+from cloud.domain.fleet_device import fleet_devices
 from cloud.domain.jobs import Job, JobKind
 from cloud.domain.policy import decide
 from cloud.domain.profiles import DeviceProfile
@@ -63,9 +64,8 @@ _DECISIONS_KEPT_S = 30 * 86_400.0
 
 
 def fleet(store: Store) -> list[FleetDevice]:
-    """Every registered device with its newest deployment."""
-    deployments = {deployment.device_id: deployment for deployment in store.deployments()}
-    return [FleetDevice.of(device, deployments.get(device.device_id)) for device in store.devices()]
+    """Every registered device with its newest deployment; once for each workload that it hosts."""
+    return fleet_devices(store.devices(), store.deployments())
 
 
 class Controller:

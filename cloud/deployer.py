@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from cloud.deltas import DeltaShelf
 from cloud.domain.devices import Deployment
+from cloud.domain.fleet_device import deployments_by_host
 from cloud.domain.rollout import DeploymentIntent
 from cloud.publisher import Shipment
 from cloud.store import Store
@@ -77,11 +78,14 @@ class Deployer:
         It happens when the database was restored from a backup: say the same again, above what it accepted.
         """
         with self._store.transaction():
-            generations = {device.device_id: device.generation for device in self._store.devices()}
+            devices = self._store.devices()
+            newest = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
             ignored = [
                 deployment
-                for deployment in self._store.deployments()
-                if generations.get(deployment.device_id, 0) > deployment.generation
+                for device in devices
+                for host in device.hosts
+                if (deployment := newest.get((device.device_id, host.workload))) is not None
+                and host.generation > deployment.generation
             ]
             self.issue([_intent(deployment) for deployment in ignored], now_s)
 
@@ -91,14 +95,16 @@ class Deployer:
         shipments: dict[str, Shipment] = {}
         if self._deltas is not None:
             self._deltas.begin_round()
-        for deployment in self._store.deployments():
+        newest = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
+        for (device_id, workload), deployment in sorted(newest.items()):
             try:
                 payload, offer = self._signed(deployment, director, now_s)
             except EdgeloopError as error:
-                logger.error("deployment of %s cannot be signed: %s", deployment.device_id, error)
+                logger.error("deployment of %s cannot be signed: %s", device_id, error)
                 continue
-            shipments[deployment.device_id] = Shipment(
-                device_id=deployment.device_id,
+            shipments[f"{device_id}/{workload}" if workload else device_id] = Shipment(
+                device_id=device_id,
+                workload=workload,
                 digest=deployment.digest,
                 manifest_digest=deployment.manifest_digest,
                 payload=payload,

@@ -37,6 +37,7 @@ from edgeloop import topics
 from edgeloop.artifact import MAX_REQUEST_BYTES, parse_block_request, parse_manifest, split_blocks
 from edgeloop.backoff import Backoff
 from edgeloop.errors import EdgeloopError, RejectedError, TransientError
+from edgeloop.v1 import deployment_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +79,24 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shipment:
-    """What one device should run: the signed deployment and the digests that it names."""
+    """What one device should run: the signed deployment and the digests that it names.
+
+    ``workload`` is which of several that the device hosts, empty for a device that runs one.
+    """
 
     device_id: str
+    workload: str = ""
     digest: str
     manifest_digest: str
     payload: bytes
     #: Digest of the delta that the deployment offers; empty for none.
     delta: str = ""
+
+    @property
+    def topic(self) -> str:
+        if self.workload:
+            return topics.workload_deployment(self.device_id, self.workload)
+        return topics.deployment(self.device_id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +139,7 @@ class Publisher:
 
         # Owned by the thread.
         self._desired: dict[str, Shipment] = {}
+        self._of_device: dict[str, list[Shipment]] = {}
         self._connected = False
         self._confirmed = False
         self._sentinel: bytes | None = None
@@ -154,7 +166,7 @@ class Publisher:
             self._thread.join(timeout=5.0)
 
     def set_desired(self, shipments: Mapping[str, Shipment]) -> None:
-        """The whole desired state by device id, replacing what was said before."""
+        """The whole desired state, replacing what was said before. Each shipment has a key of its own."""
         copy = dict(shipments)
         self._post(lambda: self._take_desired(copy))
 
@@ -218,6 +230,9 @@ class Publisher:
 
     def _take_desired(self, shipments: dict[str, Shipment]) -> None:
         self._desired = shipments
+        self._of_device = {}
+        for _, shipment in sorted(shipments.items()):
+            self._of_device.setdefault(shipment.device_id, []).append(shipment)
         self._unreadable.clear()
         self._retry_at_s = 0.0
 
@@ -323,16 +338,17 @@ class Publisher:
             ready.add(pair)
             changed = True
         changed |= self._publish_deltas(now_s)
-        stale = [
-            shipment
+        wanted = [
+            (shipment.topic, shipment.payload)
             for _, shipment in sorted(self._desired.items())
             if (shipment.digest, shipment.manifest_digest) in ready
-            and self._deployments_there.get(shipment.device_id) != shipment.payload
         ]
+        wanted += self._left_topics()
+        there = self._deployments_there
+        stale = [(topic, payload) for topic, payload in wanted if there.get(topic) != payload]
         if stale:
-            self._deliver([(topics.deployment(shipment.device_id), shipment.payload) for shipment in stale])
-            for shipment in stale:
-                self._deployments_there[shipment.device_id] = shipment.payload
+            self._deliver(stale)
+            there.update(stale)
             changed = True
         return changed
 
@@ -360,6 +376,21 @@ class Publisher:
         if self._deltas is None:
             raise RejectedError("no deltas are made here", code="delta-missing")
         return split_blocks(self._deltas.get(digest))
+
+    def _left_topics(self) -> list[tuple[str, bytes]]:
+        """Empty payloads where a device was told what it hears elsewhere now that it hosts more, or fewer."""
+        desired = {shipment.topic for shipment in self._desired.values()}
+        alone = {
+            topics.deployment(device_id)
+            for device_id, shipments in self._of_device.items()
+            if all(shipment.workload for shipment in shipments)
+        }
+        there = {
+            topic
+            for topic in self._deployments_there
+            if topic not in desired and topics.device_of(topic) in self._of_device
+        }
+        return [(topic, b"") for topic in sorted(alone | there)]
 
     def _publish_tuf(self) -> bool:
         """What is new, in its order, and then empty payloads for what the newest no longer leads to."""
@@ -434,18 +465,17 @@ class Publisher:
         except RejectedError as error:
             logger.warning("ignored a block request on %s: %s", topic, error)
             return
-        shipment = self._desired.get(device_id)
-        if shipment is None or not self._connected or not self._allowed(device_id):
+        shipments = self._of_device.get(device_id)
+        if not shipments or not self._connected or not self._allowed(device_id):
             return
         if request.tuf:
             self._again([(topics.tuf(name), raw) for name, raw in self._tuf.items()])
             return
-        if (request.blocks and request.digest not in (shipment.digest, shipment.delta)) or (
-            request.manifest and request.manifest_digest != shipment.manifest_digest
-        ):
+        shipment = next((shipment for shipment in shipments if _is_of(request, shipment)), None)
+        if shipment is None:
             # It has missed the newest deployment: say that again instead.
             logger.info("%s asks for what it should not run: publishing its deployment again", device_id)
-            self._again([(topics.deployment(device_id), shipment.payload)])
+            self._again([(shipment.topic, shipment.payload) for shipment in shipments])
             return
         digest = request.digest if request.blocks else shipment.digest
         try:
@@ -484,6 +514,13 @@ class Publisher:
         if not allowed:
             logger.warning("%s asks for blocks too often: ignored for now", device_id)
         return allowed
+
+
+def _is_of(request: deployment_pb2.BlockRequest, shipment: Shipment) -> bool:
+    blocks_of = {shipment.digest, shipment.delta} - {""}
+    return not (request.blocks and request.digest not in blocks_of) and not (
+        request.manifest and request.manifest_digest != shipment.manifest_digest
+    )
 
 
 def _nothing() -> None:

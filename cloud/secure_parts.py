@@ -29,6 +29,7 @@ from cloud.services.identity_guard import IdentityGuard
 from cloud.services.operator_guard import TokenBook
 from cloud.settings import ServeSettings
 from cloud.store import Store
+from cloud.web.server import server_context
 from edgeloop.errors import ConfigError
 from edgeloop.identity import client_context
 from edgeloop.v1 import enrolment_service_pb2_grpc
@@ -94,6 +95,10 @@ class SecureParts:
     def fleet_credentials(self) -> grpc.ServerCredentials:
         """Both sides show a certificate."""
         return grpc.ssl_server_credentials([self._pair()], self._authority.certificate_pem, True)
+
+    def web_context(self) -> ssl.SSLContext:
+        """For the page: the certificate that operators see on the control port."""
+        return server_context(self.folder.control / "server.key", self.folder.control / "server.crt")
 
     def _pair(self) -> tuple[bytes, bytes]:
         return _read(self.folder, "server.key"), _read(self.folder, "server.crt")

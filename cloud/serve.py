@@ -38,14 +38,15 @@ from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY
 from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER, PATIENT, Elector, LeaseTimes, holder_name
-from cloud.metrics import FleetMetrics, MetricsServer, PlaneState
+from cloud.log_ring import LogRing
+from cloud.pages import start_pages
 from cloud.registry import Registry
 from cloud.secure_parts import SecureParts
 from cloud.services import control, fleet
 from cloud.services.convert import timestamp
 from cloud.services.enrolment import Directions
 from cloud.services.operator_guard import OperatorGuard
-from cloud.settings import ServeSettings, is_loopback
+from cloud.settings import ServeSettings, is_loopback, reachable, spelled_address
 from cloud.state_folder import RememberedPorts, locked, write_json
 from cloud.store import Lease, Store
 from cloud.tuf_files import TufFiles
@@ -66,8 +67,9 @@ _RETRY_S = 5.0
 class ControlPlane:
     """Everything that ``serve`` starts. ``start`` once, then ``stop`` once; both from the event loop."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, logs: LogRing | None = None) -> None:
         self.settings = settings
+        self._logs = logs
         self.fleet_port = 0
         self.control_port = 0
         self.broker_host = ""
@@ -123,7 +125,7 @@ class ControlPlane:
         )
         await self._start_servers(store, acting.poke, ports)
         await self._start_acting(store, acting, holder_name(state_dir))
-        self._start_metrics(store, acting)
+        await start_pages(settings, store, acting, keys, stack)
         ports.save(
             fleet=self.fleet_port,
             control=self.control_port,
@@ -131,19 +133,6 @@ class ControlPlane:
             **({"enrol": self.enrol_port} if keys is not None else {}),
         )
         self._announce(state_dir, director)
-
-    def _start_metrics(self, store: Store, acting: Acting) -> None:
-        if self.settings.metrics_port is None:
-            return
-        metrics = FleetMetrics(
-            store,
-            settings=self.settings.policy,
-            plane=lambda: PlaneState(acts=acting.acts, broker_connected=acting.connected),
-        )
-        server = MetricsServer(metrics, host=self.settings.host, port=self.settings.metrics_port)
-        server.start()
-        self._stack.push_async_callback(asyncio.to_thread, server.stop)
-        logger.info("metrics: http://%s/metrics", _address(_reachable(self.settings.host), server.port))
 
     async def _start_acting(self, store: Store, acting: Acting, holder: str) -> None:
         """Act at once where nobody else does; stand by otherwise, and act when it is our turn."""
@@ -223,7 +212,7 @@ class ControlPlane:
                 last = error
                 continue
             self._stack.push_async_callback(asyncio.to_thread, broker.stop)
-            self.broker_host, self.broker_port = _reachable(self.settings.host), broker.port
+            self.broker_host, self.broker_port = reachable(self.settings.host), broker.port
             if not is_loopback(self.settings.host):
                 logger.warning(
                     "the embedded broker takes anonymous clients on %s: use one with certificates (--broker) "
@@ -291,6 +280,8 @@ class ControlPlane:
             read_blob=Registry(settings.registry).get,
             poke=poke,
             enrols=keys is not None,
+            logs=self._logs,
+            plane=holder_name(settings.state_dir.resolve()),
         )
         guard = OperatorGuard(audit, keys.tokens(store) if keys is not None else None)
         control_server = grpc.aio.server(options=control.SERVER_OPTIONS, interceptors=[guard])
@@ -378,16 +369,19 @@ class ControlPlane:
     def _secure_entries(self, host: str) -> dict[str, str]:
         if self._keys is None:
             return {}
-        return {"enrol": _address(host, self.enrol_port), "ca": str(self._keys.folder.control_ca.resolve())}
+        return {
+            "enrol": spelled_address(host, self.enrol_port),
+            "ca": str(self._keys.folder.control_ca.resolve()),
+        }
 
     def _announce(self, state_dir: Path, director: DirectorKeys) -> None:
         path = state_dir / "server.json"
-        host = _reachable(self.settings.host)
+        host = reachable(self.settings.host)
         write_json(
             path,
             {
-                "control": _address(host, self.control_port),
-                "fleet": _address(host, self.fleet_port),
+                "control": spelled_address(host, self.control_port),
+                "fleet": spelled_address(host, self.fleet_port),
                 **self._secure_entries(host),
                 "broker": {"host": self.broker_host, "port": self.broker_port},
                 "director_public_key": director.key.public_bytes.hex(),
@@ -398,16 +392,16 @@ class ControlPlane:
         self._stack.callback(path.unlink, missing_ok=True)
         logger.info(
             "serving: agents %s, control %s, broker %s, state in %s",
-            _address(host, self.fleet_port),
-            _address(host, self.control_port),
-            _address(self.broker_host, self.broker_port),
+            spelled_address(host, self.fleet_port),
+            spelled_address(host, self.control_port),
+            spelled_address(self.broker_host, self.broker_port),
             state_dir,
         )
 
 
 async def serve(settings: ServeSettings) -> None:
     """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
-    set_up_logging(settings)
+    logs = set_up_logging(settings)
     if settings.tls_dir is None:  # else secure_parts asks for more, and reads it
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
@@ -416,7 +410,7 @@ async def serve(settings: ServeSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    plane = ControlPlane(settings)
+    plane = ControlPlane(settings, logs)
     try:
         starting = asyncio.ensure_future(plane.start())
         waiting = asyncio.ensure_future(ended.wait())
@@ -433,11 +427,16 @@ async def serve(settings: ServeSettings) -> None:
         await plane.stop()
 
 
-def set_up_logging(settings: ServeSettings) -> None:
-    """To standard error, and to ``logs/serve.log`` in the state folder. Raises ``ConfigError``."""
+def set_up_logging(settings: ServeSettings) -> LogRing:
+    """To standard error, to ``logs/serve.log`` in the state folder, and to what ``edgeloop logs`` reads.
+
+    Raises ``ConfigError``.
+    """
     folder = settings.state_dir / "logs"
+    ring = LogRing()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        ring.keep_in(folder / "records.jsonl")
         to_file = logging.handlers.RotatingFileHandler(folder / "serve.log", maxBytes=10 << 20, backupCount=3)
     except OSError as error:
         raise ConfigError(
@@ -451,7 +450,9 @@ def set_up_logging(settings: ServeSettings) -> None:
     for handler in (logging.StreamHandler(sys.stderr), to_file):
         handler.setFormatter(formatter)
         root.addHandler(handler)
+    root.addHandler(ring)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    return ring
 
 
 def _bind(
@@ -462,7 +463,7 @@ def _bind(
     credentials: grpc.ServerCredentials | None,
 ) -> int:
     for port in ports:
-        address = _address(host, port)
+        address = spelled_address(host, port)
         try:
             if credentials is None:
                 bound = server.add_insecure_port(address)
@@ -482,13 +483,3 @@ def _bind(
 def _service_name(module: Any) -> str:
     (service,) = module.DESCRIPTOR.services_by_name.values()
     return str(service.full_name)
-
-
-def _reachable(host: str) -> str:
-    """Where a client on this machine finds what listens on ``host``."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104 - compared, not bound
-    return everywhere.get(host, host)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -40,7 +40,7 @@ class ServeSettings:
     must be loopback unless ``insecure``. ``advertise_*`` is where enrolled agents find the rest, if not
     where they enrolled. ``control_index`` tells control planes of one broker apart.
 
-    ``metrics_port`` is for Prometheus, None for no such page.
+    ``metrics_port`` is for Prometheus, ``web_port`` for the page that people look at; None for no such page.
 
     Raises ``ConfigError`` that names the field and the flag.
     """
@@ -62,6 +62,7 @@ class ServeSettings:
     deployment_lifetime_s: float = 30 * 86_400.0
     tuf_timestamp_lifetime_s: float = 3 * 86_400.0
     metrics_port: int | None = None
+    web_port: int | None = None
     log_level: str = "INFO"
     tls_dir: Path | None = None
     enrol_port: int = DEFAULT_ENROL_PORT
@@ -79,8 +80,10 @@ class ServeSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65_535:
                 raise _bad(name, value, "0 (a free one) to 65535")
-        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
-            raise _bad("metrics_port", self.metrics_port, "0 (a free one) to 65535")
+        for name in ("metrics_port", "web_port"):
+            page_port = getattr(self, name)
+            if page_port is not None and not 0 <= page_port <= 65_535:
+                raise _bad(name, page_port, "0 (a free one) to 65535")
         if self.fleet_port and self.fleet_port == self.control_port:
             raise _bad("control_port", self.control_port, "another than fleet_port")
         if (
@@ -168,6 +171,17 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
 
 
+def reachable(host: str) -> str:
+    """Where a client on this machine finds what listens on ``host``."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104 - compared, not bound
+    return everywhere.get(host, host)
+
+
+def spelled_address(host: str, port: int) -> str:
+    """``HOST:PORT``, with the brackets that an IPv6 address wants."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
 def _address(name: str, text: str, wanted: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not _HOST.fullmatch(host) or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65_535:
@@ -185,6 +199,7 @@ _KINDS: Mapping[str, type] = {
     "control_port": int,
     "broker_port": int,
     "metrics_port": int,
+    "web_port": int,
     "num_cpus": int,
     "report_interval_s": int,
     "step_interval_s": float,

@@ -7,8 +7,8 @@ Rules that this module keeps:
   nothing, and the next one writes the same versions over; after it, no version ever goes down.
 * The timestamp lives shortly and is renewed in time; the others are signed again at half of their lives, and
   whenever the root names another key.
-* Versions are the seconds since 1970, or one more than the last: a repository that was restored from a backup
-  begins above all that devices may have seen.
+* Versions are the seconds since 1970, or one more than the last, and all is signed anew when a process
+  begins: a repository that was restored from a backup begins above all that devices may have seen.
 * Nothing here can sign a root.
 """
 
@@ -74,8 +74,9 @@ class TufRepository:
             return
         with self._files.locked():
             state = self._load()
-            if not state.covers(pairs, now_s):
-                self._sign(state, pairs, now_s)
+            begins = self._state is None
+            if begins or not state.covers(pairs, now_s):
+                self._sign(state, pairs, now_s, anew=begins)
                 state = self._load()
             self._files.settle_keys(state.root.signed)
             self._seen, self._state = self._files.stamps(), state
@@ -108,13 +109,13 @@ class TufRepository:
             timestamp_lifetime_s=self._timestamp_lifetime_s,
         )
 
-    def _sign(self, state: _State, pairs: Collection[tuple[str, str]], now_s: float) -> None:
-        """Sign anew what must be, from the targets up to the timestamp."""
+    def _sign(self, state: _State, pairs: Collection[tuple[str, str]], now_s: float, *, anew: bool) -> None:
+        """Sign what must be, or all of it ``anew``, from the targets up to the timestamp."""
         root = state.root.signed
         changed = False
         targets = state.targets
         missing = state.missing(pairs)
-        if targets is None or missing or not state.holds(targets, _TARGETS_LIFETIME_S, now_s):
+        if targets is None or missing or anew or not state.holds(targets, _TARGETS_LIFETIME_S, now_s):
             signed = targets.signed if targets is not None else _unwritten(Targets())
             self._add(signed, missing, {digest for digest, _ in pairs})
             targets = self._write(signed, "targets", root, now_s, _TARGETS_LIFETIME_S)

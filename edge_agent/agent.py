@@ -17,13 +17,13 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
 
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
 from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, SelfTestEnded, StopAsked
 from edge_agent.known_time import KnownTime
 from edge_agent.network import Network
+from edge_agent.orders import Orders
 from edge_agent.postbox import Postbox
 from edge_agent.release_gate import gate_for
 from edge_agent.runtime import rss_bytes
@@ -35,16 +35,12 @@ from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
 from edge_agent.status_file import AgentStatus, write_status
 from edge_agent.supervisor import Supervisor
-from edge_agent.update_events import Ignored
 from edge_agent.update_state import State, StatusNote
 from edge_agent.workload_set import WorkloadSet, state_folders
 from edge_agent.workload_settings import WorkloadSettings
 from edgeloop import topics
 from edgeloop.errors import TransientError
 from edgeloop.v1 import device_pb2, fleet_service_pb2
-
-if TYPE_CHECKING:
-    from edge_agent.deployment_gate import DeploymentGate
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +72,9 @@ class Agent:
         self._postbox = Postbox(config, self._spool, wake=self._network.wake)
         self._bench = SelfTestBench()
         self._workloads = WorkloadSet(config.device_id)
+        self._orders = Orders(
+            config, self._workloads, known_time=self._time, on_refused=self._postbox.refused
+        )
         blobs = BlobStore(
             config.state_dir / "blobs",
             reserve_bytes=config.reserve_bytes,
@@ -91,7 +90,6 @@ class Agent:
             status=lambda: self._last_status,
             more_metrics=self._sensors.render,
         )
-        self._gate_made: DeploymentGate | None = None
         self._source: ReplaySource | None = None
         self._profile = ""
         self._profile_message = ""
@@ -111,14 +109,14 @@ class Agent:
             wire=wire,
             post=self._inbox.put,
             deliver=self._postbox.deliver,
-            on_ignored=self._on_ignored,
+            on_ignored=self._orders.on_ignored,
             kept_elsewhere=lambda: self._workloads.kept_but(workload),
             begin_test=self._bench.begin,
             release_gate=gate_for(
                 self._config,
                 wire=wire,
                 known_time=self._time,
-                on_trouble=self._on_ignored,
+                on_trouble=self._orders.on_ignored,
                 rng=self._rng,
             ),
             window_s=self._interval_s,
@@ -204,10 +202,9 @@ class Agent:
         match post:
             case MessageReceived(topic=topic, payload=payload):
                 if topic in self._workloads.topics:
-                    self._on_deployment(payload, on_topic=self._workloads.on_topic(topic))
+                    self._orders.on_deployment(topic, payload)
                 elif topic == topics.DIRECTOR_KEYS:
-                    if payload and (waiting := self._gate.on_chain(payload)):
-                        self._on_deployment(waiting)
+                    self._orders.on_director_keys(payload)
                 else:
                     self._on_content(topic, payload)
             case BrokerChanged(connected=connected):
@@ -230,44 +227,6 @@ class Agent:
         for workload in self._workloads:
             if not workload.name or workload.updater.concerns(topic):
                 workload.updater.on_message(topic, payload)
-
-    def _on_deployment(self, payload: bytes, *, on_topic: str = "") -> None:
-        if not payload or self._workloads.accepted(payload):
-            # Cleared; or accepted when it was fresh and retained since.
-            return
-        names = [workload.name for workload in self._workloads if workload.name]
-        slot = self._gate.open(payload, hosted=[on_topic] if on_topic else names)
-        workload = self._workloads.for_name(slot.workload) if slot is not None else None
-        if slot is not None and workload is not None:
-            workload.follow(slot)
-
-    @property
-    def _gate(self) -> "DeploymentGate":
-        if self._gate_made is None:
-            # Imported when there is something to verify: a device that only serves does without its memory.
-            from edge_agent.deployment_gate import DeploymentGate
-
-            self._gate_made = DeploymentGate(
-                self._config.state_dir,
-                device_id=self._config.device_id,
-                configured_keys=self._config.director_keys,
-                known_time=self._time,
-                on_refused=self._postbox.refused,
-                monotonic=time.monotonic,
-            )
-        return self._gate_made
-
-    def _on_ignored(self, ignored: Ignored) -> None:
-        from edge_agent.deployment_gate import Refusal
-
-        self._gate.refuse(
-            Refusal(
-                generation=ignored.generation,
-                digest=ignored.digest,
-                code=ignored.code,
-                message=ignored.message,
-            )
-        )
 
     def _on_registered(self, response: fleet_service_pb2.RegisterResponse) -> None:
         if response.profile != self._profile or response.message != self._profile_message:

@@ -36,7 +36,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BLOCK = re.compile(rf"{ROOT}/artifacts/([0-9a-f]{{64}})/blocks/(0|[1-9][0-9]{{0,6}})", re.ASCII)
 _MANIFEST = re.compile(rf"{ROOT}/manifests/([0-9a-f]{{64}})", re.ASCII)
 _TUF = re.compile(rf"{ROOT}/tuf/((?:[1-9][0-9]{{0,9}}\.(?:root|snapshot|targets)|timestamp)\.json)", re.ASCII)
-_DEVICE = re.compile(rf"{ROOT}/devices/([^/]+)/(?:deployment|requests|presence)", re.ASCII)
+_DEVICE = re.compile(rf"{ROOT}/devices/([^/]+)/(?:deployment|deployments/[^/]+|requests|presence)", re.ASCII)
 _WORKLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -112,7 +112,7 @@ def presence(device_id: str) -> str:
 
 
 def device_of(topic: str) -> str:
-    """The device id in one of the three device topics. Raises ``RejectedError`` ("topic")."""
+    """The device id in one of the device topics. Raises ``RejectedError`` ("topic")."""
     found = _DEVICE.fullmatch(topic)
     if found is None:
         raise _not_ours(topic)

@@ -73,6 +73,16 @@ def key_ring(*public_keys: bytes | str) -> dict[str, bytes]:
     return ring
 
 
+def give_to_owner_of(folder: Path, descriptor: int) -> None:
+    """Written by root, an open file belongs to whoever has the folder.
+
+    A service has no use for a key that was made for it and that it cannot read. Raises ``OSError``.
+    """
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 class DirectorKey:
     """The private key that signs deployments."""
 
@@ -130,6 +140,7 @@ class DirectorKey:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file:
+                give_to_owner_of(path.parent, file.fileno())
                 file.write(pem)
                 file.flush()
                 os.fsync(file.fileno())

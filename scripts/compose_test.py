@@ -17,11 +17,13 @@ uses a project name and ports of its own, and removes what it made; with --keep 
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
 import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -40,7 +42,8 @@ OPERATOR = f"{PROJECT}-operator"
 POLL_S = 2.0
 EXAMPLE = "examples/gateways"
 SMALL = "gateway-small"
-PORTS = ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT")
+WEB_PORT = "EDGELOOP_WEB_PORT"
+PORTS = ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT", WEB_PORT)
 PROFILES = (SMALL, "gateway-medium", "gateway-large")
 #: What is served first: the small gateway gets the teacher's own width, which is too much for it.
 FIRST_WIDTHS = {SMALL: 1.0, "gateway-medium": 0.25, "gateway-large": 0.5}
@@ -371,6 +374,32 @@ def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
         say(f"killed {service}: whole again in {taken_s:.0f} s, same generations, nothing lost")
 
 
+def look_at_page(port: int) -> None:
+    """The fleet's page, from outside: nothing without the token, every profile with it."""
+
+    def key(name: str) -> str:
+        command = ["docker", "exec", OPERATOR, "cat", f"/keys/operator/{name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    trusting = ssl.create_default_context(cadata=key("ca.crt"))
+    proof = base64.b64encode(f"admin:{key('admin.token')}".encode()).decode()
+
+    def get(headers: dict[str, str]) -> tuple[int, str]:
+        connection = http.client.HTTPSConnection("localhost", port, timeout=30, context=trusting)
+        connection.request("GET", "/", headers=headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, text
+
+    closed, _ = get({})
+    code, page = get({"Authorization": f"Basic {proof}"})
+    lacking = [name for name in PROFILES if name not in page]
+    if (closed, code, lacking) != (401, 200, []):
+        raise SystemExit(f"FAILED: the page says {closed} without and {code} with a token; lacks {lacking}")
+    say("the fleet's page shows every profile, and nothing without a token")
+
+
 def build_agent_of(commit: str) -> str:
     """The image of the agent as it was at that commit."""
     image = f"edgeloop-agent:{commit}"
@@ -418,7 +447,8 @@ def main() -> int:
     )
     parser.add_argument("--attach", action="store_true", help="to what --keep left: only kill its services")
     options = parser.parse_args()
-    compose = Compose(_ports(again=options.attach))
+    ports = _ports(again=options.attach)
+    compose = Compose(ports)
     services = tuple(name for name in options.kill.split(",") if name)
     if options.attach:
         kill_each(compose, Loop(compose), services)
@@ -449,6 +479,7 @@ def main() -> int:
         )
         loop.serve_first_students()
         loop.close()
+        look_at_page(int(ports[WEB_PORT]))
         figures()
         kill_each(compose, loop, services)
         if options.agent_from:

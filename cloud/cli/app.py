@@ -20,12 +20,15 @@ from cloud.cli import (
     get,
     jobs,
     keys,
+    logs,
     operator,
     pareto,
+    profile,
     rollout,
     rules,
     serve,
     top,
+    workload,
 )
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_values, stderr, stdout
@@ -50,6 +53,8 @@ app = typer.Typer(
 app.add_typer(get.app, name="get")
 app.add_typer(describe.app, name="describe")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(workload.app, name="workload")
+app.add_typer(profile.app, name="profile")
 app.add_typer(device.app, name="device")
 app.add_typer(operator.app, name="operator")
 app.add_typer(contexts.app, name="context")
@@ -60,6 +65,7 @@ app.command("compress")(jobs.compress)
 app.command("pareto")(pareto.pareto)
 app.command("cancel")(jobs.cancel)
 app.command("why")(describe.why)
+app.command("logs")(logs.logs)
 app.command("top")(top.top)
 app.command("check")(check.check)
 app.command("rules")(rules.rules)

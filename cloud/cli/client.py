@@ -107,6 +107,14 @@ class ControlClient:
         except grpc.RpcError as error:
             raise self._explained(error) from None
 
+    def watch_logs(self, request: pb.WatchLogsRequest) -> Iterator[pb.WatchLogsResponse]:
+        """Whose records they are, then records; ends unless the request follows."""
+        timeout_s = None if request.follow else self._timeout_s
+        try:
+            yield from self._stub.WatchLogs(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._explained(error) from None
+
     def _explained(self, error: grpc.RpcError) -> EdgeloopError:
         status = error.code()
         text = error.details() or status.name

@@ -31,7 +31,7 @@ class Connection:
     state_dir: Path | None
 
 
-def connect(connection: Connection) -> ControlClient:
+def connect(connection: Connection, *, timeout_s: float = 30.0) -> ControlClient:
     """Open a client to the control plane that the flags name, or else the current context.
 
     Raises ``ConfigError`` when none runs there.
@@ -41,4 +41,4 @@ def connect(connection: Connection) -> ControlClient:
         current = ContextFile.load().current_context()
     address = current.server if current is not None else find_server(connection.server, connection.state_dir)
     found = access(current, connection.state_dir if connection.server is None else None)
-    return ControlClient(address, ca_pem=found.ca_pem, token=found.token)
+    return ControlClient(address, timeout_s=timeout_s, ca_pem=found.ca_pem, token=found.token)

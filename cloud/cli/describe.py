@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.message import Message
 
-from cloud.cli import columns
+from cloud.cli import columns, completion
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, make_table, show_list, show_values, stdout
 from cloud.cli.plain import plain
@@ -56,7 +56,7 @@ def _one(found: list[Any], kind: str, name: str, known: list[str]) -> Any:
 
 @app.command()
 def workload(
-    name: str,
+    name: Annotated[str, typer.Argument(autocompletion=completion.workload_names)],
     output: output_option = Output.TABLE,
     server: server_option = None,
     state_dir: state_dir_option = None,
@@ -69,7 +69,7 @@ def workload(
 
 @app.command()
 def profile(
-    name: str,
+    name: Annotated[str, typer.Argument(autocompletion=completion.profile_names)],
     output: output_option = Output.TABLE,
     server: server_option = None,
     state_dir: state_dir_option = None,
@@ -88,7 +88,7 @@ def profile(
 
 @app.command()
 def device(
-    name: str,
+    name: Annotated[str, typer.Argument(autocompletion=completion.device_names)],
     output: output_option = Output.TABLE,
     server: server_option = None,
     state_dir: state_dir_option = None,
@@ -138,7 +138,7 @@ def describe_rollout(
 
 
 def why(
-    device_id: Annotated[str, typer.Argument(metavar="DEVICE")],
+    device_id: Annotated[str, typer.Argument(metavar="DEVICE", autocompletion=completion.device_names)],
     output: output_option = Output.TABLE,
     server: server_option = None,
     state_dir: state_dir_option = None,

@@ -1,4 +1,4 @@
-"""``edgeloop device``: enrol, revoke, label, delete."""
+"""``edgeloop device``: list, show, enrol, revoke, label, delete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cloud.cli import completion, describe, get
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, show_values, stderr, stdout
 from cloud.cli.plain import clock_text, plain
@@ -18,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Let devices in, keep them out, say
 _TTL = re.compile(r"([0-9]{1,9})([smhd]?)")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
-name_argument = Annotated[str, typer.Argument(help="of the device")]
+name_argument = Annotated[str, typer.Argument(help="of the device", autocompletion=completion.device_names)]
 output_option = Annotated[Output, typer.Option("--output", "-o")]
 
 
@@ -41,11 +42,21 @@ def _labels(texts: list[str]) -> dict[str, str]:
     return found
 
 
+app.command("list")(get.devices)
+app.command("show")(describe.device)
+
+
 @app.command()
 def enroll(
     name: name_argument,
     profile: Annotated[
-        str, typer.Option("--profile", "-p", help="bind the labels that this profile matches on")
+        str,
+        typer.Option(
+            "--profile",
+            "-p",
+            help="bind the labels that this profile matches on",
+            autocompletion=completion.profile_names,
+        ),
     ] = "",
     label: Annotated[list[str] | None, typer.Option(help="key=value to bind; may be given again")] = None,
     ttl: Annotated[str, typer.Option(help="how long the token counts: 90s, 10m, 1h, 7d")] = "1h",

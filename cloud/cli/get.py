@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cloud.cli import columns
+from cloud.cli import columns, completion
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, show_list
 from edgeloop.v1 import control_service_pb2 as pb
@@ -16,8 +16,14 @@ app = typer.Typer(
 )
 
 output_option = Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml")]
-profile_option = Annotated[str, typer.Option("--profile", "-p", help="of this profile alone")]
-workload_option = Annotated[str, typer.Option("--workload", "-w", help="of this workload alone")]
+profile_option = Annotated[
+    str,
+    typer.Option("--profile", "-p", help="of this profile alone", autocompletion=completion.profile_names),
+]
+workload_option = Annotated[
+    str,
+    typer.Option("--workload", "-w", help="of this workload alone", autocompletion=completion.workload_names),
+]
 
 
 @app.command()
@@ -52,12 +58,19 @@ def devices(
     server: server_option = None,
     state_dir: state_dir_option = None,
 ) -> None:
-    """Devices, and what they run. GENERATION is what the device runs / what it should run."""
+    """Devices, and what they run. GENERATION is what the device runs / what it should run.
+
+    A device that hosts several workloads has a line for each.
+    """
     with connect(Connection(server, state_dir)) as client:
         answer = client.call("ListDevices", pb.ListDevicesRequest(profile=profile), pb.ListDevicesResponse)
+    found, shown = list(answer.devices), columns.DEVICES
+    if output is Output.TABLE and any(device.workloads for device in found):
+        found = [line for line in columns.hosted_lines(found) if profile in ("", line.profile)]
+        shown = columns.HOSTED
     show_list(
-        answer.devices,
-        columns.DEVICES,
+        found,
+        shown,
         output,
         empty="no device has registered: start 'edgeloop-agent run' on one",
     )
@@ -139,7 +152,10 @@ def jobs(
 @app.command()
 def measurements(
     profile: profile_option = "",
-    device: Annotated[str, typer.Option("--device", "-d", help="of this device alone")] = "",
+    device: Annotated[
+        str,
+        typer.Option("--device", "-d", help="of this device alone", autocompletion=completion.device_names),
+    ] = "",
     output: output_option = Output.TABLE,
     server: server_option = None,
     state_dir: state_dir_option = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cloud.cli import columns
+from cloud.cli import columns, completion
 from cloud.cli.client import ControlClient
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, job_progress, show_list, show_values, stderr, stdout
@@ -24,7 +24,9 @@ output_option = Annotated[Output, typer.Option("--output", "-o", help="table, js
 
 
 def train(
-    workload: Annotated[str, typer.Argument(help="name of the workload")],
+    workload: Annotated[
+        str, typer.Argument(help="name of the workload", autocompletion=completion.workload_names)
+    ],
     force: Annotated[
         bool, typer.Option("--force", help="train again even where a finished teacher is there")
     ] = False,
@@ -46,7 +48,15 @@ def train(
 
 
 def compress(
-    profile: Annotated[str, typer.Option("--profile", "-p", help="build students for this profile")],
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile",
+            "-p",
+            help="build students for this profile",
+            autocompletion=completion.profile_names,
+        ),
+    ],
     spec: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,7 +85,9 @@ def compress(
 
 
 def cancel(
-    job_id: Annotated[str, typer.Argument(help="ID, as 'edgeloop get jobs' shows it")],
+    job_id: Annotated[
+        str, typer.Argument(help="ID, as 'edgeloop get jobs' shows it", autocompletion=completion.job_ids)
+    ],
     output: output_option = Output.TABLE,
     server: server_option = None,
     state_dir: state_dir_option = None,

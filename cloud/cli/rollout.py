@@ -1,4 +1,4 @@
-"""``edgeloop rollout``: start, watch, pause, resume, abort."""
+"""``edgeloop rollout``: list, show, start, watch, pause, resume, abort."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cloud.cli import columns
+from cloud.cli import columns, completion, describe, get
 from cloud.cli.client import ControlClient
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
 from cloud.cli.output import Output, show_list
@@ -20,10 +20,13 @@ app = typer.Typer(no_args_is_help=True, help="Expose a candidate to the devices 
 output_option = Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml")]
 rollout_argument = Annotated[str, typer.Argument(help="ID, as 'edgeloop get rollouts' shows it")]
 
+app.command("list")(get.rollouts)
+app.command("show")(describe.describe_rollout)
+
 
 @app.command()
 def start(
-    profile: Annotated[str, typer.Option("--profile", "-p")],
+    profile: Annotated[str, typer.Option("--profile", "-p", autocompletion=completion.profile_names)],
     candidate: Annotated[
         str,
         typer.Option(

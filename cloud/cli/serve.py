@@ -72,6 +72,10 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="for Prometheus; 0 takes a free one", show_default="none")
     ] = None,
+    web_port: Annotated[
+        int | None,
+        typer.Option(help="page of the fleet for people; 0 takes a free one", show_default="none"),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR", show_default="INFO")
     ] = None,
@@ -130,6 +134,7 @@ def serve(
         "deployment_lifetime_s": deployment_lifetime_s,
         "tuf_timestamp_lifetime_s": tuf_timestamp_lifetime_s,
         "metrics_port": metrics_port,
+        "web_port": web_port,
         "log_level": log_level,
         "tls_dir": tls_dir,
         "enrol_port": enrol_port,

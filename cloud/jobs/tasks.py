@@ -12,9 +12,12 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,14 +129,29 @@ def run_training(task: TeacherTask | FamilyTask, context: Context) -> Outcome:
             checkpoint_config=CheckpointConfig(num_to_keep=NUM_CHECKPOINTS),
         ),
     )
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with Sweeping():
             fitted: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         return Outcome(code="failed", message=f"training failed {MAX_RETRIES + 1} times: {_root(error)}")
+    finally:
+        _let_go(on_interrupt)
     outcome = fitted.return_value
     assert isinstance(outcome, Outcome)
     return outcome
+
+
+def _let_go(on_interrupt: Any) -> None:
+    """Hold nothing of a run that has ended, so that its controller ends and this process may.
+
+    Ray Train's ``fit`` installs a handler of SIGINT that refers to the run's controller, and leaves it there:
+    the controller, its helpers and the process that stood over the training then stay, idle, with most of a
+    gigabyte.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, on_interrupt if on_interrupt is not None else signal.SIG_DFL)
+    gc.collect()
 
 
 def train_loop(config: dict[str, Any]) -> Outcome:

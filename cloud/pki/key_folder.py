@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cloud.pki.authority import SERVER_LIFE_S, Authority
 from edgeloop.errors import ConfigError
 from edgeloop.identity import new_private_key
+from edgeloop.trust import give_to_owner_of
 
 CONTROL_NAME: Final = "edgeloop-control"
 #: Added to every server certificate, for health checks and tunnels.
@@ -225,6 +226,7 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
+            give_to_owner_of(path.parent, file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cloud.domain.devices import Device
+from cloud.domain.devices import Device, matched
 from cloud.domain.profiles import DeviceProfile, match_profile
 from cloud.domain.settings import PolicySettings
 from cloud.domain.workloads import Workload
@@ -22,7 +22,7 @@ from edgeloop.v1 import control_service_pb2 as pb
 
 MAX_DOCUMENTS = 1000
 
-_CHANGES = {
+CHANGES = {
     Change.CREATED: pb.AppliedResource.CHANGE_CREATED,
     Change.UPDATED: pb.AppliedResource.CHANGE_UPDATED,
     Change.UNCHANGED: pb.AppliedResource.CHANGE_UNCHANGED,
@@ -53,7 +53,7 @@ def apply_documents(
             for source, fleet in documents.fleets:
                 resources += _apply_fleet(store, source, fleet, settings, now_s)
             if any(resource.change != pb.AppliedResource.CHANGE_UNCHANGED for resource in resources):
-                _match_devices(store)
+                match_devices(store)
             if request.validate_only:
                 raise _DryRunError
     except _DryRunError:
@@ -100,7 +100,7 @@ def _apply_workload(store: Store, workload: Workload, now_s: float) -> pb.Applie
             note = f"the teacher that it had no longer fits: 'edgeloop train {workload.name}'"
     if retired:
         note += f"{'; ' if note else ''}{retired} students of the teacher that it had may not ship any more"
-    return pb.AppliedResource(kind="Workload", name=workload.name, change=_CHANGES[change], note=note)
+    return pb.AppliedResource(kind="Workload", name=workload.name, change=CHANGES[change], note=note)
 
 
 def _apply_fleet(
@@ -130,7 +130,7 @@ def _apply_fleet(
             pb.AppliedResource(
                 kind="Profile",
                 name=profile.name,
-                change=_CHANGES[change],
+                change=CHANGES[change],
                 note=_profile_note(store, profile, profiles, devices, settings),
             )
         )
@@ -157,7 +157,11 @@ def _profile_note(
     settings: PolicySettings,
 ) -> str:
     notes = []
-    matching = [device for device in devices if profile.match.matches(device.hardware, device.labels)]
+    matching = [
+        device
+        for device in devices
+        if device.may_run(profile.workload) and profile.match.matches(device.hardware, device.labels)
+    ]
     if not matching:
         notes.append(_no_match(profile, devices))
     elif not any(
@@ -173,18 +177,20 @@ def _profile_note(
 def _no_match(profile: DeviceProfile, devices: Sequence[Device]) -> str:
     if not devices:
         return "no device has registered yet"
-    nearest = min(
-        devices,
-        key=lambda device: (len(profile.match.mismatches(device.hardware, device.labels)), device.device_id),
-    )
-    why = ", ".join(profile.match.mismatches(nearest.hardware, nearest.labels))
+
+    def mismatches(device: Device) -> list[str]:
+        found = profile.match.mismatches(device.hardware, device.labels)
+        return found if device.may_run(profile.workload) else [*found, f"does not host {profile.workload}"]
+
+    nearest = min(devices, key=lambda device: (len(mismatches(device)), device.device_id))
+    why = ", ".join(mismatches(nearest))
     return f"no registered device matches it (nearest is {nearest.device_id}: {why})"
 
 
-def _match_devices(store: Store) -> None:
+def match_devices(store: Store) -> None:
+    """Give every device the profile that it belongs to now, or the reason why none."""
     profiles = store.profiles()
     for device in store.devices():
-        profile, reason = match_profile(profiles, device.hardware, device.labels)
-        name = profile.name if profile is not None else ""
-        if (name, reason) != (device.profile, device.message):
-            store.set_device_profile(device.device_id, name or None, reason)
+        now = matched(device, profiles)
+        if now != device:
+            store.set_device_match(now)

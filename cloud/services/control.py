@@ -18,9 +18,12 @@ from typing import Any, NoReturn, TypeVar
 import grpc.aio
 
 from cloud.domain.settings import PolicySettings
+from cloud.log_ring import LogRing
 from cloud.services import views
+from cloud.services.catalogue import Catalogue
 from cloud.services.explaining import explain_device
 from cloud.services.identities import Identities
+from cloud.services.logs import Logs
 from cloud.services.operations import Operations
 from cloud.services.queries import Queries
 from cloud.services.rollouts import followed, rollout_of
@@ -59,7 +62,7 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
     """``info`` gives what only the process knows of itself; ``poke`` has the controller look at once.
 
     ``enrols`` is whether this control plane has the keys to enrol devices with.
-    ``read_blob`` gives an artifact by its digest.
+    ``read_blob`` gives an artifact by its digest. ``logs`` is what this process logged, ``plane`` its name.
     """
 
     def __init__(
@@ -72,11 +75,15 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         poke: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.time,
         enrols: bool = False,
+        logs: LogRing | None = None,
+        plane: str = "",
     ) -> None:
         self._info = info
         self._read_blob = read_blob
         self._queries = Queries(store, settings=settings, now_s=now_s)
         self._operations = Operations(store, self._queries, settings=settings, now_s=now_s, poke=poke)
+        self._catalogue = Catalogue(store, self._queries, settings=settings, now_s=now_s, poke=poke)
+        self._logs = Logs(store, self._queries, logs or LogRing(), plane=plane, now_s=now_s)
         self._identities = Identities(store, enrols=enrols, now_s=now_s, poke=poke)
         self._store = store
         self._settings = settings
@@ -253,6 +260,34 @@ class ControlServicer(control_service_pb2_grpc.ControlServiceServicer):
         self, request: pb.GetFleetSummaryRequest, context: Context
     ) -> pb.GetFleetSummaryResponse:
         return await _call(context, self._summary, request)
+
+    async def SetProfileConstraints(
+        self, request: pb.SetProfileConstraintsRequest, context: Context
+    ) -> pb.SetProfileConstraintsResponse:
+        return await _call(context, self._catalogue.set_constraints, request)
+
+    async def DeleteProfile(
+        self, request: pb.DeleteProfileRequest, context: Context
+    ) -> pb.DeleteProfileResponse:
+        return await _call(context, self._catalogue.delete_profile, request)
+
+    async def DeleteWorkload(
+        self, request: pb.DeleteWorkloadRequest, context: Context
+    ) -> pb.DeleteWorkloadResponse:
+        return await _call(context, self._catalogue.delete_workload, request)
+
+    async def WatchLogs(
+        self, request: pb.WatchLogsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchLogsResponse]:
+        """Whose records they are, what is there, and with ``follow`` what comes."""
+        following = await _call(context, self._logs.begin, request)
+        yield await _call(context, lambda _: self._logs.header(), request)
+        while True:
+            if records := await _call(context, self._logs.more, following):
+                yield pb.WatchLogsResponse(records=records)
+            if not request.follow:
+                return
+            await asyncio.sleep(_FOLLOW_INTERVAL_S)
 
     def _rollout(self, request: pb.GetRolloutRequest) -> pb.GetRolloutResponse:
         rollout = rollout_of(self._store, request.rollout_id)

@@ -49,6 +49,12 @@ class ResourceTables(Database):
             text = connection.scalar(sa.select(table.spec_json).where(table.name == name))
         return None if text is None else Workload.from_json(text)
 
+    def remove_workload(self, name: str) -> bool:
+        """Forget a workload; its teacher and candidates stay. False when there was none."""
+        with self._write() as connection:
+            statement = sa.delete(schema.workloads).where(schema.workloads.c.name == name)
+            return connection.execute(statement).rowcount == 1
+
     def workload_update_times(self) -> dict[str, float]:
         """When each workload last changed, in seconds since the epoch."""
         with self._read() as connection:

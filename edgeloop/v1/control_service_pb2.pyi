@@ -189,8 +189,30 @@ class ProfileInfo(_message.Message):
     message: str
     def __init__(self, name: _Optional[str] = ..., workload: _Optional[str] = ..., constraints: _Optional[_Union[ConstraintsInfo, _Mapping]] = ..., spec_json: _Optional[str] = ..., num_devices: _Optional[int] = ..., current_digest: _Optional[str] = ..., measured_p95_ms: _Optional[float] = ..., num_samples: _Optional[int] = ..., verdict: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
+class HostedWorkloadInfo(_message.Message):
+    __slots__ = ("workload", "profile", "desired_generation", "desired_digest", "generation", "serving_digest", "deployment", "p95_ms", "message")
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SERVING_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    P95_MS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    workload: str
+    profile: str
+    desired_generation: int
+    desired_digest: str
+    generation: int
+    serving_digest: str
+    deployment: _deployment_pb2.DeploymentStatus
+    p95_ms: float
+    message: str
+    def __init__(self, workload: _Optional[str] = ..., profile: _Optional[str] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
+
 class DeviceInfo(_message.Message):
-    __slots__ = ("registration", "profile", "connected", "last_seen_time", "desired_generation", "desired_digest", "generation", "serving_digest", "deployment", "p95_ms", "rss_bytes", "message", "identity_state", "certificate_expire_time")
+    __slots__ = ("registration", "profile", "connected", "last_seen_time", "desired_generation", "desired_digest", "generation", "serving_digest", "deployment", "p95_ms", "rss_bytes", "message", "identity_state", "certificate_expire_time", "workloads")
     REGISTRATION_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +227,7 @@ class DeviceInfo(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_STATE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    WORKLOADS_FIELD_NUMBER: _ClassVar[int]
     registration: _device_pb2.Registration
     profile: str
     connected: bool
@@ -219,7 +242,8 @@ class DeviceInfo(_message.Message):
     message: str
     identity_state: str
     certificate_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., message: _Optional[str] = ..., identity_state: _Optional[str] = ..., certificate_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    workloads: _containers.RepeatedCompositeFieldContainer[HostedWorkloadInfo]
+    def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., message: _Optional[str] = ..., identity_state: _Optional[str] = ..., certificate_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workloads: _Optional[_Iterable[_Union[HostedWorkloadInfo, _Mapping]]] = ...) -> None: ...
 
 class CandidateInfo(_message.Message):
     __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time", "metric", "executable_bytes", "proposed_reason", "int8_loss")
@@ -1037,3 +1061,87 @@ class GetFleetSummaryResponse(_message.Message):
     decisions: _containers.RepeatedCompositeFieldContainer[DecisionInfo]
     controller_paused: bool
     def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., profiles: _Optional[_Iterable[_Union[ProfileSummary, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobInfo, _Mapping]]] = ..., rollouts: _Optional[_Iterable[_Union[RolloutInfo, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[DecisionInfo, _Mapping]]] = ..., controller_paused: _Optional[bool] = ...) -> None: ...
+
+class SetProfileConstraintsRequest(_message.Message):
+    __slots__ = ("profile", "latency_p95_ms", "artifact_bytes", "peak_rss_bytes", "min_accuracy")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_P95_MS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    latency_p95_ms: float
+    artifact_bytes: int
+    peak_rss_bytes: int
+    min_accuracy: float
+    def __init__(self, profile: _Optional[str] = ..., latency_p95_ms: _Optional[float] = ..., artifact_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., min_accuracy: _Optional[float] = ...) -> None: ...
+
+class SetProfileConstraintsResponse(_message.Message):
+    __slots__ = ("resource", "constraints")
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
+    resource: AppliedResource
+    constraints: ConstraintsInfo
+    def __init__(self, resource: _Optional[_Union[AppliedResource, _Mapping]] = ..., constraints: _Optional[_Union[ConstraintsInfo, _Mapping]] = ...) -> None: ...
+
+class DeleteProfileRequest(_message.Message):
+    __slots__ = ("profile",)
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    profile: str
+    def __init__(self, profile: _Optional[str] = ...) -> None: ...
+
+class DeleteProfileResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeleteWorkloadRequest(_message.Message):
+    __slots__ = ("workload",)
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    workload: str
+    def __init__(self, workload: _Optional[str] = ...) -> None: ...
+
+class DeleteWorkloadResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LogRecord(_message.Message):
+    __slots__ = ("event_time", "level", "source", "logger", "message")
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LOGGER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    event_time: _timestamp_pb2.Timestamp
+    level: str
+    source: str
+    logger: str
+    message: str
+    def __init__(self, event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., level: _Optional[str] = ..., source: _Optional[str] = ..., logger: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class WatchLogsRequest(_message.Message):
+    __slots__ = ("device_id", "profile", "job_id", "since_time", "min_level", "limit", "follow")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    SINCE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MIN_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    profile: str
+    job_id: str
+    since_time: _timestamp_pb2.Timestamp
+    min_level: str
+    limit: int
+    follow: bool
+    def __init__(self, device_id: _Optional[str] = ..., profile: _Optional[str] = ..., job_id: _Optional[str] = ..., since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_level: _Optional[str] = ..., limit: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class WatchLogsResponse(_message.Message):
+    __slots__ = ("plane", "acting_plane", "records")
+    PLANE_FIELD_NUMBER: _ClassVar[int]
+    ACTING_PLANE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    plane: str
+    acting_plane: str
+    records: _containers.RepeatedCompositeFieldContainer[LogRecord]
+    def __init__(self, plane: _Optional[str] = ..., acting_plane: _Optional[str] = ..., records: _Optional[_Iterable[_Union[LogRecord, _Mapping]]] = ...) -> None: ...

@@ -204,6 +204,26 @@ class ControlServiceStub:
                 request_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryRequest.SerializeToString,
                 response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryResponse.FromString,
                 _registered_method=True)
+        self.SetProfileConstraints = channel.unary_unary(
+                '/edgeloop.v1.ControlService/SetProfileConstraints',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.SetProfileConstraintsRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.SetProfileConstraintsResponse.FromString,
+                _registered_method=True)
+        self.DeleteProfile = channel.unary_unary(
+                '/edgeloop.v1.ControlService/DeleteProfile',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteProfileRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteProfileResponse.FromString,
+                _registered_method=True)
+        self.DeleteWorkload = channel.unary_unary(
+                '/edgeloop.v1.ControlService/DeleteWorkload',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadResponse.FromString,
+                _registered_method=True)
+        self.WatchLogs = channel.unary_stream(
+                '/edgeloop.v1.ControlService/WatchLogs',
+                request_serializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsRequest.SerializeToString,
+                response_deserializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -426,6 +446,35 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetProfileConstraints(self, request, context):
+        """Changes some of what a profile must meet; what is not given stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteProfile(self, request, context):
+        """Refused while devices belong to it, or a rollout or job of it has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWorkload(self, request, context):
+        """Refused while it has profiles, or a job of it has not ended. What was built stays in the registry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchLogs(self, request, context):
+        """What this control plane logged and what devices told: first whose records they are, then the records; ends
+        there unless it follows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -598,6 +647,26 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.GetFleetSummary,
                     request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryRequest.FromString,
                     response_serializer=edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryResponse.SerializeToString,
+            ),
+            'SetProfileConstraints': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetProfileConstraints,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.SetProfileConstraintsRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.SetProfileConstraintsResponse.SerializeToString,
+            ),
+            'DeleteProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteProfile,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteProfileRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteProfileResponse.SerializeToString,
+            ),
+            'DeleteWorkload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkload,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadResponse.SerializeToString,
+            ),
+            'WatchLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLogs,
+                    request_deserializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsRequest.FromString,
+                    response_serializer=edgeloop_dot_v1_dot_control__service__pb2.WatchLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1518,6 +1587,114 @@ class ControlService:
             '/edgeloop.v1.ControlService/GetFleetSummary',
             edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryRequest.SerializeToString,
             edgeloop_dot_v1_dot_control__service__pb2.GetFleetSummaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetProfileConstraints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/SetProfileConstraints',
+            edgeloop_dot_v1_dot_control__service__pb2.SetProfileConstraintsRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.SetProfileConstraintsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/DeleteProfile',
+            edgeloop_dot_v1_dot_control__service__pb2.DeleteProfileRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.DeleteProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/DeleteWorkload',
+            edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.DeleteWorkloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edgeloop.v1.ControlService/WatchLogs',
+            edgeloop_dot_v1_dot_control__service__pb2.WatchLogsRequest.SerializeToString,
+            edgeloop_dot_v1_dot_control__service__pb2.WatchLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

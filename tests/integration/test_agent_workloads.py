@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_harness import AgentProcess, Cloud, Shipment, golden_inputs, make_model, ship, wait_until
+from agent_harness import AgentProcess, Cloud, Shipment, golden_inputs, make_model, ship
+from machine import wait_until
 
 from edge_agent.verify import check_state
 from edgeloop import topics
@@ -32,8 +33,8 @@ max_artifact_bytes = 1000000
 class TwoWorkloads(AgentProcess):
     """Without replay, with tables, and with REST on any free port."""
 
-    def __init__(self, cloud: Cloud, folder: Path) -> None:
-        super().__init__(cloud, folder, serve_rest="127.0.0.1:0", trial_s="0.5")
+    def __init__(self, cloud: Cloud, folder: Path, **flags: str) -> None:
+        super().__init__(cloud, folder, serve_rest="127.0.0.1:0", trial_s="0.5", **flags)
         del self._flags["replay"], self._flags["rate-hz"]
         config = folder / "agent.toml"
         config.write_text(TABLES)

@@ -139,6 +139,16 @@ def test_a_teacher_comes_out_trained_measured_and_registered(home: Path, teacher
     assert registry.get(teacher.checkpoint_digest)
 
 
+def test_a_training_that_ended_keeps_no_process_in_memory(
+    compute: RayCompute, watcher: Watcher, teacher: TeacherResult
+) -> None:
+    def kept() -> list[str]:
+        children = [_command(child) for child in psutil.Process().children(recursive=True)]
+        return [name for name in children if "TrainController" in name or "RayTrainWorker" in name]
+
+    wait_until(lambda: not kept(), "the run's controller to end", timeout_s=60)
+
+
 def test_a_killed_worker_costs_its_own_task_one_attempt_and_no_other(
     compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:

@@ -208,6 +208,9 @@ def test_what_was_applied_is_there_after_a_restart_and_so_are_key_and_ports(
     answer = served.apply(DIGITS, FLEET)
     assert {item.change for item in answer.resources} == {pb.AppliedResource.CHANGE_UNCHANGED}
     assert served.control.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S).controller_paused
+    told = served.control.WatchLogs(pb.WatchLogsRequest(), timeout=WAIT_S)
+    records = [record.message for answer in told for record in answer.records]
+    assert sum(text.startswith("serving: agents ") for text in records) == 2, "records outlive a restart"
 
 
 def test_errors_come_through_with_their_kind_and_code(served: Served) -> None:
@@ -265,6 +268,17 @@ def test_prometheus_reads_whether_it_acts(tmp_path: Path) -> None:
         served.start()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT_S) as answer:
             assert "\nedgeloop_controller_acts 1\n" in answer.read().decode()
+    finally:
+        served.end(signal.SIGKILL)
+
+
+def test_people_look_at_the_fleet_on_a_port_that_must_be_asked_for(tmp_path: Path) -> None:
+    port = free_port()
+    served = Served(tmp_path / "state", "--web-port", str(port))
+    try:
+        served.start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=WAIT_S) as answer:
+            assert "0 of 0 devices connected" in answer.read().decode()
     finally:
         served.end(signal.SIGKILL)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from cloud.handshake_log import reason_of
 from cloud.pki.key_folder import MAX_CONTROLS, KeyFolder, control_name, init_folder, renew_folder
 from cloud.services.peers import FailureLimiter, peer_host
 from edgeloop.errors import ConfigError, TransientError
+from edgeloop.trust import DirectorKey
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -41,6 +44,34 @@ def test_private_keys_and_tokens_are_for_their_owner_alone(tmp_path: Path) -> No
     assert all(
         token not in data for name, data in contents(tmp_path).items() if name != "operator/admin.token"
     )
+
+
+def test_what_root_writes_into_a_services_folder_is_the_services(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An administrator's container renews certificates and TUF keys that another user's container reads."""
+    given: set[tuple[int, int]] = set()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda _descriptor, uid, gid: given.add((uid, gid)))
+    monkeypatch.setattr(Path, "stat", _owned_by(10001, Path.stat))
+    init_folder(tmp_path, ["localhost"])
+    assert given == {(10001, 10001)}
+    given.clear()
+    DirectorKey.generate().save(tmp_path / "targets.pem")
+    assert given == {(10001, 10001)}
+    given.clear()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    init_folder(tmp_path / "mine", ["localhost"])
+    assert given == set()
+
+
+def _owned_by(uid: int, stat_of: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+    def stat_as(path: Path, **flags: bool) -> os.stat_result:
+        values = list(stat_of(path, **flags))
+        values[stat.ST_UID] = values[stat.ST_GID] = uid
+        return os.stat_result(values)
+
+    return stat_as
 
 
 def test_renewal_keeps_authorities_and_changes_names(tmp_path: Path) -> None:

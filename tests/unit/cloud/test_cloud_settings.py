@@ -24,6 +24,13 @@ def test_flags_win_over_the_environment_and_that_over_the_defaults() -> None:
     assert (settings.policy.min_samples, settings.policy.cool_down_s) == (7, 1.5)
 
 
+def test_pages_are_off_unless_asked_for() -> None:
+    assert (settings_from({}, {}).web_port, settings_from({}, {}).metrics_port) == (None, None)
+    assert settings_from({}, {"EDGELOOP_WEB_PORT": "8443"}).web_port == 8443
+    with pytest.raises(ConfigError, match="--web-port"):
+        settings_from({"web_port": 70_000}, {})
+
+
 def test_database_and_registry_lie_in_the_state_folder_unless_said_otherwise(tmp_path: Path) -> None:
     settings = settings_from({"state_dir": tmp_path}, {})
     assert settings.database == f"sqlite:///{tmp_path.resolve()}/edgeloop.db"

@@ -121,6 +121,22 @@ def test_restored_from_an_old_backup_it_begins_above_all_that_devices_saw(
     assert all(new > old for new, old in zip(versions(again), versions(last), strict=True))
 
 
+def test_restored_with_nothing_new_to_release_devices_still_believe_it(plane: Plane, tmp_path: Path) -> None:
+    plane.release(1)
+    backup = {path: path.read_bytes() for path in plane.disk.metadata.iterdir()}
+    seen = dict(plane.release(1, 2, now_s=NOW_S + 60))
+    device, root = tmp_path / "device", plane.disk.root_bytes()
+    tuf_client.lookup(device, root, seen, target_path(digest(2)), now_s=NOW_S + 60)
+
+    for path in plane.disk.metadata.iterdir():
+        path.unlink()
+    for path, raw in backup.items():
+        path.write_bytes(raw)
+    files = Plane(tmp_path / "plane").release(1, now_s=NOW_S + 3600)
+    assert tuf_client.lookup(device, root, files, target_path(digest(1)), now_s=NOW_S + 3600)
+    assert tuf_client.lookup(device, root, files, target_path(digest(2)), now_s=NOW_S + 3600) is None
+
+
 def test_the_oldest_that_nothing_runs_make_room(plane: Plane, monkeypatch) -> None:
     monkeypatch.setattr(released, "MAX_TARGETS", 3)
     for number in range(1, 6):
