@@ -134,7 +134,8 @@ class Deployer:
         device = self._store.device(deployment.device_id) if self._deltas is not None else None
         if self._deltas is None or device is None:
             return None
-        return self._deltas.offer(device.serving_digest, deployment.digest)
+        serves = [host.serving_digest for host in device.hosts if host.workload in ("", deployment.workload)]
+        return self._deltas.offer(serves[0], deployment.digest) if serves else None
 
     def _signed(
         self, deployment: Deployment, director: DirectorKey, now_s: float
