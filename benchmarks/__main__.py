@@ -11,6 +11,7 @@ import sys
 
 BENCHMARKS = (
     "benchmarks.agent",
+    "benchmarks.batching",
     "benchmarks.delivery",
     "benchmarks.deltas",
     "benchmarks.quantisation",

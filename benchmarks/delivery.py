@@ -144,7 +144,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     shown = ", ".join(f"{ratio:.4f} at {n}" for n, ratio in sorted(published.items()))
     swaps = found["swaps"]
     waits = (
-        f"p99 {swaps['p99_ms']:.1f}, worst {swaps['worst_ms']:.1f}; steady {swaps['steady_p99_ms']:.1f} ms"
+        f"p99 {swaps['p99_ms']:.1f}, worst {swaps['worst_ms']:.1f}; "
+        f"steady {swaps['steady_p99_ms']:.1f}, worst {swaps['steady_worst_ms']:.1f} ms"
     )
     return [
         (

@@ -306,6 +306,8 @@ def waits_in_swaps(folder: Path, num_swaps: int) -> dict[str, float]:
         "num_failed": len(said["failures"]),
         "num_during": len(during),
         "steady_p99_ms": 1000 * float(np.quantile(before, 0.99)),
+        # The first calls open the connection.
+        "steady_worst_ms": 1000 * max(before[100:], default=0.0),
         "p99_ms": 1000 * float(np.quantile(during, 0.99)),
         "worst_ms": 1000 * max(during),
     }

@@ -48,6 +48,9 @@ UNIX_PREFIX = "unix:"
 ENROLMENT_FILE = Path("identity") / "enrolment.json"
 # The same, for when that one does not read.
 ENROLMENT_COPY = Path("identity") / "enrolment.copy.json"
+# More samples than this in one request, or in one run, would hold up the others for too long.
+MAX_BATCH = 64
+MAX_QUEUE_DELAY_US = 100_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -93,6 +96,10 @@ class AgentConfig:
     # How long a request of an application may wait and run.
     serve_timeout_s: float = 5.0
     serve_max_request_bytes: int = 16 * 1024 * 1024
+    # Samples of several requests that may share a run of the model (1: none), and how long a request may be
+    # held for others.
+    serve_max_batch_size: int = 1
+    serve_max_queue_delay_us: int = 0
     # What feeds the model without an application: topics of a broker, and folders. Only in the file.
     bridges: tuple[BridgeSettings, ...] = ()
     folders: tuple[FolderSettings, ...] = ()
@@ -124,6 +131,13 @@ class AgentConfig:
         if self.workloads and self.replay is not None:
             raise ConfigError(
                 "replay feeds the only model of a device: use [[folder]] beside [[workload]] tables",
+                code="config-value",
+            )
+
+        if self.serve_max_queue_delay_us and self.serve_max_batch_size == 1:
+            raise ConfigError(
+                f"serve_max_queue_delay_us is {self.serve_max_queue_delay_us} but serve_max_batch_size is 1, "
+                "so that requests would wait for nothing; raise that to 2 or more, or leave both out",
                 code="config-value",
             )
 
@@ -249,6 +263,8 @@ _KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
     "serve_rest": ("serve_rest", _serve_address),
     "serve_timeout_s": ("serve_timeout_s", between(0.001, 3600, "s")),
     "serve_max_request_bytes": ("serve_max_request_bytes", whole(64 * 1024, 2**30)),
+    "serve_max_batch_size": ("serve_max_batch_size", whole(1, MAX_BATCH)),
+    "serve_max_queue_delay_us": ("serve_max_queue_delay_us", whole(0, MAX_QUEUE_DELAY_US)),
     "bridge": ("bridges", read_bridges),
     "folder": ("folders", read_folders),
     "workload": ("workloads", read_workloads),

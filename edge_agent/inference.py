@@ -11,6 +11,10 @@ Rules that this module keeps:
   latencies of any traffic compare.
 - An input that does not fit the model is its sender's fault and no error of the model: else any local
   application could have a good model rolled back.
+- With batching on (see ``edge_agent.batching``), requests that wait side by side share one run. Each is then
+  recorded with what it waited for on this thread: the whole run, and the time from when the first of the
+  batch was taken and held for others. An input that does not fit is refused by itself; when a shared run
+  fails, each of its requests runs once more on its own, so that none fails for another's sake.
 - With ``emulated_slowdown`` F, the graph really runs F times for each sample, and so does the reference
   kernel; nothing is slept or multiplied.
 - The reference kernel is timed beside the requests, in the same thread, at most once each
@@ -20,6 +24,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -31,14 +36,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.batching import BatchCounts, BatchSettings, Gatherer, Request, num_samples_of
+from edge_agent.config import MAX_BATCH as MAX_BATCH
 from edge_agent.meter import LatencyMeter, WindowKey
 from edge_agent.runtime import ReferenceKernel, Runtime
 from edgeloop.errors import EdgeloopError, RejectedError, TransientError
 
 logger = logging.getLogger(__name__)
 
-#: More samples than this in one request would hold up the others for too long.
-MAX_BATCH: Final = 64
 _NUM_WARMUP: Final = 3
 
 
@@ -51,7 +56,8 @@ class InferenceResult:
     generation: int
     #: What the model is judged by, as its manifest says: "accuracy" (also when empty), or another.
     metric: str = ""
-    #: What the request cost on the inference thread, all samples and emulated runs together.
+    #: What the request cost on the inference thread, all samples and emulated runs together; in a batch, the
+    #: run that it shared and the time that it was held for it.
     service_ms: float
 
 
@@ -65,6 +71,8 @@ class ServedModel:
     workload: str
     #: See ``InferenceResult``.
     metric: str = ""
+    #: Samples that may share a run; more than 1 only for a model that was seen to answer each as if alone.
+    max_batch_size: int = 1
     #: What its latencies are recorded under.
     key: WindowKey = field(init=False)
     #: Shape of a batch of one.
@@ -87,6 +95,7 @@ class InferenceEngine:
         reference: ReferenceKernel | None = None,
         reference_interval_s: float = 0.25,
         max_pending: int = 64,
+        batching: BatchSettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if emulated_slowdown < 1:
@@ -99,7 +108,10 @@ class InferenceEngine:
         self._max_pending = max_pending
         self._clock = clock
         self._model: ServedModel | None = None
-        self._queue: SimpleQueue[tuple[NDArray[np.float32], Future[InferenceResult]] | None] = SimpleQueue()
+        self.batching = batching or BatchSettings()
+        self.batch_counts = BatchCounts()
+        self._queue: SimpleQueue[Request | None] = SimpleQueue()
+        self._gatherer = Gatherer(self._queue, self.batching)
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._serve_all, name="inference", daemon=True)
@@ -125,9 +137,11 @@ class InferenceEngine:
         """The model that the next request goes to."""
         return self._model
 
-    def submit(self, inputs: NDArray[np.float32]) -> Future[InferenceResult]:
+    def submit(self, inputs: NDArray[np.float32], *, deadline_s: float = math.inf) -> Future[InferenceResult]:
         """Queues one request: a sample, or a batch [n, ...] of at most ``MAX_BATCH``.
 
+        ``deadline_s``, by the monotonic clock, bounds how long it is held for others; whoever waits for the
+        future cancels it then.
         Raises ``TransientError`` (``no-model``, ``inference-busy``, ``inference-stopped``). The future
         raises ``RejectedError``, for the input (``input-...``) or for a model that fails (``model-run``).
         """
@@ -142,7 +156,7 @@ class InferenceEngine:
                     f"{self._max_pending} requests wait already; send fewer or wait for results",
                     code="inference-busy",
                 )
-            self._queue.put((inputs, future))
+            self._queue.put(Request(inputs, future, deadline_s))
         return future
 
     def swap(self, model: ServedModel) -> None:
@@ -160,30 +174,84 @@ class InferenceEngine:
         self._model = None
 
     def _serve_all(self) -> None:
-        while (request := self._queue.get()) is not None:
-            inputs, future = request
-            if not future.set_running_or_notify_cancel():
-                continue
-            model = self._model
+        while (request := self._gatherer.next()) is not None:
+            begin_ns = time.perf_counter_ns()
+            model, batch = self._model, [request]
+            if model is not None and model.max_batch_size > 1:
+                batch = self._gatherer.gather(request, model.max_batch_size, model.one_shape[1:])
+                model = self._model  # a swap may have come in between
+            batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if model is None:
-                future.set_exception(TransientError("the model was withdrawn", code="no-model"))
+                for one in batch:
+                    one.future.set_exception(TransientError("the model was withdrawn", code="no-model"))
                 continue
-            try:
-                result = self.serve(model, inputs)
-            except EdgeloopError as error:
-                future.set_exception(error)
-            except Exception as error:
-                # One request must not end the thread that serves all the others.
-                logger.exception("a request failed in an unforeseen way")
-                future.set_exception(RejectedError(f"inference failed: {error!r}", code="inference-internal"))
-            else:
-                future.set_result(result)
+            if not batch:
+                continue
+            if not self._serve_together(model, batch, begin_ns):
+                for one in batch:
+                    self._answer(model, one, begin_ns)
+                    begin_ns = time.perf_counter_ns()
             self._time_reference(model.key)
         self._refuse_pending()
 
-    def serve(self, model: ServedModel, inputs: NDArray[np.float32]) -> InferenceResult:
-        """One request on this thread. Only the inference thread and the benchmark call it."""
-        begin_ns = time.perf_counter_ns()
+    def _answer(self, model: ServedModel, request: Request, begin_ns: int) -> None:
+        try:
+            result = self.serve(model, request.inputs, begin_ns=begin_ns)
+        except EdgeloopError as error:
+            request.future.set_exception(error)
+        except Exception as error:
+            # One request must not end the thread that serves all the others.
+            logger.exception("a request failed in an unforeseen way")
+            request.future.set_exception(
+                RejectedError(f"inference failed: {error!r}", code="inference-internal")
+            )
+        else:
+            request.future.set_result(result)
+
+    def _serve_together(self, model: ServedModel, batch: list[Request], begin_ns: int) -> bool:
+        """One run for all; False, with nothing answered, where each must run on its own."""
+        if model.max_batch_size == 1:
+            return False
+        sample_shape = model.one_shape[1:]
+        sizes = [num_samples_of(request.inputs, sample_shape) for request in batch]
+        num_samples = sum(sizes)
+        if not 1 < num_samples <= model.max_batch_size or not all(sizes):
+            return False
+        run, shape = model.runtime.run, (-1, *sample_shape)
+        try:
+            inputs = np.concatenate([request.inputs.reshape(shape) for request in batch])
+            for _ in range(self._num_repeats):
+                outputs = run(inputs)
+        except RejectedError as error:
+            # Whose fault it is shows when each runs on its own; what fails then is recorded there.
+            logger.debug("a batch of %d failed: %s", num_samples, error)
+            return False
+        service_ms = (time.perf_counter_ns() - begin_ns) / 1e6
+        now_s, start = self._clock(), 0
+        self.batch_counts.add(num_samples)
+        for request, size in zip(batch, sizes, strict=True):
+            for _ in range(size):
+                self._meter.record(model.key, service_ms, now_s)
+            result = InferenceResult(
+                outputs=outputs[start : start + size],
+                digest=model.digest,
+                generation=model.generation,
+                metric=model.metric,
+                service_ms=service_ms,
+            )
+            start += size
+            request.future.set_result(result)
+        return True
+
+    def serve(
+        self, model: ServedModel, inputs: NDArray[np.float32], *, begin_ns: int | None = None
+    ) -> InferenceResult:
+        """One request on this thread. Only the inference thread and the benchmark call it.
+
+        ``begin_ns`` is when it was taken, if that is not now.
+        """
+        if begin_ns is None:
+            begin_ns = time.perf_counter_ns()
         if inputs.shape != model.one_shape:
             return self._serve_batch(model, inputs)
         if inputs.dtype != np.float32:
@@ -197,6 +265,8 @@ class InferenceEngine:
             self._meter.record_error(model.key, self._clock())
             raise
         service_ms = (time.perf_counter_ns() - begin_ns) / 1e6
+        if self.batching.max_batch_size > 1:
+            self.batch_counts.add(1)
         self._meter.record(model.key, service_ms, self._clock())
         return InferenceResult(
             outputs=outputs,
@@ -241,5 +311,7 @@ class InferenceEngine:
     def _refuse_pending(self) -> None:
         while not self._queue.empty():
             request = self._queue.get()
-            if request is not None and request[1].set_running_or_notify_cancel():
-                request[1].set_exception(TransientError("the agent is stopping", code="inference-stopped"))
+            if request is not None and request.future.set_running_or_notify_cancel():
+                request.future.set_exception(
+                    TransientError("the agent is stopping", code="inference-stopped")
+                )

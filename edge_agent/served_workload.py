@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.acquisition import Wire
+from edge_agent.batching import BatchSettings
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
 from edge_agent.fetch import FetchSettings
@@ -55,6 +56,10 @@ class ServedWorkload:
             emulated_slowdown=config.emulate_slowdown,
             reference=ReferenceKernel(),
             max_pending=limits.max_pending,
+            batching=BatchSettings(
+                max_batch_size=config.serve_max_batch_size,
+                max_queue_delay_us=config.serve_max_queue_delay_us,
+            ),
         )
         self.updater = Updater(
             state_dir=state_dir,

@@ -24,6 +24,7 @@ from edgeloop.errors import ConfigError, EdgeloopError
 
 EXIT_USAGE = 2
 EXIT_STATE = 3
+SWITCH_INTERVAL_S = 0.0005
 _STATE_CODES = frozenset(
     {"state-dir", "state-locked", "state-version", "status-missing", "status-unreadable"}
 )
@@ -67,6 +68,9 @@ def run(config_file: Path | None, flags: Mapping[str, object]) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        # A thread that computes in Python keeps the others waiting for so long, and a request goes through
+        # three of them: the default of 5 ms would be many times what a model takes.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         agent.run()
 
 

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
+from edge_agent.bridge_tls import BridgeTls
 from edge_agent.config_values import (
     Endpoint,
     Place,
@@ -44,6 +45,8 @@ class BridgeSettings:
     broker: Endpoint = DEFAULT_BROKER
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    #: None: the connection is not encrypted.
+    tls: BridgeTls | None = None
     #: A filter; wildcards are allowed.
     input_topic: str
     #: May hold ``{topic}``, which stands for the topic of the sample.
@@ -111,6 +114,7 @@ def read_bridges(value: object, place: Place) -> tuple[BridgeSettings, ...]:
     found = []
     for number, (table, at) in enumerate(read_tables(value, place), 1):
         values = table_values(table, at, _BRIDGE_KEYS, required=("input_topic", "output_topic"))
+        values["tls"] = _tls(values, table, at)
         if "password_file" in values:
             values["password"] = values.pop("password_file")
         values.setdefault("name", f"bridge-{number}")
@@ -242,6 +246,28 @@ def _topic(value: object, place: Place) -> str:
     return text
 
 
+def _flag(value: object, place: Place) -> bool:
+    if not isinstance(value, bool):
+        place.fail(value, "true or false")
+    return value
+
+
+def _tls(values: dict[str, Any], table: Mapping[str, object], place: Place) -> BridgeTls | None:
+    """Takes the keys of TLS out of ``values``; any of its files turns it on."""
+    files = {key: values.pop(key) for key in _TLS_FILES if key in values}
+    if not values.pop("tls", bool(files)):
+        for key in files:
+            at_key(place, key).fail(table[key], "no such key beside tls = false")
+        return None
+    tls = BridgeTls(**files)
+
+    def complain(key: str, value: object, expected: str) -> NoReturn:
+        at_key(place, key).fail(value, expected)
+
+    tls.check(complain)
+    return tls
+
+
 def _one_of(words: tuple[str, ...]) -> Callable[[object, Place], str]:
     def parse(value: object, place: Place) -> str:
         if value not in words:
@@ -258,12 +284,17 @@ def _pattern(value: object, place: Place) -> str:
     return text
 
 
+_TLS_FILES: Final = ("ca_file", "certificate_file", "key_file")
 _BRIDGE_KEYS: Final[Mapping[str, Callable[[object, Place], object]]] = {
     "workload": text_value,
     "name": _name,
     "broker": endpoint_value,
     "username": text_value,
     "password_file": _password,
+    "tls": _flag,
+    "ca_file": existing_file,
+    "certificate_file": existing_file,
+    "key_file": existing_file,
     "input_topic": _filter,
     "output_topic": _topic,
     "error_topic": _topic,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edge_agent import fetch, update
 from edge_agent.acquisition import Acquisition, Wire
+from edge_agent.batching import prove_batches
 from edge_agent.blobs import BlobStore
 from edge_agent.delta_source import DeltaSource, names_of
 from edge_agent.fetch import FetchSettings
@@ -50,7 +51,9 @@ from edge_agent.update_events import (
 )
 from edge_agent.update_state import Slot, State, StatusNote
 from edgeloop import topics
+from edgeloop.artifact import golden_arrays
 from edgeloop.errors import RejectedError, TransientError
+from edgeloop.v1 import artifact_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -337,7 +340,9 @@ class Updater:
         try:
             if serving is not None and serving.digest == slot.digest:
                 # The same bytes under another generation: nothing to load.
-                model = self._served(serving.runtime, slot, serving.metric)
+                model = self._served(
+                    serving.runtime, slot, serving.metric, max_batch_size=serving.max_batch_size
+                )
                 if serving.generation != slot.generation:
                     self._engine.swap(model)
             else:
@@ -345,7 +350,9 @@ class Updater:
                 fetch.check_fits(slot, manifest)
                 data = self._blobs.read_artifact(manifest)
                 runtime = load_artifact(data, manifest, num_threads=self._num_threads)
-                model = self._served(runtime, slot, manifest.metric)
+                model = self._served(
+                    runtime, slot, manifest.metric, max_batch_size=self._proven_batch(runtime, manifest)
+                )
                 self._engine.swap(model)
         except RejectedError as error:
             logger.error(
@@ -356,14 +363,38 @@ class Updater:
             self._meter.begin_trial(model.key)
         return []
 
+    def _proven_batch(self, runtime: Runtime, manifest: artifact_pb2.Manifest) -> int:
+        """How many samples may share a run of this model; 1 where batching is off, or not for this one."""
+        wanted = self._engine.batching.max_batch_size
+        if wanted == 1:
+            return 1
+        inputs, _ = golden_arrays(manifest)
+        try:
+            prove_batches(
+                runtime,
+                inputs,
+                max_batch_size=wanted,
+                absolute_tolerance=manifest.golden.absolute_tolerance,
+            )
+        except RejectedError as error:
+            logger.warning(
+                "requests to this model are not batched digest=%s code=%s reason=%s",
+                manifest.digest[:12],
+                error.code,
+                error,
+            )
+            return 1
+        return wanted
+
     @staticmethod
-    def _served(runtime: Runtime, slot: Slot, metric: str) -> ServedModel:
+    def _served(runtime: Runtime, slot: Slot, metric: str, *, max_batch_size: int) -> ServedModel:
         return ServedModel(
             runtime=runtime,
             digest=slot.digest,
             generation=slot.generation,
             workload=slot.workload,
             metric=metric,
+            max_batch_size=max_batch_size,
         )
 
     def _kept(self) -> tuple[Slot, ...]:

@@ -74,7 +74,7 @@ class MqttSession:
         will: Will | None = None,
         clean: bool = True,
         backoff: Backoff | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         username: str | None = None,
         password: str | None = None,
         keepalive_s: int = KEEPALIVE_S,
@@ -287,7 +287,8 @@ class MqttSession:
         if self._username is not None:
             client.username_pw_set(self._username, self._password)
         if self._tls is not None:
-            client.tls_set_context(self._tls)
+            # One that is called gives what is on the disk now; what it raises is why there is no connection.
+            client.tls_set_context(self._tls() if callable(self._tls) else self._tls)
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
 

@@ -100,7 +100,7 @@ class Asker:
     def _submit(self, sample: Sample, until_s: float) -> Future[InferenceResult]:
         while True:
             try:
-                return self._engine.submit(sample.inputs)
+                return self._engine.submit(sample.inputs, deadline_s=until_s)
             except TransientError as error:
                 if error.code != _BUSY_CODE or time.monotonic() >= until_s or self._stop.wait(_BUSY_WAIT_S):
                     raise

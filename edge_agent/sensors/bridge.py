@@ -59,15 +59,18 @@ class Bridge:
             client_id,
             username=settings.username,
             password=settings.password,
+            tls=settings.tls.context if settings.tls is not None else None,
             backoff=backoff or Backoff(0.5, 60.0),
         )
         self._thread = threading.Thread(target=self._work, name=f"source-{settings.name}", daemon=True)
 
     def start(self) -> None:
         settings = self._settings
-        if not is_local(settings.broker):
+        if settings.tls is None and not is_local(settings.broker):
             logger.warning(
-                "source %s: samples and password travel to %s unencrypted", settings.name, settings.broker
+                "source %s: samples and password travel to %s unencrypted; set ca_file, or tls = true",
+                settings.name,
+                settings.broker,
             )
         self._session.subscribe(settings.input_topic, self._on_message, qos=settings.qos)
         self._thread.start()

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
+from edge_agent.batching import render_batches
 from edge_agent.config import AgentConfig
 from edge_agent.inference import InferenceEngine
 from edge_agent.serving import addresses
@@ -44,6 +45,7 @@ class LocalApi:
         more_metrics: Callable[[], list[str]] = list,
     ) -> None:
         self._config = config
+        self._engines = engines
         self._service = ModelService(engines, timeout_s=config.serve_timeout_s)
         self._metrics = ServingMetrics()
         self._status = status
@@ -127,4 +129,8 @@ class LocalApi:
 
     def _render_status(self) -> list[str]:
         status = self._status()
-        return (render_status(status) if status is not None else []) + self._more_metrics()
+        return [
+            *(render_status(status) if status is not None else ()),
+            *render_batches(self._engines),
+            *self._more_metrics(),
+        ]

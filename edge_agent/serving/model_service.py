@@ -13,6 +13,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -122,7 +123,7 @@ class ModelService:
                     f"output {wanted[:80]!r} is unknown; the model has {output_name!r}", code="output-name"
                 )
         wait_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
-        future = engine.submit(array)
+        future = engine.submit(array, deadline_s=time.monotonic() + wait_s)
         try:
             result = future.result(max(wait_s, 0.0))
         except (FutureTimeoutError, CancelledError):

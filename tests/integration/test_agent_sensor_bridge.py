@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import subprocess
 import threading
 import time
 import urllib.request
@@ -19,7 +20,9 @@ from agent_harness import NUM_INPUTS, AgentProcess, Cloud, golden_inputs, make_m
 from machine import wait_until
 from numpy.typing import NDArray
 from sensor_harness import serve, started_engine
+from tls_authority import Authority
 
+from edge_agent.bridge_tls import BridgeTls
 from edge_agent.config import Endpoint
 from edge_agent.runtime import load_onnx
 from edge_agent.sensors.asker import Asker
@@ -52,9 +55,9 @@ def settings(port: int, **others: object) -> BridgeSettings:
 class Sensor:
     """Publishes, and hears whatever comes back."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, **how: Any) -> None:
         self.answers: Answers = queue.Queue()
-        self.session = MqttSession("127.0.0.1", port, "sensor", backoff=Backoff(0.05, 0.2))
+        self.session = MqttSession("127.0.0.1", port, "sensor", backoff=Backoff(0.05, 0.2), **how)
         self.session.subscribe("out/#", self._hear)
         self.session.subscribe("errors", self._hear)
         self.session.start()
@@ -208,6 +211,48 @@ def test_an_answer_that_would_be_the_next_input_is_never_sent(mosquitto, sensor,
     wait_until(lambda: counts.get("bridge-1", FAILED) == 1, what="the refusal")
     time.sleep(0.3)
     assert [counts.get("bridge-1", outcome) for outcome in (ANSWERED, FAILED, DROPPED)] == [0, 1, 0]
+
+
+def test_a_bridge_reaches_a_broker_over_tls_with_a_certificate_and_a_password_and_follows_new_ones(
+    mosquitto, tmp_path: Path, started
+) -> None:
+    words = tmp_path / "passwords"
+    words.write_text("gw:sesame\n")
+    words.chmod(0o600)
+    subprocess.run(["mosquitto_passwd", "-U", str(words)], check=True)
+    tls = BridgeTls(
+        ca_file=tmp_path / "plant-ca.crt", certificate_file=tmp_path / "gw.crt", key_file=tmp_path / "gw.key"
+    )
+
+    def certify() -> None:
+        """The broker's authority, the broker and the gateway, under the same names each time."""
+        mosquitto.stop()
+        made = Authority(tmp_path, "plant-ca")
+        made.issue("gw")
+        certificate, key = made.issue("broker")
+        mosquitto.settings = (
+            f"allow_anonymous false\npassword_file {words}\ncafile {made.certificate}\n"
+            f"certfile {certificate}\nkeyfile {key}\nrequire_certificate true\n"
+        )
+        mosquitto.start()
+
+    certify()
+    bridge, counts = started(settings(mosquitto.port, tls=tls, username="gw", password="sesame"))
+    sensor = Sensor(mosquitto.port, tls=tls.context, username="gw", password="sesame")
+    try:
+        for number in range(2):
+            if number:
+                certify()
+                wait_subscribed(bridge._session)
+                wait_subscribed(sensor.session)
+            sensor.send("in/a", json.dumps({"inputs": SAMPLES[0].tolist(), "id": number}).encode())
+            assert sensor.hear()[1]["id"] == number
+    finally:
+        sensor.session.close()
+    assert counts.get("bridge-1", ANSWERED) == 2
+    unknown = MqttSession("127.0.0.1", mosquitto.port, "gw", tls=tls.context, username="gw", password="no")
+    with unknown:
+        wait_until(lambda: "refuses" in unknown.last_error, what="the refusal of a wrong password")
 
 
 CONFIG = """

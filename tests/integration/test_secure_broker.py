@@ -103,6 +103,7 @@ def test_a_device_cannot_publish_or_subscribe_as_another(broker: Broker, control
     control.publish(topics.deployment("gw-2"), b"of gw-2", retain=True).wait(10)
     control.publish(topics.workload_deployment("gw-2", "eyes"), b"eyes of gw-2", retain=True).wait(10)
     control.publish(topics.deployment("gw-1"), b"of gw-1", retain=True).wait(10)
+    control.publish(topics.workload_deployment("gw-1", "eyes"), b"eyes of gw-1", retain=True).wait(10)
     got: queue.Queue[bytes] = queue.Queue()
     forged = [
         topics.requests("gw-2"),
@@ -126,13 +127,14 @@ def test_a_device_cannot_publish_or_subscribe_as_another(broker: Broker, control
         session.publish(topics.requests("gw-1"), b"forged").wait(10)  # the last, and allowed
         published = {heard.get(timeout=10)}
         session.subscribe(topics.deployment("gw-1"), lambda topic, payload: got.put(payload))
+        session.subscribe(topics.workload_deployment("gw-1", "eyes"), lambda topic, payload: got.put(payload))
         received = {got.get(timeout=10)}
         time.sleep(0.2)
         while not got.empty():
             received.add(got.get_nowait())
     while not heard.empty():
         published.add(heard.get_nowait())
-    assert received == {b"of gw-1"}
+    assert received == {b"of gw-1", b"eyes of gw-1"}
     assert published == {topics.requests("gw-1")}
 
 

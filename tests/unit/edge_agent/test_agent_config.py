@@ -155,6 +155,21 @@ def test_the_local_api_is_on_loopback_unless_told_otherwise(tmp_path: Path) -> N
     assert (off.serve_grpc, off.serve_rest) == (None, None)
 
 
+def test_requests_are_not_joined_unless_told_so() -> None:
+    assert (load().serve_max_batch_size, load().serve_max_queue_delay_us) == (1, 0)
+    on = load(
+        environment={
+            "EDGELOOP_AGENT_SERVE_MAX_BATCH_SIZE": "8",
+            "EDGELOOP_AGENT_SERVE_MAX_QUEUE_DELAY_US": "500",
+        }
+    )
+    assert (on.serve_max_batch_size, on.serve_max_queue_delay_us) == (8, 500)
+    with pytest.raises(ConfigError, match="serve_max_queue_delay_us is 500 but serve_max_batch_size is 1"):
+        load(environment={"EDGELOOP_AGENT_SERVE_MAX_QUEUE_DELAY_US": "500"})
+    with pytest.raises(ConfigError, match="from 1 to 64"):
+        load(environment={"EDGELOOP_AGENT_SERVE_MAX_BATCH_SIZE": "65"})
+
+
 @pytest.mark.parametrize("text", ["on", "8001", "127.0.0.1", "127.0.0.1:65536", "::1:80", "unix:"])
 def test_what_is_no_address_for_the_local_api_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--serve-grpc is .*unix: and the path of a socket, or off"):

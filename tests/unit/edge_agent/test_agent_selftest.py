@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[2] / "integration"))
 
 from agent_harness import NUM_INPUTS, NUM_OUTPUTS, Shipment, make_model, ship
 
+from edge_agent import selftest
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult, read_result, run_self_test
 from edgeloop import artifact
 from edgeloop.v1 import artifact_pb2
@@ -120,6 +123,35 @@ def test_a_child_that_takes_too_long_is_killed_and_reported(tmp_path: Path) -> N
     result = run_self_test(job(tmp_path, ship(make_model(1)), timeout_s=0.01))
     assert result.code == "self-test-timeout"
     assert time.monotonic() - begin_s < 5
+
+
+def test_a_child_that_got_no_processor_time_is_tried_again_as_an_ordinary_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+
+    class FirstStarves(subprocess.Popen[bytes]):
+        """Stopped at once, the first child is as one that a busy device never lets run."""
+
+        def communicate(self, words=None, timeout=None):  # type: ignore[no-untyped-def]
+            if words is not None:
+                given.append(json.loads(words)["spare_time_only"])
+                if len(given) == 1:
+                    self.send_signal(signal.SIGSTOP)
+            return super().communicate(words, timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", FirstStarves)
+    monkeypatch.setattr(selftest, "SPARE_S", 0.5)
+    assert run_self_test(job(tmp_path, ship(make_model(1)))).passed
+    assert given == [True, False]
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_child_gives_way_to_the_work_of_the_device(spare: bool) -> None:
+    code = f"import os; from edge_agent.selftest import _give_way; _give_way({spare}); "
+    code += "print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.nice(0) > 0)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    assert said.split() == [str(spare), "True"]
 
 
 def greedy_model() -> bytes:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import ssl
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
 
 from edge_agent.config import AgentConfig, Endpoint, load_config
 from edge_agent.source_settings import topic_matches
@@ -33,6 +45,69 @@ def test_a_bridge_needs_two_topics_and_the_rest_has_defaults(tmp_path: Path) -> 
     assert (bridge.name, bridge.format, bridge.qos, bridge.username) == ("bridge-1", "json", 1, None)
     assert bridge.answer_topic("in/a") == "out/in/a"
     assert bridge.errors_topic("in/a") == "out/in/a/errors"
+
+
+def pem(folder: Path, name: str, *, passphrase: bytes | None = None) -> None:
+    """``name.crt`` and ``name.key``."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .sign(key, hashes.SHA256())
+    )
+    guard = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, guard))
+
+
+def test_a_bridge_speaks_tls_once_it_is_told_of_an_authority(tmp_path: Path) -> None:
+    pem(tmp_path, "a")
+    assert load(tmp_path, BRIDGE).bridges[0].tls is None
+    files = 'ca_file = "a.crt"\ncertificate_file = "a.crt"\nkey_file = "a.key"\n'
+    tls = load(tmp_path, BRIDGE + files).bridges[0].tls
+    assert tls is not None
+    assert (tls.ca_file, tls.key_file) == (tmp_path / "a.crt", tmp_path / "a.key")
+    context = tls.context()
+    assert context.check_hostname
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    system = load(tmp_path, BRIDGE + "tls = true\n").bridges[0].tls
+    assert system is not None
+    assert system.ca_file is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('ca_file = "none.crt"', ["bridge[1].ca_file", "exists"]),
+        ('ca_file = "a.key"', ["bridge[1].ca_file", "PEM certificates"]),
+        ('certificate_file = "a.key"', ["bridge[1].certificate_file", "PEM certificates"]),
+        ('certificate_file = "a.crt"', ["bridge[1].certificate_file", "private key", "key_file beside it"]),
+        ('key_file = "a.key"', ["bridge[1].key_file", "certificate_file beside it"]),
+        (
+            'certificate_file = "a.crt"\nkey_file = "b.key"',
+            ["bridge[1].key_file", "the private key of certificate_file"],
+        ),
+        ('certificate_file = "b.crt"\nkey_file = "b.key"', ["bridge[1].key_file", "without a passphrase"]),
+        ('tls = false\nca_file = "a.crt"', ["bridge[1].ca_file", "tls = false"]),
+        ('tls = "yes"', ["bridge[1].tls", "true or false"]),
+    ],
+)
+def test_a_file_of_tls_that_cannot_be_used_is_refused_by_the_name_of_its_key(
+    tmp_path: Path, text: str, said: list[str]
+) -> None:
+    pem(tmp_path, "a")
+    pem(tmp_path, "b", passphrase=b"sesame")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, BRIDGE + text + "\n")
+    for words in said:
+        assert words in str(caught.value)
 
 
 def test_a_folder_needs_a_path_and_its_pattern_follows_the_format(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "integration"))
@@ -16,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[2] / "integration"))
 from agent_harness import Shipment, golden_inputs, make_model, ship
 
 from edge_agent import fetch
+from edge_agent.batching import BatchSettings
 from edge_agent.blobs import BlobStore
 from edge_agent.fetch import FetchSettings
 from edge_agent.inference import InferenceEngine
@@ -59,13 +61,14 @@ class Device:
         self.spool_fails = False
         self.quota_bytes: int | None = None
         self.tests: list[SelfTestProcess] = []
+        self.batching = BatchSettings()
         monkeypatch.setattr(SelfTestProcess, "start", lambda process: self.tests.append(process))
         self.restart()
 
     def restart(self) -> None:
         self.subscribed.clear()
         self.meter = TrialMeter(window_s=30.0, monotonic=lambda: self.now_s)
-        self.engine = InferenceEngine(meter=self.meter)
+        self.engine = InferenceEngine(meter=self.meter, batching=self.batching)
         self.updater = Updater(
             state_dir=self.folder,
             blobs=BlobStore(self.folder / "blobs", reserve_bytes=0, quota_bytes=self.quota_bytes),
@@ -394,3 +397,34 @@ def test_a_quota_without_room_for_a_second_model_is_said_and_the_first_serves(de
     assert "blob_quota_bytes" in state.message
     assert device.serving == FIRST.digest
     assert (device.folder / "blobs" / "artifacts" / FIRST.digest).exists()
+
+
+def test_a_model_is_batched_once_its_golden_inputs_showed_that_it_can_be(device: Device) -> None:
+    device.batching = BatchSettings(max_batch_size=8)
+    device.restart()
+    device.install(FIRST, 1)
+    assert device.engine.serving is not None
+    assert device.engine.serving.max_batch_size == 8
+    # The same bytes under another generation, and the same device without the setting.
+    device.install(FIRST, 2)
+    assert device.engine.serving.max_batch_size == 8
+    device.batching = BatchSettings()
+    device.restart()
+    assert device.engine.serving is not None
+    assert device.engine.serving.max_batch_size == 1
+
+
+def test_a_model_of_one_sample_at_a_time_serves_without_batches_and_says_why(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = onnx.load_from_string(FIRST.data)
+    for end in (graph.graph.input[0], graph.graph.output[0]):
+        end.type.tensor_type.shape.dim[0].dim_value = 1
+    fixed = ship(graph.SerializeToString())
+    device.batching = BatchSettings(max_batch_size=8)
+    device.restart()
+    device.install(fixed, 1)
+    assert device.engine.serving is not None
+    assert device.engine.serving.max_batch_size == 1
+    assert "not batched" in caplog.text
+    assert "free batch dimension" in caplog.text

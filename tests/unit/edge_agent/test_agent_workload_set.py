@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "integration"))
+
 from agent_harness import make_model, ship
 
 from edge_agent.blobs import BlobStore
