@@ -14,6 +14,7 @@ BENCHMARKS = (
     "benchmarks.batching",
     "benchmarks.delivery",
     "benchmarks.deltas",
+    "benchmarks.fleet",
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",
