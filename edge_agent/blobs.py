@@ -257,8 +257,13 @@ class BlobStore:
             raise storage_error(error, f"block {n} of {digest[:12]}") from error
 
     def assemble(self, manifest: artifact_pb2.Manifest) -> None:
-        """Puts the blocks together; verified as a whole before the name appears."""
-        self.keep_artifact(manifest, self.read_blocks(manifest))
+        """Puts the blocks together; verified as a whole before the name appears.
+
+        Where it is whole already (another workload has fetched it too), nothing is left to do.
+        """
+        if not (self.artifact_path(manifest.digest).exists() and self.has_artifact(manifest)):
+            self.keep_artifact(manifest, self.read_blocks(manifest))
+            self.end_fetch(manifest.digest)
         self.drop_blocks(manifest.digest)
 
     def read_blocks(self, manifest: artifact_pb2.Manifest) -> bytes:
