@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks import delivery_agent as one
 from benchmarks import delivery_fleet as fleet
 from benchmarks.agent import conv_graph
+from benchmarks.delivery_broker import HOST, running_broker
 from cloud.registry import Registry
 from edgeloop import artifact, topics, trust
 from edgeloop.artifact import BLOCK_SIZE_BYTES
@@ -83,7 +84,7 @@ def measure_receiving(folder: Path, args: argparse.Namespace) -> dict[str, list[
     messages.append((topics.manifest(deployment.manifest_digest), raw))
     messages.append((topics.deployment("gw-0"), trust.sign_deployment(key, deployment)))
     found: dict[str, list[float]] = {"fetch_s": [], "at_once_s": [], "mosquitto_sub_s": []}
-    with fleet.running_broker(folder) as broker, MqttSession(fleet.HOST, broker.port, "cloud") as session:
+    with running_broker(folder) as broker, MqttSession(HOST, broker.port, "cloud") as session:
         session.wait_connected(10)
         for topic, payload in messages:
             session.publish(topic, payload, retain=True).wait(10)

@@ -24,7 +24,8 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.agent import DEVICE_ID, SIZE, WORKLOAD, Fleet, Gateway, conv_graph, publish, samples
-from benchmarks.delivery_fleet import HOST, Broker, Subscriber, memory_bytes, running_broker
+from benchmarks.delivery_broker import HOST, Broker, memory_bytes, running_broker
+from benchmarks.delivery_fleet import Subscriber
 from benchmarks.serving import INFER, grpc_request
 from edgeloop import topics, trust
 from edgeloop.mqtt import MqttSession

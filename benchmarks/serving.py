@@ -66,7 +66,7 @@ def serve(data: bytes, pipe: Connection) -> None:
     engine = InferenceEngine(meter=LatencyMeter(window_s=30))
     engine.swap(ServedModel(runtime=load_onnx(data), digest="a" * 64, generation=1, workload=WORKLOAD))
     engine.start()
-    service, metrics = ModelService(engine, timeout_s=5), ServingMetrics()
+    service, metrics = ModelService({"": engine}, timeout_s=5), ServingMetrics()
     api = GrpcApi(service, LOCAL, metrics=metrics, max_request_bytes=MAX_REQUEST_BYTES)
     rest = RestApi(service, LOCAL, metrics=metrics, render_metrics=list, max_request_bytes=MAX_REQUEST_BYTES)
     echo = grpc.server(ThreadPoolExecutor(MAX_CALLS), maximum_concurrent_rpcs=MAX_CALLS)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import Controller
+from cloud.deltas import DeltaShelf
 from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER
 from cloud.jobrunner import JobRunner
@@ -93,10 +94,12 @@ class Acting:
         stack.push_async_callback(asyncio.to_thread, compute.stop)
         compute.start()
         session = self._session = parts.new_session()
+        deltas = DeltaShelf(parts.state_dir / "deltas", parts.registry)
         publisher = Publisher(
             bus=session,
             blobs=parts.registry,
             state_path=parts.state_dir / "published.json",
+            deltas=deltas,
             shared=store,
         )
         director = DirectorKeys(parts.settings.director, on_chain=publisher.set_director_keys)
@@ -115,6 +118,7 @@ class Acting:
             settings=parts.settings.policy,
             deployment_lifetime_s=parts.settings.deployment_lifetime_s,
             release=tuf.release,
+            deltas=deltas,
             computes_here=parts.settings.compute == "ray" and not parts.settings.ray_address,
         )
         presence = PresenceBook(store, forget_on_connect=parts.broker_forgets)

@@ -23,9 +23,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from cloud.deltas import DeltaShelf
 from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
 from cloud.domain.decisions import Action, Decision
 from cloud.domain.evidence import Window
+from cloud.domain.fleet_device import fleet_devices
 from cloud.domain.jobs import Job, JobKind
 from cloud.domain.policy import decide
 from cloud.domain.profiles import DeviceProfile
@@ -62,9 +64,8 @@ _DECISIONS_KEPT_S = 30 * 86_400.0
 
 
 def fleet(store: Store) -> list[FleetDevice]:
-    """Every registered device with its newest deployment."""
-    deployments = {deployment.device_id: deployment for deployment in store.deployments()}
-    return [FleetDevice.of(device, deployments.get(device.device_id)) for device in store.devices()]
+    """Every registered device with its newest deployment; once for each workload that it hosts."""
+    return fleet_devices(store.devices(), store.deployments())
 
 
 class Controller:
@@ -83,11 +84,12 @@ class Controller:
         computes_here: bool = False,
         deployment_lifetime_s: float = DEFAULT_LIFETIME_S,
         release: Callable[[Collection[tuple[str, str]], float], None] = lambda pairs, now_s: None,
+        deltas: DeltaShelf | None = None,
     ) -> None:
         self._computes_here = computes_here
         self._store = store
         self._settings = settings
-        self._deployer = Deployer(store, director, ship, deployment_lifetime_s, release)
+        self._deployer = Deployer(store, director, ship, deployment_lifetime_s, release, deltas)
         self._last_errors: dict[str, str] = {}
         self._housekeeping_s = float("-inf")
 

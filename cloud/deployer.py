@@ -6,6 +6,8 @@ Rules that this module keeps:
 * A deployment is signed once and its bytes are kept, so that publishing again gives the same message. It is
   signed again only when the director key is another one than it was signed with, or half of its life is over:
   what somebody holds back expires, what is still wanted never does.
+* A deployment that is signed for the first time may offer a delta from what its device serves; signed again,
+  it offers what it did for as long as the device has not ended it.
 * Nothing is named to a device before it was released (TUF), and every round says so again.
 * Persist, then act: what is handed to the publisher has been committed.
 """
@@ -17,7 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from google.protobuf.message import DecodeError
 
+from cloud.deltas import DeltaShelf
 from cloud.domain.devices import Deployment
+from cloud.domain.fleet_device import deployments_by_host
 from cloud.domain.rollout import DeploymentIntent
 from cloud.publisher import Shipment
 from cloud.store import Store
@@ -41,7 +45,9 @@ class Deployer:
         ship: Callable[[Mapping[str, Shipment]], None],
         lifetime_s: float = DEFAULT_LIFETIME_S,
         release: Callable[[Collection[tuple[str, str]], float], None] = lambda pairs, now_s: None,
+        deltas: DeltaShelf | None = None,
     ) -> None:
+        self._deltas = deltas
         self._store = store
         self._director = director
         self._ship = ship
@@ -72,11 +78,14 @@ class Deployer:
         It happens when the database was restored from a backup: say the same again, above what it accepted.
         """
         with self._store.transaction():
-            generations = {device.device_id: device.generation for device in self._store.devices()}
+            devices = self._store.devices()
+            newest = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
             ignored = [
                 deployment
-                for deployment in self._store.deployments()
-                if generations.get(deployment.device_id, 0) > deployment.generation
+                for device in devices
+                for host in device.hosts
+                if (deployment := newest.get((device.device_id, host.workload))) is not None
+                and host.generation > deployment.generation
             ]
             self.issue([_intent(deployment) for deployment in ignored], now_s)
 
@@ -84,18 +93,25 @@ class Deployer:
         """Sign what is not signed yet and state the whole desired state to the publisher."""
         director = self._director()
         shipments: dict[str, Shipment] = {}
-        for deployment in self._store.deployments():
+        if self._deltas is not None:
+            self._deltas.begin_round()
+        newest = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
+        for (device_id, workload), deployment in sorted(newest.items()):
             try:
-                payload = self._signed(deployment, director, now_s)
+                payload, offer = self._signed(deployment, director, now_s)
             except EdgeloopError as error:
-                logger.error("deployment of %s cannot be signed: %s", deployment.device_id, error)
+                logger.error("deployment of %s cannot be signed: %s", device_id, error)
                 continue
-            shipments[deployment.device_id] = Shipment(
-                device_id=deployment.device_id,
+            shipments[f"{device_id}/{workload}" if workload else device_id] = Shipment(
+                device_id=device_id,
+                workload=workload,
                 digest=deployment.digest,
                 manifest_digest=deployment.manifest_digest,
                 payload=payload,
+                delta="" if offer is None else self._noted(deployment.digest, offer),
             )
+        if self._deltas is not None:
+            self._deltas.keep_only({shipment.delta for shipment in shipments.values()})
         # Also where nothing changed: what says that things are fresh must be renewed in time.
         pairs = {(shipment.digest, shipment.manifest_digest) for shipment in shipments.values()}
         self._release(pairs, now_s)
@@ -103,9 +119,31 @@ class Deployer:
             self._ship(shipments)
             self._shipped = shipments
 
-    def _signed(self, deployment: Deployment, director: DirectorKey, now_s: float) -> bytes:
-        if _is_fresh(deployment.signed, director.key_id, now_s + self._lifetime_s / 2):
-            return deployment.signed
+    def _noted(self, digest: str, offer: deployment_pb2.Delta) -> str:
+        if self._deltas is None:
+            return ""
+        self._deltas.learn(digest, offer)
+        return offer.digest
+
+    def _offer(
+        self, deployment: Deployment, before: deployment_pb2.Deployment | None
+    ) -> deployment_pb2.Delta | None:
+        if before is not None:
+            keeps = before.HasField("delta") and not deployment.state.terminal
+            return before.delta if keeps else None
+        device = self._store.device(deployment.device_id) if self._deltas is not None else None
+        if self._deltas is None or device is None:
+            return None
+        serves = [host.serving_digest for host in device.hosts if host.workload in ("", deployment.workload)]
+        return self._deltas.offer(serves[0], deployment.digest) if serves else None
+
+    def _signed(
+        self, deployment: Deployment, director: DirectorKey, now_s: float
+    ) -> tuple[bytes, deployment_pb2.Delta | None]:
+        key_id, before = _read(deployment.signed)
+        if before is not None and _is_fresh(before, key_id, director.key_id, now_s + self._lifetime_s / 2):
+            return deployment.signed, before.delta if before.HasField("delta") else None
+        offer = self._offer(deployment, before)
         payload = sign_deployment(
             director,
             deployment_pb2.Deployment(
@@ -119,22 +157,27 @@ class Deployer:
                 expire_time=timestamp(now_s + self._lifetime_s),
                 decision_id=deployment.decision_id,
                 rollout_id=deployment.rollout_id,
+                delta=offer,
             ),
         )
         self._store.set_signed(deployment.device_id, deployment.generation, payload)
-        return payload
+        return payload, offer
 
 
-def _is_fresh(signed: bytes, key_id: str, until_s: float) -> bool:
-    """Whether it was signed with this key and holds until then."""
+def _read(signed: bytes) -> tuple[str, deployment_pb2.Deployment | None]:
+    """Key id and content of what this side signed before; None where there is none."""
     if not signed:
-        return False
+        return "", None
     try:
         outer = deployment_pb2.SignedDeployment.FromString(signed)
-        inner = deployment_pb2.Deployment.FromString(outer.deployment)
+        return outer.key_id, deployment_pb2.Deployment.FromString(outer.deployment)
     except DecodeError:
-        return False
-    return outer.key_id == key_id and timestamp_s(inner.expire_time) >= until_s
+        return "", None
+
+
+def _is_fresh(inner: deployment_pb2.Deployment, signed_by: str, key_id: str, until_s: float) -> bool:
+    """Whether it was signed with this key and holds until then."""
+    return signed_by == key_id and timestamp_s(inner.expire_time) >= until_s
 
 
 def _intent(deployment: Deployment) -> DeploymentIntent:

@@ -107,7 +107,9 @@ class FleetMetrics:
     def _of_fleet(self) -> Iterable[str]:
         profiles = self._queries.profiles(pb.ListProfilesRequest()).profiles
         devices: Counter[tuple[str, str]] = Counter(
-            (device.profile, "connected" if device.connected else "away") for device in self._store.devices()
+            (profile, "connected" if device.connected else "away")
+            for device in self._store.devices()
+            for profile in device.profiles
         )
         names = sorted({profile.name for profile in profiles} | {name for name, _ in devices})
         yield from _family(
@@ -135,11 +137,12 @@ class FleetMetrics:
             [({"state": item.value}, states[item.value]) for item in RolloutState if not item.is_terminal],
         )
         told = [(rollout, [d for group in rollout.groups for d in group.devices]) for rollout in rollouts]
-        deployments = {item.device_id: item for item in self._store.deployments()} if told else {}
+        newest = self._store.deployments() if told else []
+        deployments = {(item.device_id, item.profile): item for item in newest}
         shares: dict[str, float] = {}
         for rollout, members in told:
             done = sum(
-                (found := deployments.get(member.device_id)) is not None
+                (found := deployments.get((member.device_id, rollout.profile))) is not None
                 and found.rollout_id == rollout.rollout_id
                 and found.state.terminal
                 for member in members

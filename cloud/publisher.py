@@ -13,6 +13,8 @@ The broker is a cache that may lose everything at any moment. Rules that this mo
   desires any more are cleared even after a restart, and by whichever control plane acts then.
 * Requests of devices are checked, answered only for what their own deployment names, and bounded per device
   and per topic: no device can make the cloud publish without end.
+* A delta is published before a deployment that offers it; one that cannot be had holds nothing up, since
+  devices do without.
 * One artifact that cannot be read does not hold up the others.
 """
 
@@ -35,6 +37,7 @@ from edgeloop import topics
 from edgeloop.artifact import MAX_REQUEST_BYTES, parse_block_request, parse_manifest, split_blocks
 from edgeloop.backoff import Backoff
 from edgeloop.errors import EdgeloopError, RejectedError, TransientError
+from edgeloop.v1 import deployment_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +79,24 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shipment:
-    """What one device should run: the signed deployment and the digests that it names."""
+    """What one device should run: the signed deployment and the digests that it names.
+
+    ``workload`` is which of several that the device hosts, empty for a device that runs one.
+    """
 
     device_id: str
+    workload: str = ""
     digest: str
     manifest_digest: str
     payload: bytes
+    #: Digest of the delta that the deployment offers; empty for none.
+    delta: str = ""
+
+    @property
+    def topic(self) -> str:
+        if self.workload:
+            return topics.workload_deployment(self.device_id, self.workload)
+        return topics.deployment(self.device_id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,12 +117,14 @@ class Publisher:
         bus: Bus,
         blobs: Blobs,
         state_path: Path,
+        deltas: Blobs | None = None,
         shared: SharedMemory | None = None,
         settings: PublisherSettings | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bus = bus
         self._blobs = blobs
+        self._deltas = deltas
         self._settings = settings or PublisherSettings()
         self._monotonic_s = monotonic_s
         self._published = PublishedArtifacts(state_path, shared)
@@ -123,6 +140,7 @@ class Publisher:
 
         # Owned by the thread.
         self._desired: dict[str, Shipment] = {}
+        self._of_device: dict[str, list[Shipment]] = {}
         self._connected = False
         self._confirmed = False
         self._sentinel: bytes | None = None
@@ -149,7 +167,7 @@ class Publisher:
             self._thread.join(timeout=5.0)
 
     def set_desired(self, shipments: Mapping[str, Shipment]) -> None:
-        """The whole desired state by device id, replacing what was said before."""
+        """The whole desired state, replacing what was said before. Each shipment has a key of its own."""
         copy = dict(shipments)
         self._post(lambda: self._take_desired(copy))
 
@@ -219,6 +237,9 @@ class Publisher:
 
     def _take_desired(self, shipments: dict[str, Shipment]) -> None:
         self._desired = shipments
+        self._of_device = {}
+        for _, shipment in sorted(shipments.items()):
+            self._of_device.setdefault(shipment.device_id, []).append(shipment)
         self._unreadable.clear()
         self._retry_at_s = 0.0
 
@@ -320,18 +341,60 @@ class Publisher:
             self._manifests_there.add(manifest_digest)
             ready.add(pair)
             changed = True
-        stale = [
-            shipment
+        changed |= self._publish_deltas(now_s)
+        wanted = [
+            (shipment.topic, shipment.payload)
             for _, shipment in sorted(self._desired.items())
             if (shipment.digest, shipment.manifest_digest) in ready
-            and self._deployments_there.get(shipment.device_id) != shipment.payload
         ]
+        wanted += self._left_topics()
+        there = self._deployments_there
+        stale = [(topic, payload) for topic, payload in wanted if there.get(topic) != payload]
         if stale:
-            self._deliver([(topics.deployment(shipment.device_id), shipment.payload) for shipment in stale])
-            for shipment in stale:
-                self._deployments_there[shipment.device_id] = shipment.payload
+            self._deliver(stale)
+            there.update(stale)
             changed = True
         return changed
+
+    def _publish_deltas(self, now_s: float) -> bool:
+        changed = False
+        for digest in sorted({shipment.delta for shipment in self._desired.values()} - {""}):
+            if digest in self._blocks_there or now_s < self._unreadable.get((digest, ""), 0.0):
+                continue
+            try:
+                blocks = self._delta_blocks(digest)
+            except EdgeloopError as error:
+                logger.warning("delta %s cannot be had, devices do without: %s", digest[:12], error)
+                self._unreadable[digest, ""] = now_s + _UNREADABLE_RETRY_S
+                continue
+            if self._published.artifacts.get(digest) != len(blocks):
+                self._published.artifacts[digest] = len(blocks)
+                self._published.save()
+            self._deliver([(topics.block(digest, number), block) for number, block in enumerate(blocks)])
+            self._blocks_there[digest] = len(blocks)
+            changed = True
+        return changed
+
+    def _delta_blocks(self, digest: str) -> list[bytes]:
+        """Raises ``EdgeloopError``."""
+        if self._deltas is None:
+            raise RejectedError("no deltas are made here", code="delta-missing")
+        return split_blocks(self._deltas.get(digest))
+
+    def _left_topics(self) -> list[tuple[str, bytes]]:
+        """Empty payloads where a device was told what it hears elsewhere now that it hosts more, or fewer."""
+        desired = {shipment.topic for shipment in self._desired.values()}
+        alone = {
+            topics.deployment(device_id)
+            for device_id, shipments in self._of_device.items()
+            if all(shipment.workload for shipment in shipments)
+        }
+        there = {
+            topic
+            for topic in self._deployments_there
+            if topic not in desired and topics.device_of(topic) in self._of_device
+        }
+        return [(topic, b"") for topic in sorted(alone | there)]
 
     def _publish_tuf(self) -> bool:
         """What is new, in its order, and then empty payloads for what the newest no longer leads to."""
@@ -358,6 +421,7 @@ class Publisher:
         if not self._desired:
             return False  # before the first word on what is desired, nothing is known to be undesired
         digests = {shipment.digest for shipment in self._desired.values()}
+        digests |= {shipment.delta for shipment in self._desired.values()}
         manifests = {shipment.manifest_digest for shipment in self._desired.values()}
         old = {digest: count for digest, count in self._published.artifacts.items() if digest not in digests}
         old_manifests = self._published.manifests - manifests
@@ -404,27 +468,30 @@ class Publisher:
         except RejectedError as error:
             logger.warning("ignored a block request on %s: %s", topic, error)
             return
-        shipment = self._desired.get(device_id)
-        if shipment is None or not self._connected or not self._allowed(device_id):
+        shipments = self._of_device.get(device_id)
+        if not shipments or not self._connected or not self._allowed(device_id):
             return
         if request.tuf:
             self._again([(topics.tuf(name), raw) for name, raw in self._tuf.items()])
             return
-        if (request.blocks and request.digest != shipment.digest) or (
-            request.manifest and request.manifest_digest != shipment.manifest_digest
-        ):
+        shipment = next((shipment for shipment in shipments if _is_of(request, shipment)), None)
+        if shipment is None:
             # It has missed the newest deployment: say that again instead.
             logger.info("%s asks for what it should not run: publishing its deployment again", device_id)
-            self._again([(topics.deployment(device_id), shipment.payload)])
+            self._again([(shipment.topic, shipment.payload) for shipment in shipments])
             return
+        digest = request.digest if request.blocks else shipment.digest
         try:
-            blocks, manifest = self._load(shipment.digest, shipment.manifest_digest)
+            if digest == shipment.digest:
+                blocks, manifest = self._load(digest, shipment.manifest_digest)
+            else:
+                blocks, manifest = self._delta_blocks(digest), b""
         except EdgeloopError as error:
-            logger.error("cannot answer %s: artifact %s: %s", device_id, shipment.digest[:12], error)
+            logger.error("cannot answer %s: artifact %s: %s", device_id, digest[:12], error)
             return
         numbers = [number for number in sorted(set(request.blocks)) if number < len(blocks)]
-        messages = [(topics.block(shipment.digest, number), blocks[number]) for number in numbers]
-        if request.manifest:
+        messages = [(topics.block(digest, number), blocks[number]) for number in numbers]
+        if request.manifest and manifest:
             messages.insert(0, (topics.manifest(shipment.manifest_digest), manifest))
         self._again(messages)
 
@@ -450,6 +517,13 @@ class Publisher:
         if not allowed:
             logger.warning("%s asks for blocks too often: ignored for now", device_id)
         return allowed
+
+
+def _is_of(request: deployment_pb2.BlockRequest, shipment: Shipment) -> bool:
+    blocks_of = {shipment.digest, shipment.delta} - {""}
+    return not (request.blocks and request.digest not in blocks_of) and not (
+        request.manifest and request.manifest_digest != shipment.manifest_digest
+    )
 
 
 def _nothing() -> None:

@@ -15,17 +15,19 @@ import random
 import time
 import uuid
 from importlib import metadata
+from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
 
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
 from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, SelfTestEnded, StopAsked
 from edge_agent.known_time import KnownTime
 from edge_agent.network import Network
+from edge_agent.orders import Orders
 from edge_agent.postbox import Postbox
 from edge_agent.release_gate import gate_for
 from edge_agent.runtime import rss_bytes
+from edge_agent.self_test_bench import SelfTestBench
 from edge_agent.sensors.wiring import Sensors
 from edge_agent.served_workload import ServedWorkload
 from edge_agent.serving.local_api import LocalApi
@@ -33,14 +35,12 @@ from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
 from edge_agent.status_file import AgentStatus, write_status
 from edge_agent.supervisor import Supervisor
-from edge_agent.update_events import Ignored
 from edge_agent.update_state import State, StatusNote
+from edge_agent.workload_set import WorkloadSet, state_folders
+from edge_agent.workload_settings import WorkloadSettings
 from edgeloop import topics
 from edgeloop.errors import TransientError
 from edgeloop.v1 import device_pb2, fleet_service_pb2
-
-if TYPE_CHECKING:
-    from edge_agent.deployment_gate import DeploymentGate
 
 logger = logging.getLogger(__name__)
 
@@ -70,44 +70,59 @@ class Agent:
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
         )
         self._postbox = Postbox(config, self._spool, wake=self._network.wake)
-        self._workload = ServedWorkload(
+        self._bench = SelfTestBench()
+        self._workloads = WorkloadSet(config.device_id)
+        self._orders = Orders(
+            config, self._workloads, known_time=self._time, on_refused=self._postbox.refused
+        )
+        blobs = BlobStore(
+            config.state_dir / "blobs",
+            reserve_bytes=config.reserve_bytes,
+            quota_bytes=config.blob_quota_bytes,
+        )
+        for settings, folder in state_folders(config):
+            self._add_workload(settings, folder, blobs)
+        engines = {workload.name: workload.engine for workload in self._workloads}
+        self._sensors = Sensors(config, engines)
+        self._api = LocalApi(
             config,
-            state_dir=config.state_dir,
-            blobs=BlobStore(
-                config.state_dir / "blobs",
-                reserve_bytes=config.reserve_bytes,
-                quota_bytes=config.blob_quota_bytes,
-            ),
-            wire=self._network.wire,
+            engines,
+            status=lambda: self._last_status,
+            more_metrics=self._sensors.render,
+        )
+        self._source: ReplaySource | None = None
+        self._profile = ""
+        self._profile_message = ""
+        self._broker_connected = False
+        self._registered_as: list[tuple[int, str]] = [(0, "")]
+        self._status_at_s = 0.0
+        self._progress_at_s = 0.0
+        self._last_status: AgentStatus | None = None
+
+    def _add_workload(self, settings: WorkloadSettings | None, folder: Path, blobs: BlobStore) -> None:
+        wire = self._network.wire.port()
+        workload = ServedWorkload(
+            self._config,
+            settings=settings,
+            state_dir=folder,
+            blobs=blobs,
+            wire=wire,
             post=self._inbox.put,
             deliver=self._postbox.deliver,
-            on_ignored=self._on_ignored,
+            on_ignored=self._orders.on_ignored,
+            kept_elsewhere=lambda: self._workloads.kept_but(workload),
+            begin_test=self._bench.begin,
             release_gate=gate_for(
-                config,
-                wire=self._network.wire,
+                self._config,
+                wire=wire,
                 known_time=self._time,
-                on_trouble=self._on_ignored,
+                on_trouble=self._orders.on_ignored,
                 rng=self._rng,
             ),
             window_s=self._interval_s,
             rng=self._rng,
         )
-        self._sensors = Sensors(config, self._workload.engine)
-        self._api = LocalApi(
-            config,
-            self._workload.engine,
-            status=lambda: self._last_status,
-            more_metrics=self._sensors.render,
-        )
-        self._gate_made: DeploymentGate | None = None
-        self._source: ReplaySource | None = None
-        self._profile = ""
-        self._profile_message = ""
-        self._broker_connected = False
-        self._registered_as: tuple[int, str] = (0, "")
-        self._status_at_s = 0.0
-        self._progress_at_s = 0.0
-        self._last_status: AgentStatus | None = None
+        self._workloads.add(workload)
 
     # --- any thread ---------------------------------------------------------------------------------
 
@@ -124,6 +139,10 @@ class Agent:
             self._boot_id,
             self._config.state_dir,
         )
+        if self._config.tuf_root is None:
+            logger.warning(
+                "no TUF root is configured (tuf_root): what the director signs runs, released or not"
+            )
         try:
             self._start()
             self._loop()
@@ -131,20 +150,24 @@ class Agent:
             self._close()
 
     def _start(self) -> None:
-        self._workload.start()
+        for workload in self._workloads:
+            workload.start()
         if self._replay_inputs is not None:
             self._source = ReplaySource(
-                self._replay_inputs, rate_hz=self._config.rate_hz, submit=self._workload.engine.submit
+                self._replay_inputs, rate_hz=self._config.rate_hz, submit=self._workloads.first.engine.submit
             )
             self._source.start()
         self._write_status()
         # Before the network: an application on this gateway waits for nothing that is elsewhere.
         self._api.start(time.monotonic())
         self._write_status()
-        self._supervisor.ready(self._workload.describe())
+        self._supervisor.ready(self._describe())
         self._spool.open()
         self._sensors.start()
-        self._network.connect(self._spool, self._registration, time.monotonic())
+        self._connect(time.monotonic())
+
+    def _connect(self, now_s: float) -> None:
+        self._network.connect(self._spool, self._registration, self._workloads.topics, now_s)
 
     def _loop(self) -> None:
         while True:
@@ -159,76 +182,51 @@ class Agent:
                 if post is not None:
                     self._handle(post)
                 self._tick()
-                self._supervisor.alive(self._workload.describe())
+                self._supervisor.alive(self._describe())
             except Exception:
                 # Whatever one message or tick ran into, the model goes on serving.
                 logger.exception("unforeseen failure; going on")
 
+    def _describe(self) -> str:
+        return "; ".join(workload.describe() for workload in self._workloads)
+
     def _wait_s(self) -> float:
         now_s = time.monotonic()
-        deadline_s = self._workload.updater.deadline_s
         wait_s = min(MAX_WAIT_S, self._interval_s / 4, self._supervisor.interval_s or MAX_WAIT_S)
-        if deadline_s is not None:
-            wait_s = min(wait_s, deadline_s - now_s)
+        for workload in self._workloads:
+            if workload.updater.deadline_s is not None:
+                wait_s = min(wait_s, workload.updater.deadline_s - now_s)
         return max(wait_s, 0.01)
 
     def _handle(self, post: Post) -> None:
         match post:
             case MessageReceived(topic=topic, payload=payload):
-                if topic == topics.deployment(self._config.device_id):
-                    self._on_deployment(payload)
+                if topic in self._workloads.topics:
+                    self._orders.on_deployment(topic, payload)
                 elif topic == topics.DIRECTOR_KEYS:
-                    if payload and (waiting := self._gate.on_chain(payload)):
-                        self._on_deployment(waiting)
+                    self._orders.on_director_keys(payload)
                 else:
-                    self._workload.updater.on_message(topic, payload)
+                    self._on_content(topic, payload)
             case BrokerChanged(connected=connected):
                 self._broker_connected = connected
-                self._workload.updater.on_broker(connected)
+                for workload in self._workloads:
+                    workload.updater.on_broker(connected)
                 if connected:
                     self._network.wire.publish(
                         topics.presence(self._config.device_id), topics.ONLINE, retain=True
                     )
             case SelfTestEnded(process=process, result=result):
-                self._workload.updater.on_self_test(process, result)
+                self._bench.ended(process)
+                for workload in self._workloads:
+                    workload.updater.on_self_test(process, result)
             case Registered(response=response):
                 self._on_registered(response)
 
-    def _on_deployment(self, payload: bytes) -> None:
-        if not payload or self._workload.accepted(payload):
-            # Cleared; or accepted when it was fresh and retained since.
-            return
-        slot = self._gate.open(payload)
-        if slot is not None:
-            self._workload.follow(slot)
-
-    @property
-    def _gate(self) -> "DeploymentGate":
-        if self._gate_made is None:
-            # Imported when there is something to verify: a device that only serves does without its memory.
-            from edge_agent.deployment_gate import DeploymentGate
-
-            self._gate_made = DeploymentGate(
-                self._config.state_dir,
-                device_id=self._config.device_id,
-                configured_keys=self._config.director_keys,
-                known_time=self._time,
-                on_refused=self._postbox.refused,
-                monotonic=time.monotonic,
-            )
-        return self._gate_made
-
-    def _on_ignored(self, ignored: Ignored) -> None:
-        from edge_agent.deployment_gate import Refusal
-
-        self._gate.refuse(
-            Refusal(
-                generation=ignored.generation,
-                digest=ignored.digest,
-                code=ignored.code,
-                message=ignored.message,
-            )
-        )
+    def _on_content(self, topic: str, payload: bytes) -> None:
+        """A manifest or a block; a device with one workload counts strange ones against its fetch as well."""
+        for workload in self._workloads:
+            if not workload.name or workload.updater.concerns(topic):
+                workload.updater.on_message(topic, payload)
 
     def _on_registered(self, response: fleet_service_pb2.RegisterResponse) -> None:
         if response.profile != self._profile or response.message != self._profile_message:
@@ -241,52 +239,43 @@ class Agent:
             self._interval_s = min(
                 max(float(response.report_interval_s), MIN_SERVER_INTERVAL_S), MAX_SERVER_INTERVAL_S
             )
-            self._workload.meter.set_window(self._interval_s)
+            for workload in self._workloads:
+                workload.meter.set_window(self._interval_s)
 
     def _tick(self) -> None:
         now_s = time.monotonic()
         if self._network.is_due(now_s):
-            self._network.connect(self._spool, self._registration, now_s)
-        self._workload.updater.on_tick()
+            self._connect(now_s)
+        for workload in self._workloads:
+            workload.updater.on_tick()
+        self._bench.tick()
         self._time.on_tick()
-        self._api.retry(time.monotonic())
+        self._api.retry(now_s)
         self._spool_windows(flush=False)
-        if self._workload.runs != self._registered_as:
-            self._registered_as = self._workload.runs
+        runs = [workload.runs for workload in self._workloads]
+        if runs != self._registered_as:
+            self._registered_as = runs
             self._network.register_again()
-        now_s = time.monotonic()
-        if self._workload.state.state is State.FETCHING and now_s >= self._progress_at_s:
-            self._progress_at_s = now_s + PROGRESS_INTERVAL_S
-            self._report_progress()
-        status = self._status(running=True)
-        if now_s >= self._status_at_s or self._worth_writing(status):
+        if now_s >= self._progress_at_s:
+            fetching = [w for w in self._workloads if w.state.state is State.FETCHING]
+            if fetching:
+                self._progress_at_s = now_s + PROGRESS_INTERVAL_S
+            for workload in fetching:
+                self._report_progress(workload)
+        status, last = self._status(running=True), self._last_status
+        if now_s >= self._status_at_s or last is None or last.headline != status.headline:
             self._write_status(status)
 
-    def _worth_writing(self, status: AgentStatus) -> bool:
-        old = self._last_status
-        return old is None or (
-            (old.state, old.generation, old.serving_digest, old.broker_connected, old.profile)
-            != (
-                status.state,
-                status.generation,
-                status.serving_digest,
-                status.broker_connected,
-                status.profile,
-            )
-            or (old.server_connected, old.first_inference_s > 0)
-            != (status.server_connected, status.first_inference_s > 0)
-            or (old.grpc_address, old.rest_address) != (status.grpc_address, status.rest_address)
-            or (old.spool_problem, old.identity_problem) != (status.spool_problem, status.identity_problem)
-        )
-
     def _spool_windows(self, *, flush: bool) -> None:
-        meter, now_s = self._workload.meter, time.time()
-        self._postbox.windows(meter.flush(now_s) if flush else meter.roll(now_s))
+        now_s = time.time()
+        for workload in self._workloads:
+            meter = workload.meter
+            self._postbox.windows(meter.flush(now_s) if flush else meter.roll(now_s))
 
     # --- to the cloud -------------------------------------------------------------------------------
 
-    def _report_progress(self) -> None:
-        target, progress = self._workload.updater.state.target, self._workload.updater.progress
+    def _report_progress(self, workload: ServedWorkload) -> None:
+        target, progress = workload.state.target, workload.updater.progress
         if target is None or progress <= 0:
             return
         note = StatusNote(
@@ -299,7 +288,7 @@ class Agent:
 
     def _registration(self) -> device_pb2.Registration:
         """Called on the reporter's thread; reads one reference at a time and changes nothing."""
-        generation, serving_digest = self._workload.runs
+        all_run = [(workload.name, *workload.runs) for workload in self._workloads]
         return device_pb2.Registration(
             device_id=self._config.device_id,
             hardware=self._network.hardware,
@@ -307,15 +296,21 @@ class Agent:
             agent_version=metadata.version("edgeloop"),
             boot_id=self._boot_id,
             emulated_slowdown=self._config.emulate_slowdown,
-            generation=generation,
-            serving_digest=serving_digest,
+            generation=max(generation for _, generation, _ in all_run),
+            serving_digest=all_run[0][2],
+            workloads=[
+                device_pb2.HostedWorkload(workload=name, generation=generation, serving_digest=digest)
+                for name, generation, digest in all_run
+                if name
+            ],
             time_zone=self._network.time_zone,
         )
 
     # --- status file and end ------------------------------------------------------------------------
 
     def _status(self, *, running: bool) -> AgentStatus:
-        state, serving = self._workload.state, self._workload.serving
+        first = self._workloads.first
+        state, serving = first.state, first.serving
         return AgentStatus(
             pid=os.getpid(),
             running=running,
@@ -327,7 +322,7 @@ class Agent:
             state=state.state.value,
             generation=state.generation,
             digest=state.target.digest if state.target else "",
-            progress=self._workload.updater.progress,
+            progress=first.updater.progress,
             code=state.code,
             message=state.message,
             serving_digest=serving.digest if serving else "",
@@ -335,6 +330,8 @@ class Agent:
             workload=serving.workload if serving else "",
             committed_digest=state.committed.digest if state.committed else "",
             num_quarantined=len(state.quarantine),
+            num_deltas=sum(w.updater.deltas.num_applied for w in self._workloads),
+            num_deltas_given_up=sum(w.updater.deltas.num_given_up for w in self._workloads),
             broker_connected=self._broker_connected,
             server_connected=self._network.server_connected,
             num_pending_reports=self._spool.num_pending,
@@ -342,14 +339,17 @@ class Agent:
             spool_problem=self._spool.problem,
             identity_problem=self._network.identity_problem,
             sources=self._sensors.counts.by_source(),
-            num_requests=self._workload.meter.num_served,
-            num_errors=self._workload.meter.num_failed,
+            num_requests=sum(workload.meter.num_served for workload in self._workloads),
+            num_errors=sum(workload.meter.num_failed for workload in self._workloads),
             grpc_address=self._api.grpc_address,
             rest_address=self._api.rest_address,
             emulated_slowdown=self._config.emulate_slowdown,
             rss_bytes=rss_bytes(),
             start_time_s=self._start_s,
-            first_inference_s=self._workload.meter.first_record_s,
+            first_inference_s=min(
+                (w.meter.first_record_s for w in self._workloads if w.meter.first_record_s > 0), default=0.0
+            ),
+            workloads=[workload.status() for workload in self._workloads if workload.name],
             update_time_s=time.time(),
         )
 
@@ -369,11 +369,11 @@ class Agent:
             self._close_source,
             self._sensors.close,
             self._api.stop,
-            self._workload.stop,
-            self._workload.close,
+            *(workload.stop for workload in self._workloads),
+            *(workload.close for workload in self._workloads),
             lambda: self._spool_windows(flush=True),
             self._network.close,
-            self._close_status,
+            lambda: self._write_status(self._status(running=False)),
             self._spool.close,
         ):
             try:
@@ -384,6 +384,3 @@ class Agent:
     def _close_source(self) -> None:
         if self._source is not None:
             self._source.close()
-
-    def _close_status(self) -> None:
-        self._write_status(self._status(running=False))

@@ -24,6 +24,8 @@ from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.topics import check_digest
 from edgeloop.v1 import artifact_pb2
 
+NOTE_FILE = "note"
+
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
@@ -73,6 +75,8 @@ class BlobStore:
         self._reserve_bytes = reserve_bytes
         self._quota_bytes = quota_bytes
         self._free_bytes = free_bytes
+        # What fetches under way were promised of the quota, by artifact.
+        self._promised_bytes: dict[str, int] = {}
         try:
             for path in (self._artifacts, self._manifests, self._partial):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -154,9 +158,10 @@ class BlobStore:
 
     # --- blocks -------------------------------------------------------------------------------------
 
-    def check_room(self, manifest: artifact_pb2.Manifest) -> None:
+    def check_room(self, manifest: artifact_pb2.Manifest, *, delta_digest: str = "") -> None:
         """Raises RejectedError("storage-full"). Blocks that are there already count as room."""
-        kept_bytes = sum(path.stat().st_size for path in self._block_paths(manifest.digest))
+        digests = (manifest.digest, delta_digest) if delta_digest else (manifest.digest,)
+        kept_bytes = sum(path.stat().st_size for digest in digests for path in self._block_paths(digest))
         wanted_bytes = 2 * manifest.size_bytes - kept_bytes + self._reserve_bytes
         free_bytes = self._free_bytes(self._partial)
         if free_bytes < wanted_bytes:
@@ -173,14 +178,16 @@ class BlobStore:
         *,
         keep_artifacts: Collection[str],
         keep_manifests: Collection[str],
+        delta_digest: str = "",
     ) -> None:
-        """Makes room for fetching this artifact, what is oldest going first.
+        """Makes room for fetching this artifact, what is oldest going first, and promises it until the
+        artifact is there or `end_fetch`.
 
-        Raises RejectedError("storage-quota") where what must be kept leaves none.
+        Raises RejectedError("storage-quota") where what must be kept, or comes already, leaves none.
         """
         if self._quota_bytes is None:
             return
-        kept_artifacts = {*keep_artifacts, manifest.digest}
+        kept_artifacts = {*keep_artifacts, manifest.digest, delta_digest}
         sizes: dict[Path, int] = {}
         old: list[tuple[float, Path]] = []
         for folder, kept in (
@@ -195,10 +202,17 @@ class BlobStore:
                         old.append((path.stat().st_mtime, path))
         # What has come of it already is a part of it.
         own_bytes = sizes.get(self._partial / manifest.digest, 0)
-        wanted_bytes = sum(sizes.values()) - own_bytes + 2 * manifest.size_bytes
+        if delta_digest:
+            own_bytes += sizes.get(self._partial / delta_digest, 0)
+        others_bytes = sum(
+            promised - sizes.get(self._partial / digest, 0)
+            for digest, promised in self._promised_bytes.items()
+            if digest != manifest.digest
+        )
+        wanted_bytes = sum(sizes.values()) + others_bytes - own_bytes + 2 * manifest.size_bytes
         for _, path in sorted(old):
             if wanted_bytes <= self._quota_bytes:
-                return
+                break
             _remove(path)
             wanted_bytes -= sizes[path]
         if wanted_bytes > self._quota_bytes:
@@ -209,6 +223,11 @@ class BlobStore:
                 "smaller one",
                 code="storage-quota",
             )
+        self._promised_bytes[manifest.digest] = 2 * manifest.size_bytes
+
+    def end_fetch(self, digest: str) -> None:
+        """It is not fetched any more; what has come of it stays."""
+        self._promised_bytes.pop(digest, None)
 
     def _block_paths(self, digest: str) -> list[Path]:
         folder = self._partial / check_digest(digest)
@@ -238,20 +257,50 @@ class BlobStore:
             raise storage_error(error, f"block {n} of {digest[:12]}") from error
 
     def assemble(self, manifest: artifact_pb2.Manifest) -> None:
-        """Puts the blocks together; verified as a whole before the name appears."""
+        """Puts the blocks together; verified as a whole before the name appears.
+
+        Where it is whole already (another workload has fetched it too), nothing is left to do.
+        """
+        if not (self.artifact_path(manifest.digest).exists() and self.has_artifact(manifest)):
+            self.keep_artifact(manifest, self.read_blocks(manifest))
+            self.end_fetch(manifest.digest)
+        self.drop_blocks(manifest.digest)
+
+    def read_blocks(self, manifest: artifact_pb2.Manifest) -> bytes:
+        """All blocks in order, not yet verified as a whole."""
         folder = self._partial / check_digest(manifest.digest)
-        path = self.artifact_path(manifest.digest)
         try:
-            data = b"".join((folder / str(n)).read_bytes() for n in range(len(manifest.block_digests)))
-            artifact.check_artifact(manifest, data)
-            write_atomically(path, data)
+            return b"".join((folder / str(n)).read_bytes() for n in range(len(manifest.block_digests)))
         except FileNotFoundError as error:
             raise RejectedError(
                 f"a block of {manifest.digest[:12]} has vanished: {error.filename}", code="artifact-missing"
             ) from error
         except OSError as error:
+            raise storage_error(error, f"blocks of {manifest.digest[:12]}") from error
+
+    def keep_artifact(self, manifest: artifact_pb2.Manifest, data: bytes) -> None:
+        """Verified here; durable, and under its name, when this returns."""
+        artifact.check_artifact(manifest, data)
+        try:
+            write_atomically(self.artifact_path(manifest.digest), data)
+        except OSError as error:
             raise storage_error(error, f"artifact {manifest.digest[:12]}") from error
-        self.drop_blocks(manifest.digest)
+
+    def keep_note(self, digest: str, text: str) -> None:
+        """A word beside half-fetched blocks, for the next start."""
+        folder = self._partial / check_digest(digest)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(folder / NOTE_FILE, text.encode())
+        except OSError as error:
+            raise storage_error(error, f"a note on {digest[:12]}") from error
+
+    def note(self, digest: str) -> str:
+        """What `keep_note` kept; empty for none."""
+        try:
+            return (self._partial / check_digest(digest) / NOTE_FILE).read_text(errors="replace")
+        except OSError:
+            return ""
 
     def drop_blocks(self, digest: str) -> None:
         shutil.rmtree(self._partial / check_digest(digest), ignore_errors=True)

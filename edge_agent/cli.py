@@ -195,8 +195,15 @@ def status(
         typer.echo(json.dumps(said, indent=1))
         return
     said["age_s"] = round(time.time() - found.update_time_s, 1)
-    for name in ("start_time_s", "update_time_s", "format_version", "sources"):
+    for name in ("start_time_s", "update_time_s", "format_version", "workloads", "sources"):
         del said[name]
+    for hosted in found.workloads:
+        serves = hosted.serving_digest[:12] or "nothing"
+        said[f"workload {hosted.workload}"] = (
+            f"{hosted.state}, generation {hosted.generation}, serves {serves}, "
+            f"{hosted.num_requests} requests, {hosted.num_errors} errors"
+            + (f", {hosted.code}: {hosted.message}" if hosted.code else "")
+        )
     # One line a source, beside the others.
     for name, counts in found.sources.items():
         said[f"source {name}"] = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())

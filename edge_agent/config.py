@@ -32,6 +32,7 @@ from edge_agent.config_values import (
     parse_endpoint as parse_endpoint,
 )
 from edge_agent.source_settings import BridgeSettings, FolderSettings, read_bridges, read_folders
+from edge_agent.workload_settings import WorkloadSettings, read_workloads
 from edgeloop import released, topics
 from edgeloop.errors import ConfigError, RejectedError
 
@@ -45,6 +46,8 @@ _MAX_LABEL_VALUE = 128
 UNIX_PREFIX = "unix:"
 # Below the state folder; what `edgeloop-agent enroll` was told.
 ENROLMENT_FILE = Path("identity") / "enrolment.json"
+# The same, for when that one does not read.
+ENROLMENT_COPY = Path("identity") / "enrolment.copy.json"
 # More samples than this in one request, or in one run, would hold up the others for too long.
 MAX_BATCH = 64
 MAX_QUEUE_DELAY_US = 100_000
@@ -100,12 +103,34 @@ class AgentConfig:
     # What feeds the model without an application: topics of a broker, and folders. Only in the file.
     bridges: tuple[BridgeSettings, ...] = ()
     folders: tuple[FolderSettings, ...] = ()
+    # What is hosted side by side; none: one workload, whichever is deployed. Only in the file.
+    workloads: tuple[WorkloadSettings, ...] = ()
 
     def __post_init__(self) -> None:
         shared = {bridge.name for bridge in self.bridges} & {folder.name for folder in self.folders}
         if shared:
             raise ConfigError(
                 f"[[bridge]] and [[folder]] tables share the name {min(shared)!r}; give each its own",
+                code="config-value",
+            )
+        names = {workload.name for workload in self.workloads}
+        sources: tuple[BridgeSettings | FolderSettings, ...] = (*self.bridges, *self.folders)
+        for source in sources:
+            if self.workloads and source.workload not in names:
+                raise ConfigError(
+                    f"source {source.name!r} has workload {source.workload!r}; with [[workload]] tables each "
+                    f"source names one of them: {', '.join(sorted(names))}",
+                    code="config-value",
+                )
+            if not self.workloads and source.workload:
+                raise ConfigError(
+                    f"source {source.name!r} has workload {source.workload!r}, but there is no [[workload]] "
+                    "table: add one, or leave it out",
+                    code="config-value",
+                )
+        if self.workloads and self.replay is not None:
+            raise ConfigError(
+                "replay feeds the only model of a device: use [[folder]] beside [[workload]] tables",
                 code="config-value",
             )
 
@@ -242,9 +267,10 @@ _KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
     "serve_max_queue_delay_us": ("serve_max_queue_delay_us", whole(0, MAX_QUEUE_DELAY_US)),
     "bridge": ("bridges", read_bridges),
     "folder": ("folders", read_folders),
+    "workload": ("workloads", read_workloads),
 }
 # Tables, which neither a variable nor a flag can say.
-_ONLY_IN_FILE = frozenset({"bridge", "folder"})
+_ONLY_IN_FILE = frozenset({"bridge", "folder", "workload"})
 _REQUIRED = ("device_id", "state_dir", "server", "broker", "director_key")
 
 
@@ -347,9 +373,17 @@ def load_config(
 
 def _enrolled(state_dir: object) -> dict[str, object]:
     """What enrolment told: the defaults of an enrolled state folder, by field of AgentConfig."""
-    path = state_dir / ENROLMENT_FILE if isinstance(state_dir, Path) else None
-    if path is None or not path.exists():
+    if not isinstance(state_dir, Path) or not (state_dir / ENROLMENT_FILE).exists():
         return {}
+    try:
+        return _told(state_dir / ENROLMENT_FILE)
+    except ConfigError as error:
+        with contextlib.suppress(ConfigError):
+            return _told(state_dir / ENROLMENT_COPY)
+        raise error
+
+
+def _told(path: Path) -> dict[str, object]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         keys = ["device_id", "server", "broker", "director_key"]

@@ -13,7 +13,7 @@ Rules:
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +74,16 @@ class DeploymentGate:
         self._on_refused = on_refused
         self._monotonic = monotonic
         self.keys = load_keys(state_dir, configured_keys)
-        self._unknown = b""
+        # The newest on each topic.
+        self._unknown: dict[str, bytes] = {}
         self._told: dict[tuple[str, str], None] = {}
         self._told_at_s: dict[str, float] = {}
 
-    def open(self, payload: bytes) -> Slot | None:
-        """The slot that it names, or None once it has been refused."""
+    def open(self, payload: bytes, *, topic: str = "", hosted: Collection[str] = ()) -> Slot | None:
+        """The slot that it names, or None once it has been refused.
+
+        ``hosted`` are the workloads that it may be for; empty: any. ``topic`` is one of the device's own.
+        """
         try:
             deployment = trust.open_deployment(
                 payload, self.keys.ring, device_id=self._device_id, now_s=self._time.now_s()
@@ -87,12 +91,23 @@ class DeploymentGate:
         except RejectedError as error:
             message = error.message
             if error.code == "signature-unknown-key":
-                self._unknown = payload
+                self._unknown[topic] = payload
             elif error.code == "deployment-expired":
                 message += f" (if its clock once ran ahead, delete {FLOOR_FILE} in its state folder)"
             self.refuse(self._named(payload, error.code, message))
             return None
-        self._unknown = b""
+        self._unknown.pop(topic, None)
+        if hosted and deployment.workload not in hosted:
+            self.refuse(
+                Refusal(
+                    generation=deployment.generation,
+                    digest=deployment.digest,
+                    code="deployment-wrong-workload",
+                    message=f"it is for workload {deployment.workload}, and may be for {', '.join(hosted)} "
+                    "here: deploy it on its own topic, or add a [[workload]] table",
+                )
+            )
+            return None
         if deployment.HasField("issue_time"):
             self._time.raise_to(trust.timestamp_s(deployment.issue_time))
         return Slot(
@@ -104,23 +119,23 @@ class DeploymentGate:
             signed=payload,
         )
 
-    def on_chain(self, raw: bytes) -> bytes:
-        """Takes up changed keys; returns a deployment that was waiting for them, or nothing."""
+    def on_chain(self, raw: bytes) -> dict[str, bytes]:
+        """Takes up changed keys; returns the deployments that were waiting for them, by topic."""
         try:
             keys = self.keys.follow(raw)
         except RejectedError as error:
             self.refuse(_unnamed(raw, error.code, error.message))
-            return b""
+            return {}
         if keys.version == self.keys.version:
-            return b""
+            return {}
         try:
             write_atomically(self._state_dir / CHAIN_FILE, raw)
         except OSError as error:
             logger.error("changed director keys cannot be kept and wait reason=%s", error.strerror)
-            return b""
+            return {}
         self.keys = keys
         logger.info("director keys version=%d trusted=%s", keys.version, ",".join(keys.ring))
-        waiting, self._unknown = self._unknown, b""
+        waiting, self._unknown = self._unknown, {}
         return waiting
 
     def refuse(self, refusal: Refusal) -> None:

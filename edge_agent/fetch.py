@@ -39,6 +39,8 @@ class FetchSettings:
     # From the first block on: what may pass before the rate counts, and the rate.
     slow_grace_s: float = 3600.0
     min_rate_bytes_s: float = 64.0
+    # A delta of which no block has come for so long, with a broker there, is given up for the artifact.
+    delta_silence_s: float = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +71,8 @@ class Request:
 
     manifest: bool = False
     blocks: tuple[int, ...] = ()
+    # Whose blocks; empty: the artifact's own.
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +98,8 @@ class Fetcher:
 
     def __init__(self, slot: Slot, settings: FetchSettings, rng: random.Random) -> None:
         self.slot = slot
+        # Under which the blocks lie: the artifact's own, or its delta's.
+        self._digest = slot.digest
         self._settings = settings
         self._backoff = Backoff(
             settings.block_timeout_s, max(MAX_REQUEST_INTERVAL_S, settings.block_timeout_s), rng
@@ -127,15 +133,19 @@ class Fetcher:
             return ()
         if self._assembler is None:
             return (topics.manifest(self.slot.manifest_digest),)
-        return tuple(topics.block(self.slot.digest, n) for n in self._waiting)
+        return tuple(topics.block(self._digest, n) for n in self._waiting)
 
     def begin_manifest(self, now_s: float) -> list[FetchEffect]:
         self._wait(now_s)
         return [Subscribe(topic=topic) for topic in self.topics]
 
-    def begin_blocks(self, assembler: BlockAssembler, now_s: float) -> list[FetchEffect]:
-        """Goes on with what the assembler misses; Complete at once when that is nothing."""
+    def begin_blocks(self, assembler: BlockAssembler, now_s: float, *, digest: str = "") -> list[FetchEffect]:
+        """Goes on with what the assembler misses; Complete at once when that is nothing.
+
+        `digest` names a delta whose blocks are fetched in place of the artifact's.
+        """
         self._assembler = assembler
+        self._digest = digest or self.slot.digest
         self._backoff.reset()
         return self._fill(now_s)
 
@@ -216,7 +226,10 @@ class Fetcher:
             return Request(manifest=True)
         # Those in the window first; the others are likely gone too, and one message serves for all.
         ahead = [n for n in self._assembler.missing() if n not in self._waiting]
-        return Request(blocks=(*self._waiting, *ahead)[:MAX_BLOCKS_PER_REQUEST])
+        return self._request_blocks((*self._waiting, *ahead)[:MAX_BLOCKS_PER_REQUEST])
+
+    def _request_blocks(self, blocks: tuple[int, ...]) -> Request:
+        return Request(blocks=blocks, digest="" if self._digest == self.slot.digest else self._digest)
 
     def _refuse(self, error: RejectedError) -> list[FetchEffect]:
         return [*self.stop(), Refuse(code=error.code, message=error.message)]
@@ -226,7 +239,7 @@ class Fetcher:
         if self._num_altered[what] > self._settings.max_altered:
             return self._refuse(error)
         self._deadline_s = now_s + self._settings.block_timeout_s + self._backoff.next()
-        return [Request(manifest=True) if what is None else Request(blocks=(what,))]
+        return [Request(manifest=True) if what is None else self._request_blocks((what,))]
 
     def _on_manifest(self, raw: bytes, now_s: float) -> list[FetchEffect]:
         try:
@@ -252,7 +265,7 @@ class Fetcher:
         self._backoff.reset()
         return [
             KeepBlock(n=n, data=payload),
-            Unsubscribe(topic=topics.block(self.slot.digest, n)),
+            Unsubscribe(topic=topics.block(self._digest, n)),
             *self._fill(now_s),
         ]
 
@@ -266,7 +279,7 @@ class Fetcher:
         room = self._settings.window - len(self._waiting)
         new = [n for n in missing if n not in self._waiting][:room]
         self._waiting = (*self._waiting, *new)
-        return [Subscribe(topic=topics.block(self.slot.digest, n)) for n in new]
+        return [Subscribe(topic=topics.block(self._digest, n)) for n in new]
 
 
 def check_manifest(slot: Slot, raw: bytes) -> artifact_pb2.Manifest:

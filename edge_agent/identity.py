@@ -3,23 +3,28 @@
 Rules:
 - Key and certificate are one file, so that no crash leaves a key with the certificate of another.
 - The file is its owner's alone, from the moment that it exists.
+- What enrolment told lies there twice, so that one damaged file keeps no device from serving and connecting.
 - What is there is used for both connections; there is no switch to do without.
 """
 
+import contextlib
 import json
+import logging
 import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edge_agent.config import ENROLMENT_FILE
+from edge_agent.config import ENROLMENT_COPY, ENROLMENT_FILE
 from edge_agent.journal import fsync_folder
 from edgeloop.errors import ConfigError, EdgeloopError
 from edgeloop.identity import CertificateFacts, client_context, facts, read_certificate
 
 if TYPE_CHECKING:
     import grpc
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _FOLDER = ENROLMENT_FILE.parent
@@ -57,7 +62,7 @@ def load_identity(state_dir: Path) -> Identity | None:
     if not (state_dir / ENROLMENT_FILE).exists():
         return None
     try:
-        told = json.loads((state_dir / ENROLMENT_FILE).read_text(encoding="utf-8"))
+        told = _enrolment(state_dir)
         pem = (state_dir / IDENTITY_FILE).read_bytes()
         at = pem.index(_BEGIN_CERTIFICATE)
         certificate_pem = pem[at:]
@@ -81,6 +86,50 @@ def save_enrolment(state_dir: Path, ca_pem: bytes, told: dict[str, str]) -> None
     write_private(state_dir / CA_FILE, ca_pem)
     text = json.dumps({"format_version": FORMAT_VERSION, **told}, indent=1)
     write_private(state_dir / ENROLMENT_FILE, f"{text}\n".encode())
+    write_private(state_dir / ENROLMENT_COPY, f"{text}\n".encode())
+
+
+def mend_enrolment(state_dir: Path) -> None:
+    """Makes what enrolment told and its copy alike again, from the one that reads. Never raises.
+
+    The file itself counts where both read: a copy may be from before the last enrolment.
+    """
+    raw: dict[Path, bytes] = {}
+    for name in (ENROLMENT_FILE, ENROLMENT_COPY):
+        try:
+            raw[name] = (state_dir / name).read_bytes()
+        except OSError:
+            continue
+    if ENROLMENT_FILE not in raw:
+        return  # never enrolled, or no more
+    good = next((name for name in raw if _reads(raw[name])), None)
+    if good is None or raw.get(ENROLMENT_FILE) == raw.get(ENROLMENT_COPY):
+        return
+    other = ENROLMENT_COPY if good == ENROLMENT_FILE else ENROLMENT_FILE
+    try:
+        write_private(state_dir / other, raw[good])
+    except ConfigError as error:
+        logger.warning("%s", error.message)
+    else:
+        if other == ENROLMENT_FILE:
+            logger.warning("%s was damaged: written again from its copy", state_dir / other)
+
+
+def _reads(raw: bytes) -> bool:
+    try:
+        told = json.loads(raw)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and "enrol_server" in told
+
+
+def _enrolment(state_dir: Path) -> Any:
+    """Raises OSError or ValueError."""
+    raw = (state_dir / ENROLMENT_FILE).read_bytes()
+    if not _reads(raw):
+        with contextlib.suppress(OSError):
+            raw = (state_dir / ENROLMENT_COPY).read_bytes()
+    return json.loads(raw)
 
 
 def save_certificate(state_dir: Path, key_pem: bytes, certificate_pem: bytes) -> None:

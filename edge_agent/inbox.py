@@ -5,6 +5,7 @@ agent's state decides.
 """
 
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -60,23 +61,39 @@ class BrokerWire:
         self._inbox = inbox
         self._session: MqttSession | None = None
         self._early: list[str] = []
+        # Two workloads may fetch the same bytes: the last one that leaves a topic unsubscribes it.
+        self._users: dict[str, set[Hashable]] = {}
 
     def attach(self, session: "MqttSession") -> None:
         self._session = session
         for topic in self._early:
-            self.subscribe(topic)
+            self._subscribe(topic)
         self._early.clear()
 
     def _post(self, topic: str, payload: bytes) -> None:
         self._inbox.put(MessageReceived(topic=topic, payload=payload))
 
-    def subscribe(self, topic: str) -> None:
+    def port(self) -> "WirePort":
+        """For one workload: what it unsubscribes goes on coming for the others."""
+        return WirePort(self)
+
+    def subscribe(self, topic: str, user: Hashable = None) -> None:
+        """Each time anew, so that what is retained comes again."""
+        self._users.setdefault(topic, set()).add(user)
+        self._subscribe(topic)
+
+    def _subscribe(self, topic: str) -> None:
         if self._session is None:
             self._early.append(topic)
         else:
             self._session.subscribe(topic, self._post)
 
-    def unsubscribe(self, topic: str) -> None:
+    def unsubscribe(self, topic: str, user: Hashable = None) -> None:
+        users = self._users.get(topic, set())
+        users.discard(user)
+        if users:
+            return
+        self._users.pop(topic, None)
         if self._session is None:
             self._early = [early for early in self._early if early != topic]
         else:
@@ -85,7 +102,7 @@ class BrokerWire:
     def request(self, slot: Slot, request: fetch.Request) -> None:
         message = deployment_pb2.BlockRequest(
             device_id=self._device_id,
-            digest=slot.digest,
+            digest=request.digest or slot.digest,
             manifest_digest=slot.manifest_digest,
             manifest=request.manifest,
             blocks=request.blocks,
@@ -105,3 +122,22 @@ class BrokerWire:
         except TransientError as error:
             # The fetch asks again by its timer, presence is said at the next connect.
             logger.debug("not published topic=%s reason=%s", topic, error)
+
+
+class WirePort:
+    """One user's way to the wire that several share."""
+
+    def __init__(self, wire: BrokerWire) -> None:
+        self._wire = wire
+
+    def subscribe(self, topic: str) -> None:
+        self._wire.subscribe(topic, self)
+
+    def unsubscribe(self, topic: str) -> None:
+        self._wire.unsubscribe(topic, self)
+
+    def request(self, slot: Slot, request: fetch.Request) -> None:
+        self._wire.request(slot, request)
+
+    def request_metadata(self) -> None:
+        self._wire.request_metadata()

@@ -9,7 +9,7 @@ Rules:
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -59,12 +59,16 @@ class Network:
         return self._retry_at_s is not None and now_s >= self._retry_at_s
 
     def connect(
-        self, spool: ReportSpool, registration: Callable[[], device_pb2.Registration], now_s: float
+        self,
+        spool: ReportSpool,
+        registration: Callable[[], device_pb2.Registration],
+        deployment_topics: Iterable[str],
+        now_s: float,
     ) -> None:
         """Begins both; `registration` is called on the reporter's thread."""
         self._retry_at_s = None
         try:
-            self._connect(spool, registration)
+            self._connect(spool, registration, deployment_topics)
         except EdgeloopError as error:
             if error.message != self.identity_problem:
                 logger.error(
@@ -78,9 +82,14 @@ class Network:
         else:
             self.identity_problem = ""
 
-    def _connect(self, spool: ReportSpool, registration: Callable[[], device_pb2.Registration]) -> None:
+    def _connect(
+        self,
+        spool: ReportSpool,
+        registration: Callable[[], device_pb2.Registration],
+        deployment_topics: Iterable[str],
+    ) -> None:
         from edge_agent.hardware import probe, time_zone
-        from edge_agent.identity import load_identity
+        from edge_agent.identity import load_identity, mend_enrolment
         from edge_agent.reporter import FleetReporter
         from edgeloop.mqtt import MqttSession, Will
 
@@ -88,6 +97,7 @@ class Network:
         self.hardware = probe()
         self.time_zone = time_zone()
         # All that may be damaged is read before anything is started.
+        mend_enrolment(config.state_dir)
         identity = load_identity(config.state_dir)
         tls = identity.broker_context() if identity is not None else None
         credentials = identity.fleet_credentials() if identity is not None else None
@@ -103,7 +113,8 @@ class Network:
         self._session = session
         self.wire.attach(session)
         self.wire.subscribe(topics.DIRECTOR_KEYS)
-        self.wire.subscribe(topics.deployment(config.device_id))
+        for topic in deployment_topics:
+            self.wire.subscribe(topic)
         session.start()
         self._reporter = FleetReporter(
             server=str(config.server),

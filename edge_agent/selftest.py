@@ -89,6 +89,11 @@ class SelfTestProcess:
             if self._process is not None:
                 self._process.kill()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called: no result comes."""
+        return self._stopped.is_set()
+
     def _run(self) -> None:
         result = self._wait()
         with self._lock:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_agent.acquisition import Wire
 from edge_agent.batching import BatchSettings
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
@@ -15,11 +16,14 @@ from edge_agent.inbox import Post, SelfTestEnded
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.release_gate import ReleaseGate
 from edge_agent.runtime import ReferenceKernel
+from edge_agent.selftest import SelfTestProcess
+from edge_agent.status_file import WorkloadStatus
 from edge_agent.trial import TrialMeter
 from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
 from edge_agent.update_state import Slot, StatusNote, UpdateState
-from edge_agent.updater import Updater, Wire
+from edge_agent.updater import Updater
+from edge_agent.workload_settings import WorkloadSettings
 
 
 class ServedWorkload:
@@ -29,6 +33,8 @@ class ServedWorkload:
         self,
         config: AgentConfig,
         *,
+        # None: whichever is deployed.
+        settings: WorkloadSettings | None,
         state_dir: Path,
         blobs: BlobStore,
         wire: Wire,
@@ -36,15 +42,20 @@ class ServedWorkload:
         # As the updater's.
         deliver: Callable[[StatusNote, float], None],
         on_ignored: Callable[[Ignored], None],
+        kept_elsewhere: Callable[[], tuple[Slot, ...]],
+        begin_test: Callable[[SelfTestProcess], None],
         release_gate: ReleaseGate | None,
         window_s: float,
         rng: random.Random,
     ) -> None:
+        self.name = settings.name if settings else ""
+        limits = settings or WorkloadSettings(name="")
         self.meter = TrialMeter(window_s=window_s)
         self.engine = InferenceEngine(
             meter=self.meter,
             emulated_slowdown=config.emulate_slowdown,
             reference=ReferenceKernel(),
+            max_pending=limits.max_pending,
             batching=BatchSettings(
                 max_batch_size=config.serve_max_batch_size,
                 max_queue_delay_us=config.serve_max_queue_delay_us,
@@ -61,9 +72,14 @@ class ServedWorkload:
             on_ignored=on_ignored,
             release_gate=release_gate,
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
-            fetch_settings=FetchSettings(block_timeout_s=config.block_timeout_s),
+            fetch_settings=FetchSettings(
+                block_timeout_s=config.block_timeout_s, delta_silence_s=120 * config.block_timeout_s
+            ),
             self_test_timeout_s=config.self_test_timeout_s,
-            num_threads=config.num_threads,
+            num_threads=limits.num_threads or config.num_threads,
+            max_artifact_bytes=limits.max_artifact_bytes,
+            kept_elsewhere=kept_elsewhere,
+            begin_test=begin_test,
             rng=rng,
         )
 
@@ -94,10 +110,27 @@ class ServedWorkload:
     def follow(self, slot: Slot) -> None:
         self.updater.handle(DeploymentSeen(slot=slot))
 
+    def status(self) -> WorkloadStatus:
+        state, serving = self.state, self.serving
+        return WorkloadStatus(
+            workload=self.name,
+            state=state.state.value,
+            generation=state.generation,
+            code=state.code,
+            message=state.message,
+            progress=self.updater.progress,
+            serving_digest=serving.digest if serving else "",
+            serving_generation=serving.generation if serving else 0,
+            num_quarantined=len(state.quarantine),
+            num_requests=self.meter.num_served,
+            num_errors=self.meter.num_failed,
+        )
+
     def describe(self) -> str:
         """For the supervisor's line."""
         state, serving = self.state, self.serving
         what = f"serves {serving.digest[:12]}" if serving else "serves nothing yet"
+        what = f"{self.name} {what}" if self.name else what
         return f"{what}, generation {state.generation} {state.state.value}"
 
     def stop(self) -> None:

@@ -56,6 +56,8 @@ class BridgeSettings:
     qos: int = 1
     #: Samples that may wait for the model; the oldest go first.
     max_pending: int = 64
+    #: Whose model answers, on a device that hosts several.
+    workload: str = ""
 
     def answer_topic(self, topic: str) -> str:
         return self.output_topic.replace(TOPIC_FIELD, topic)
@@ -82,6 +84,8 @@ class FolderSettings:
     poll_s: float = 1.0
     #: A file is whole once its size and time have stood still for so long.
     settle_s: float = 2.0
+    #: Whose model answers, on a device that hosts several.
+    workload: str = ""
 
     @property
     def done(self) -> Path:
@@ -108,8 +112,8 @@ def topic_matches(pattern: str, topic: str) -> bool:
 def read_bridges(value: object, place: Place) -> tuple[BridgeSettings, ...]:
     """The ``[[bridge]]`` tables."""
     found = []
-    for number, (table, at) in enumerate(_tables(value, place), 1):
-        values = _values(table, at, _BRIDGE_KEYS, required=("input_topic", "output_topic"))
+    for number, (table, at) in enumerate(read_tables(value, place), 1):
+        values = table_values(table, at, _BRIDGE_KEYS, required=("input_topic", "output_topic"))
         values["tls"] = _tls(values, table, at)
         if "password_file" in values:
             values["password"] = values.pop("password_file")
@@ -117,14 +121,14 @@ def read_bridges(value: object, place: Place) -> tuple[BridgeSettings, ...]:
         values.setdefault("error_topic", values["output_topic"] + ERRORS_SUFFIX)
         bridge = BridgeSettings(**values)
         if bridge.password is not None and bridge.username is None:
-            _at(at, "password_file").fail(table["password_file"], "a username beside it")
+            at_key(at, "password_file").fail(table["password_file"], "a username beside it")
         sample = bridge.input_topic.replace("+", "x").replace("#", "x")
         for key, topic in (
             ("output_topic", bridge.answer_topic(sample)),
             ("error_topic", bridge.errors_topic(sample)),
         ):
             if bridge.takes(topic):
-                _at(at, key).fail(
+                at_key(at, key).fail(
                     getattr(bridge, key),
                     f"a topic outside of input_topic ({bridge.input_topic!r}), or each answer would be the "
                     "next input",
@@ -137,21 +141,23 @@ def read_bridges(value: object, place: Place) -> tuple[BridgeSettings, ...]:
 def read_folders(value: object, place: Place) -> tuple[FolderSettings, ...]:
     """The ``[[folder]]`` tables."""
     found: list[FolderSettings] = []
-    for number, (table, at) in enumerate(_tables(value, place), 1):
-        values = _values(table, at, _FOLDER_KEYS, required=("path",))
+    for number, (table, at) in enumerate(read_tables(value, place), 1):
+        values = table_values(table, at, _FOLDER_KEYS, required=("path",))
         values.setdefault("name", f"folder-{number}")
         values.setdefault("pattern", _PATTERNS[values.get("format", "json")])
         values.setdefault("output", values["path"] / "out")
         folder = FolderSettings(**values)
         if folder.output.resolve() in {p.resolve() for p in (folder.path, folder.done, folder.failed)}:
-            _at(at, "output").fail(
+            at_key(at, "output").fail(
                 str(folder.output), "a folder that is neither path, nor its done or failed"
             )
         for other in found:
             if other.path.resolve() == folder.path.resolve():
-                _at(at, "path").fail(str(folder.path), f"a folder of its own ({other.name} reads this one)")
+                at_key(at, "path").fail(
+                    str(folder.path), f"a folder of its own ({other.name} reads this one)"
+                )
             if other.output.resolve() == folder.output.resolve():
-                _at(at, "output").fail(
+                at_key(at, "output").fail(
                     str(folder.output), f"a folder of its own ({other.name} writes into this one)"
                 )
         found.append(folder)
@@ -159,36 +165,41 @@ def read_folders(value: object, place: Place) -> tuple[FolderSettings, ...]:
     return tuple(found)
 
 
-def _tables(value: object, place: Place) -> list[tuple[Mapping[str, object], Place]]:
+def read_tables(
+    value: object, place: Place, *, at_most: int = MAX_SOURCES
+) -> list[tuple[Mapping[str, object], Place]]:
+    """The tables under one key of the settings file, each with its place."""
     tables = value if isinstance(value, list) else None
     if tables is None or not all(isinstance(table, Mapping) for table in tables):
         place.fail(value, f"tables in the settings file, each under [[{place.key}]]")
-    if len(tables) > MAX_SOURCES:
-        place.fail(f"{len(tables)} tables", f"at most {MAX_SOURCES}")
+    if len(tables) > at_most:
+        place.fail(f"{len(tables)} tables", f"at most {at_most}")
     return [
         (table, Place(source=place.source, key=f"{place.key}[{number}]", folder=place.folder))
         for number, table in enumerate(tables, 1)
     ]
 
 
-def _at(place: Place, key: str) -> Place:
+def at_key(place: Place, key: str) -> Place:
+    """The place of one key of a table."""
     return Place(source=place.source, key=f"{place.key}.{key}", folder=place.folder)
 
 
-def _values(
+def table_values(
     table: Mapping[str, object],
     place: Place,
     parsers: Mapping[str, Callable[[object, Place], object]],
     *,
     required: tuple[str, ...],
 ) -> dict[str, Any]:
+    """What a table says, by key. Unknown and missing keys are errors."""
     for key in table:
         if key not in parsers:
-            _at(place, key).fail(table[key], "one of the keys " + ", ".join(sorted(parsers)))
+            at_key(place, key).fail(table[key], "one of the keys " + ", ".join(sorted(parsers)))
     for key in required:
         if key not in table:
-            _at(place, key).fail(None, "a value: it must be set")
-    return {key: parsers[key](value, _at(place, key)) for key, value in table.items()}
+            at_key(place, key).fail(None, "a value: it must be set")
+    return {key: parsers[key](value, at_key(place, key)) for key, value in table.items()}
 
 
 def _unique_names(found: list[BridgeSettings] | list[FolderSettings], place: Place) -> None:
@@ -246,12 +257,12 @@ def _tls(values: dict[str, Any], table: Mapping[str, object], place: Place) -> B
     files = {key: values.pop(key) for key in _TLS_FILES if key in values}
     if not values.pop("tls", bool(files)):
         for key in files:
-            _at(place, key).fail(table[key], "no such key beside tls = false")
+            at_key(place, key).fail(table[key], "no such key beside tls = false")
         return None
     tls = BridgeTls(**files)
 
     def complain(key: str, value: object, expected: str) -> NoReturn:
-        _at(place, key).fail(value, expected)
+        at_key(place, key).fail(value, expected)
 
     tls.check(complain)
     return tls
@@ -275,6 +286,7 @@ def _pattern(value: object, place: Place) -> str:
 
 _TLS_FILES: Final = ("ca_file", "certificate_file", "key_file")
 _BRIDGE_KEYS: Final[Mapping[str, Callable[[object, Place], object]]] = {
+    "workload": text_value,
     "name": _name,
     "broker": endpoint_value,
     "username": text_value,
@@ -291,6 +303,7 @@ _BRIDGE_KEYS: Final[Mapping[str, Callable[[object, Place], object]]] = {
     "max_pending": whole(1, 100_000),
 }
 _FOLDER_KEYS: Final[Mapping[str, Callable[[object, Place], object]]] = {
+    "workload": text_value,
     "name": _name,
     "path": path_value,
     "pattern": _pattern,

@@ -24,6 +24,28 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadStatus:
+    """One of several workloads on this device."""
+
+    workload: str
+    state: str
+    generation: int = 0
+    code: str = ""
+    message: str = ""
+    progress: float = 0.0
+    serving_digest: str = ""
+    serving_generation: int = 0
+    num_quarantined: int = 0
+    num_requests: int = 0
+    num_errors: int = 0
+
+    @property
+    def headline(self) -> tuple[object, ...]:
+        """See that of the agent."""
+        return self.state, self.generation, self.serving_digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AgentStatus:
     format_version: int = FORMAT_VERSION
     pid: int
@@ -46,6 +68,9 @@ class AgentStatus:
     workload: str = ""
     committed_digest: str = ""
     num_quarantined: int = 0
+    # Since the start, of all workloads: artifacts made of deltas, and deltas given up for the whole artifact.
+    num_deltas: int = 0
+    num_deltas_given_up: int = 0
     broker_connected: bool = False
     server_connected: bool = False
     num_pending_reports: int = 0
@@ -68,6 +93,18 @@ class AgentStatus:
     # Process start to the first answer; 0 before there was one.
     first_inference_s: float = 0.0
     update_time_s: float
+    # Of a device that was configured to host several; what stands above is then of the first, counts of all.
+    workloads: list[WorkloadStatus] = field(default_factory=list)
+
+    @property
+    def headline(self) -> tuple[object, ...]:
+        """What is worth writing down as soon as it changes."""
+        return (
+            (self.state, self.generation, self.serving_digest, self.profile),
+            (self.broker_connected, self.server_connected, self.first_inference_s > 0),
+            (self.grpc_address, self.rest_address, self.spool_problem, self.identity_problem),
+            [workload.headline for workload in self.workloads],
+        )
 
 
 def write_status(state_dir: Path, status: AgentStatus) -> None:
@@ -108,7 +145,13 @@ def read_status(state_dir: Path) -> AgentStatus:
         if not isinstance(said, dict) or said.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {FORMAT_VERSION} expected")
         known = {each.name for each in fields(AgentStatus)}
-        return AgentStatus(**{key: value for key, value in said.items() if key in known})
+        values = {key: value for key, value in said.items() if key in known}
+        of_one = {each.name for each in fields(WorkloadStatus)}
+        values["workloads"] = [
+            WorkloadStatus(**{key: value for key, value in one.items() if key in of_one})
+            for one in values.get("workloads", [])
+        ]
+        return AgentStatus(**values)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} is not there: no agent has run with this --state-dir; start `edgeloop-agent run`",

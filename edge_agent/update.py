@@ -32,6 +32,7 @@ from edge_agent.update_events import (
     ActivateLater,
     ActivationFailed,
     CollectGarbage,
+    DeltaGivenUp,
     DeploymentSeen,
     Effect,
     Event,
@@ -223,6 +224,11 @@ def _failed(state: UpdateState, event: Event, now_s: float, settings: UpdateSett
     return _reject(state, now_s, event.code, event.message)
 
 
+def _delta_given_up(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
+    assert isinstance(event, DeltaGivenUp)
+    return _note(state, State.FETCHING, now_s, event.code, event.message), ()
+
+
 def _refetch(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
     """The stored bytes are not what was stored: the disk lost them, the deployment is not to blame."""
     assert isinstance(event, VerifyFailed | ActivationFailed)
@@ -396,7 +402,9 @@ def _row(**handlers: Handler) -> dict[type[Event], Handler]:
 
 TABLE: Mapping[State, Mapping[type[Event], Handler]] = {
     State.IDLE: _row(),
-    State.FETCHING: _row(Started=_start_fetching, FetchCompleted=_fetched, FetchFailed=_failed),
+    State.FETCHING: _row(
+        Started=_start_fetching, FetchCompleted=_fetched, FetchFailed=_failed, DeltaGivenUp=_delta_given_up
+    ),
     State.VERIFYING: _row(
         Started=_start_verifying, Stopping=_stopping, Verified=_verified, VerifyFailed=_refetch
     ),

@@ -48,6 +48,15 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DeltaGivenUp:
+    """The offered delta was of no use here; the artifact itself is being fetched."""
+
+    generation: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verified:
     """The stored bytes were read back and match the manifest and the deployment."""
 
@@ -108,6 +117,7 @@ Event = (
     | DeploymentSeen
     | FetchCompleted
     | FetchFailed
+    | DeltaGivenUp
     | Verified
     | VerifyFailed
     | SelfTestPassed
@@ -123,6 +133,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     DeploymentSeen,
     FetchCompleted,
     FetchFailed,
+    DeltaGivenUp,
     Verified,
     VerifyFailed,
     SelfTestPassed,

@@ -13,15 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from edge_agent import fetch, update
+from edge_agent.acquisition import Acquisition, Wire
 from edge_agent.batching import prove_batches
 from edge_agent.blobs import BlobStore
-from edge_agent.fetch import Fetcher, FetchSettings
+from edge_agent.delta_source import DeltaSource, names_of
+from edge_agent.fetch import FetchSettings
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.journal import Journal
-from edge_agent.release_gate import Candidate, ReleaseGate
+from edge_agent.release_gate import ReleaseGate
 from edge_agent.runtime import Runtime, load_artifact
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
@@ -34,8 +35,6 @@ from edge_agent.update_events import (
     Effect,
     Event,
     Fetch,
-    FetchCompleted,
-    FetchFailed,
     Ignored,
     SelfTest,
     SelfTestFailed,
@@ -52,7 +51,7 @@ from edge_agent.update_events import (
 )
 from edge_agent.update_state import Slot, State, StatusNote
 from edgeloop import topics
-from edgeloop.artifact import BlockAssembler, golden_arrays
+from edgeloop.artifact import golden_arrays
 from edgeloop.errors import RejectedError, TransientError
 from edgeloop.v1 import artifact_pb2
 
@@ -61,14 +60,6 @@ logger = logging.getLogger(__name__)
 RETRY_S = 5.0
 # Time for the cloud to be heard before a model is loaded that may end this process.
 LATER_S = 60.0
-
-
-class Wire(Protocol):
-    """What the updater needs of the broker; never blocks, and drops what cannot be sent now."""
-
-    def subscribe(self, topic: str) -> None: ...
-    def unsubscribe(self, topic: str) -> None: ...
-    def request(self, slot: Slot, request: fetch.Request) -> None: ...
 
 
 class Updater:
@@ -92,6 +83,12 @@ class Updater:
         fetch_settings: FetchSettings,
         self_test_timeout_s: float,
         num_threads: int,
+        # Bytes, packed or unpacked; None for no limit of this workload's own.
+        max_artifact_bytes: int | None = None,
+        # What other workloads on this blob store need, asked before anything is collected.
+        kept_elsewhere: Callable[[], tuple[Slot, ...]] = tuple,
+        # Begins a self-test once its turn comes.
+        begin_test: Callable[[SelfTestProcess], None] = lambda process: process.start(),
         rng: random.Random,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -100,24 +97,30 @@ class Updater:
         self._blobs = blobs
         self._engine = engine
         self._meter = meter
-        self._wire = wire
         self._post_self_test = post_self_test
         self._deliver = deliver
         self._on_ignored = on_ignored
-        self._release_gate = release_gate
         self._update_settings = update_settings
-        self._fetch_settings = fetch_settings
         self._self_test_timeout_s = self_test_timeout_s
         self._num_threads = num_threads
-        self._rng = rng
+        self._kept_elsewhere = kept_elsewhere
+        self._acquisition = Acquisition(
+            blobs=blobs,
+            wire=wire,
+            release_gate=release_gate,
+            settings=fetch_settings,
+            max_artifact_bytes=max_artifact_bytes,
+            kept=self._kept,
+            rng=rng,
+            monotonic=monotonic,
+        )
+        self._begin_test = begin_test
         self._clock = clock
         self._monotonic = monotonic
         self._pending: deque[Event] = deque()
         # When to try again what the disk refused; None while it does not.
         self._retry_at_s: float | None = None
         self._deliver_at_s: float | None = None
-        self._fetcher: Fetcher | None = None
-        self._connected = False
         self._started_at_s = monotonic()
         # A slot that is to serve from then on, unless another does.
         self._later: tuple[Slot, float] | None = None
@@ -144,17 +147,11 @@ class Updater:
 
     def on_message(self, topic: str, payload: bytes) -> None:
         """A manifest, a block or TUF metadata."""
-        if self._release_gate is not None and topic.startswith(topics.TUF):
-            self._pending.extend(self._released(self._release_gate.on_message(topic, payload)))
-            self._work()
-        elif self._fetcher is not None:
-            self._pending.extend(self._fetch_on(self._fetcher.on_message(topic, payload, self._monotonic())))
-            self._work()
+        self._pending.extend(self._acquisition.on_message(topic, payload))
+        self._work()
 
     def on_broker(self, connected: bool) -> None:
-        self._connected = connected
-        if self._fetcher is not None:
-            self._fetcher.on_connected(connected, self._monotonic())
+        self._acquisition.on_broker(connected)
 
     def on_self_test(self, process: SelfTestProcess, result: SelfTestResult) -> None:
         if process is not self._self_test:
@@ -177,10 +174,7 @@ class Updater:
         if self._deliver_at_s is not None and now_s >= self._deliver_at_s:
             self._deliver_at_s = None
             self._flush_outbox()
-        if self._fetcher is not None and self._fetcher.deadline_s is not None:
-            self._pending.extend(self._fetch_on(self._fetcher.on_tick(now_s)))
-        if self._release_gate is not None:
-            self._pending.extend(self._released(self._release_gate.on_tick()))
+        self._pending.extend(self._acquisition.on_tick())
         if self._later is not None and now_s >= self._later[1]:
             slot, self._later = self._later[0], None
             if self._engine.serving is None and slot == self.state.committed:
@@ -199,32 +193,39 @@ class Updater:
         if self._pending and self._retry_at_s is None:
             self._work()
 
+    def concerns(self, topic: str) -> bool:
+        """Whether a message under this topic is of what it fetches or has just fetched, or for all."""
+        target = self.state.target
+        return topic.startswith(topics.TUF) or (
+            target is not None and (target.digest in topic or target.manifest_digest in topic)
+        )
+
     @property
     def deadline_s(self) -> float | None:
         """When `on_tick` has something to do, by the monotonic clock."""
         deadlines = [
             self._retry_at_s,
             self._deliver_at_s,
-            self._fetcher.deadline_s if self._fetcher else None,
-            self._release_gate.deadline_s if self._release_gate else None,
+            self._acquisition.deadline_s,
         ]
         if self.state.state is State.TRIAL:
             deadlines.append(self._monotonic() + 0.1)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     @property
+    def deltas(self) -> DeltaSource:
+        """For its counts."""
+        return self._acquisition.deltas
+
+    @property
     def progress(self) -> float:
         """Of the fetch, 0 to 1; 0 when none is under way."""
-        return self._fetcher.progress if self._fetcher else 0.0
+        return self._acquisition.progress
 
     def stop(self) -> None:
         """Ends what is under way without a verdict on it."""
         self._stop_self_test()
-        if self._fetcher is not None:
-            self._fetcher.stop()
-            self._fetcher = None
-        if self._release_gate is not None:
-            self._release_gate.stop()
+        self._acquisition.leave()
 
     # --- the loop -----------------------------------------------------------------------------------
 
@@ -277,9 +278,9 @@ class Updater:
     def _carry_out(self, effect: Effect) -> list[Event]:
         match effect:
             case Fetch(slot=slot):
-                return self._begin_fetch(slot)
+                return self._acquisition.begin(slot)
             case StopFetch():
-                self._stop_fetch()
+                self._acquisition.stop()
             case Verify(slot=slot):
                 return self._verify(slot)
             case SelfTest(slot=slot):
@@ -304,113 +305,13 @@ class Updater:
                 self._on_ignored(effect)
         return []
 
-    # --- fetching -----------------------------------------------------------------------------------
-
-    def _begin_fetch(self, slot: Slot) -> list[Event]:
-        self._stop_fetch()
-        self._fetcher = fetcher = Fetcher(slot, self._fetch_settings, self._rng)
-        fetcher.on_connected(self._connected, self._monotonic())
-        manifest = self._blobs.find_manifest(slot.manifest_digest)
-        if manifest is None:
-            return self._fetch_on(fetcher.begin_manifest(self._monotonic()))
-        try:
-            fetch.check_fits(slot, manifest)
-        except RejectedError as error:
-            return self._fetch_failed(error)
-        return self._begin_blocks(fetcher, manifest)
-
-    def _begin_blocks(self, fetcher: Fetcher, manifest: artifact_pb2.Manifest) -> list[Event]:
-        if self._blobs.has_artifact(manifest):
-            self._stop_fetch()
-            return self._fetched(fetcher.slot, manifest)
-        kept = self.state.kept
-        try:
-            self._blobs.keep_within_quota(
-                manifest,
-                keep_artifacts={slot.digest for slot in kept},
-                keep_manifests={slot.manifest_digest for slot in kept},
-            )
-            self._blobs.check_room(manifest)
-        except RejectedError as error:
-            return self._fetch_failed(error)
-        assembler = BlockAssembler(manifest)
-        self._blobs.kept_blocks(manifest, assembler)
-        if assembler.num_verified:
-            logger.info(
-                "fetch goes on digest=%s blocks=%d of=%d",
-                manifest.digest[:12],
-                assembler.num_verified,
-                assembler.num_blocks,
-            )
-        return self._fetch_on(fetcher.begin_blocks(assembler, self._monotonic()))
-
-    def _fetch_on(self, effects: list[fetch.FetchEffect]) -> list[Event]:
-        """Carries out what the fetcher wants; stops at the first that ends the fetch."""
-        fetcher = self._fetcher
-        assert fetcher is not None
-        generation = fetcher.slot.generation
-        for effect in effects:
-            try:
-                match effect:
-                    case fetch.Subscribe(topic=topic):
-                        self._wire.subscribe(topic)
-                    case fetch.Unsubscribe(topic=topic):
-                        self._wire.unsubscribe(topic)
-                    case fetch.Request():
-                        self._wire.request(fetcher.slot, effect)
-                    case fetch.KeepBlock(n=n, data=data):
-                        self._blobs.keep_block(fetcher.slot.digest, n, data)
-                    case fetch.KeepManifest(raw=raw, manifest=manifest):
-                        self._blobs.keep_manifest(fetcher.slot.manifest_digest, raw)
-                        return self._begin_blocks(fetcher, manifest)
-                    case fetch.Complete():
-                        whole = self._blobs.read_manifest(fetcher.slot.manifest_digest)
-                        self._blobs.assemble(whole)
-                        self._stop_fetch()
-                        return self._fetched(fetcher.slot, whole)
-                    case fetch.Refuse(code=code, message=message):
-                        self._fetcher = None
-                        return [FetchFailed(generation=generation, code=code, message=message)]
-            except RejectedError as error:
-                return self._fetch_failed(error)
-        return []
-
-    def _fetch_failed(self, error: RejectedError) -> list[Event]:
-        assert self._fetcher is not None
-        generation = self._fetcher.slot.generation
-        self._stop_fetch()
-        return [FetchFailed(generation=generation, code=error.code, message=error.message)]
-
-    def _stop_fetch(self) -> None:
-        if self._fetcher is not None:
-            for topic in self._fetcher.topics:
-                self._wire.unsubscribe(topic)
-            self._fetcher.stop()
-            self._fetcher = None
-        if self._release_gate is not None:
-            self._release_gate.stop()
-
-    def _fetched(self, slot: Slot, manifest: artifact_pb2.Manifest) -> list[Event]:
-        """It is all here: may it run at all?"""
-        if self._release_gate is None:
-            return [FetchCompleted(generation=slot.generation)]
-        self._release_gate.begin(Candidate(slot=slot, size_bytes=manifest.size_bytes))
-        return []
-
-    def _released(self, verdict: bool | RejectedError | None) -> list[Event]:
-        """Asked while the state is FETCHING, of its target."""
-        if verdict is None:
-            return []
-        if isinstance(verdict, RejectedError):
-            return [FetchFailed(generation=self.state.generation, code=verdict.code, message=verdict.message)]
-        return [FetchCompleted(generation=self.state.generation)]
-
     # --- trying and serving -------------------------------------------------------------------------
 
     def _verify(self, slot: Slot) -> list[Event]:
         try:
             manifest = self._blobs.read_manifest(slot.manifest_digest)
             fetch.check_fits(slot, manifest)
+            self._acquisition.check_limit(manifest)
             self._blobs.read_artifact(manifest)
         except RejectedError as error:
             return [VerifyFailed(generation=slot.generation, code=error.code, message=error.message)]
@@ -427,7 +328,7 @@ class Updater:
         )
         process = SelfTestProcess(job, lambda result: self._post_self_test(process, result))
         self._self_test = process
-        process.start()
+        self._begin_test(process)
 
     def _stop_self_test(self) -> None:
         if self._self_test is not None:
@@ -496,11 +397,14 @@ class Updater:
             max_batch_size=max_batch_size,
         )
 
+    def _kept(self) -> tuple[Slot, ...]:
+        return (*self.state.kept, *self._kept_elsewhere())
+
     def _collect(self) -> None:
-        kept = self.state.kept
+        kept = self._kept()
         try:
             num_removed = self._blobs.collect(
-                keep_artifacts={slot.digest for slot in kept},
+                keep_artifacts=names_of(kept),
                 keep_manifests={slot.manifest_digest for slot in kept},
             )
         except OSError as error:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from edge_agent import fetch
 from edge_agent.deployment_gate import load_keys
-from edge_agent.journal import Journal
+from edge_agent.journal import COPY_FILE, STATE_FILE, Journal
 from edge_agent.update_state import Slot, State
+from edge_agent.workload_set import FOLDER
 from edgeloop import artifact, trust
 from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.v1 import artifact_pb2, deployment_pb2
@@ -90,24 +91,34 @@ def check_state(state_dir: Path, configured: tuple[bytes, ...]) -> list[Check]:
         raise ConfigError(
             f"state_dir {state_dir} is not there: give the --state-dir of an agent", code="state-dir"
         )
-    journal = Journal(state_dir)
-    problems = journal.problems()
-    checks = [
-        Check(what="state file", good=False, message=f"{problem}; the other copy is used")
-        for problem in problems
-    ] or [Check(what="state files", good=True, message="readable")]
-    state = journal.load(move_aside=False)
-    if state.target is None:
-        return [*checks, Check(what="deployment", good=True, message="none was accepted yet")]
     # What was accepted under a key that has been retired since stays good.
     keys = load_keys(state_dir, configured).past if configured else {}
+    hosted = sorted(path for path in (state_dir / FOLDER).glob("*") if path.is_dir())
+    has_root = not hosted or any((state_dir / name).exists() for name in (STATE_FILE, COPY_FILE))
+    checks = _check_journal("", state_dir, state_dir / "blobs", keys) if has_root else []
+    for folder in hosted:
+        checks += _check_journal(f"{folder.name}: ", folder, state_dir / "blobs", keys)
+    return checks
+
+
+def _check_journal(prefix: str, folder: Path, blobs: Path, keys: Mapping[str, bytes]) -> list[Check]:
+    """One workload's journal and all that it names."""
+    journal = Journal(folder)
+    problems = journal.problems()
+    checks = [
+        Check(what=f"{prefix}state file", good=False, message=f"{problem}; the other copy is used")
+        for problem in problems
+    ] or [Check(what=f"{prefix}state files", good=True, message="readable")]
+    state = journal.load(move_aside=False)
+    if state.target is None:
+        return [*checks, Check(what=f"{prefix}deployment", good=True, message="none was accepted yet")]
     slots = {"committed": state.committed, "previous": state.previous}
     if state.target != state.committed:
-        checks.append(_check_signature(f"{state.state.value}", state.target, keys))
+        checks.append(_check_signature(f"{prefix}{state.state.value}", state.target, keys))
         if state.state in (State.TESTING, State.TRIAL):
-            checks.extend(_check_content(state.state.value, state.target, state_dir / "blobs"))
+            checks.extend(_check_content(f"{prefix}{state.state.value}", state.target, blobs))
     for name, slot in slots.items():
         if slot is not None:
-            checks.append(_check_signature(name, slot, keys))
-            checks.extend(_check_content(name, slot, state_dir / "blobs"))
+            checks.append(_check_signature(f"{prefix}{name}", slot, keys))
+            checks.extend(_check_content(f"{prefix}{name}", slot, blobs))
     return checks

@@ -36,7 +36,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BLOCK = re.compile(rf"{ROOT}/artifacts/([0-9a-f]{{64}})/blocks/(0|[1-9][0-9]{{0,6}})", re.ASCII)
 _MANIFEST = re.compile(rf"{ROOT}/manifests/([0-9a-f]{{64}})", re.ASCII)
 _TUF = re.compile(rf"{ROOT}/tuf/((?:[1-9][0-9]{{0,9}}\.(?:root|snapshot|targets)|timestamp)\.json)", re.ASCII)
-_DEVICE = re.compile(rf"{ROOT}/devices/([^/]+)/(?:deployment|requests|presence)", re.ASCII)
+_DEVICE = re.compile(rf"{ROOT}/devices/([^/]+)/(?:deployment|deployments/[^/]+|requests|presence)", re.ASCII)
+_WORKLOAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
 def check_device_id(device_id: str) -> str:
@@ -48,6 +49,17 @@ def check_device_id(device_id: str) -> str:
             code="device-id",
         )
     return device_id
+
+
+def check_workload(name: str) -> str:
+    """The name itself. Raises ``RejectedError`` ("workload") when it may not be used as one."""
+    if not isinstance(name, str) or not _WORKLOAD.fullmatch(name):
+        raise RejectedError(
+            f"workload {_shown(name)} is not usable: give 1 to 100 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit",
+            code="workload",
+        )
+    return name
 
 
 def check_digest(digest: str, *, field: str = "digest") -> str:
@@ -84,6 +96,11 @@ def deployment(device_id: str) -> str:
     return f"{ROOT}/devices/{check_device_id(device_id)}/deployment"
 
 
+def workload_deployment(device_id: str, workload: str) -> str:
+    """Where the signed deployment of one of several workloads of the device is retained."""
+    return f"{ROOT}/devices/{check_device_id(device_id)}/deployments/{check_workload(workload)}"
+
+
 def requests(device_id: str) -> str:
     """Where the device asks for what the broker has lost."""
     return f"{ROOT}/devices/{check_device_id(device_id)}/requests"
@@ -95,7 +112,7 @@ def presence(device_id: str) -> str:
 
 
 def device_of(topic: str) -> str:
-    """The device id in one of the three device topics. Raises ``RejectedError`` ("topic")."""
+    """The device id in one of the device topics. Raises ``RejectedError`` ("topic")."""
     found = _DEVICE.fullmatch(topic)
     if found is None:
         raise _not_ours(topic)

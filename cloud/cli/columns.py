@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from cloud.cli.output import milliseconds, percent, short, size
 from cloud.cli.plain import clock_text, enum_text
@@ -70,6 +71,16 @@ PROFILES = [
     Column("MESSAGE", lambda p: p.message, note=True),
 ]
 
+_OF_HOSTED = (
+    "profile",
+    "desired_generation",
+    "desired_digest",
+    "generation",
+    "serving_digest",
+    "p95_ms",
+    "message",
+)
+
 DEVICES = [
     Column("NAME", lambda d: d.registration.device_id),
     Column("PROFILE", lambda d: d.profile or "-"),
@@ -82,6 +93,33 @@ DEVICES = [
     Column("IDENTITY", lambda d: d.identity_state or "-", rank=2),
     Column("MESSAGE", lambda d: d.deployment.message or d.message, note=True),
 ]
+
+#: Where a device hosts several workloads: a line for each.
+HOSTED = [DEVICES[0], Column("WORKLOAD", lambda d: d.registration.workloads[0].workload or "-"), *DEVICES[1:]]
+
+
+def hosted_lines(devices: Iterable[pb.DeviceInfo]) -> list[pb.DeviceInfo]:
+    """Each device once for each workload that it hosts, with that one's figures in the place of its own.
+
+    ``registration.workloads`` then holds that one alone, nameless for a device that runs one, whichever.
+    """
+    lines = []
+    for device in devices:
+        for hosted in device.workloads or (None,):
+            line = pb.DeviceInfo()
+            line.CopyFrom(device)
+            del line.registration.workloads[:]
+            said = line.registration.workloads.add()
+            if hosted is not None:
+                said.workload = hosted.workload
+                for field in _OF_HOSTED:
+                    setattr(line, field, getattr(hosted, field))
+                line.ClearField("deployment")
+                if hosted.HasField("deployment"):
+                    line.deployment.CopyFrom(hosted.deployment)
+            lines.append(line)
+    return lines
+
 
 CANDIDATES = [
     Column("DIGEST", lambda c: short(c.digest)),

@@ -58,12 +58,19 @@ def devices(
     server: server_option = None,
     state_dir: state_dir_option = None,
 ) -> None:
-    """Devices, and what they run. GENERATION is what the device runs / what it should run."""
+    """Devices, and what they run. GENERATION is what the device runs / what it should run.
+
+    A device that hosts several workloads has a line for each.
+    """
     with connect(Connection(server, state_dir)) as client:
         answer = client.call("ListDevices", pb.ListDevicesRequest(profile=profile), pb.ListDevicesResponse)
+    found, shown = list(answer.devices), columns.DEVICES
+    if output is Output.TABLE and any(device.workloads for device in found):
+        found = [line for line in columns.hosted_lines(found) if profile in ("", line.profile)]
+        shown = columns.HOSTED
     show_list(
-        answer.devices,
-        columns.DEVICES,
+        found,
+        shown,
         output,
         empty="no device has registered: start 'edgeloop-agent run' on one",
     )

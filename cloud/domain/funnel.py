@@ -27,7 +27,9 @@ class Standing:
 
 def standings(rollout: Rollout, devices: Iterable[FleetDevice], now_s: float) -> list[Standing]:
     """Every device of the rollout, group by group."""
-    by_id = {device.device_id: device for device in devices}
+    # One that hosts several workloads stands in the fleet under several profiles: this rollout's counts.
+    ordered = sorted(devices, key=lambda device: device.profile == rollout.profile)
+    by_id = {device.device_id: device for device in ordered}
     found = []
     for number, group in enumerate(rollout.groups):
         before = rollout.groups[number - 1].name if number else ""

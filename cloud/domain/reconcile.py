@@ -10,6 +10,8 @@ Rules kept here:
   profile has nothing to serve yet, keeps what it has: no device is ever told to run nothing.
 - Where a profile has a maintenance window, its devices are brought up to date within it (exposure.py). What a
   rollout brought that failed or was aborted is taken back at once.
+- A device that hosts several workloads is told of each by itself: what one of them should run says nothing
+  about another.
 - What a device already should run is not said again, whatever it answered: a device that refused a digest is
   not asked a second time.
 """
@@ -69,7 +71,7 @@ def reconcile(
             open_rollouts[rollout.profile] = rollout  # the newest, should two be open
     started = {name: started_devices(rollout) for name, rollout in open_rollouts.items()}
     intents = []
-    for device in sorted(devices, key=lambda device: device.device_id):
+    for device in sorted(devices, key=lambda device: (device.device_id, device.workload)):
         profile = by_name.get(device.profile)
         if profile is None:
             continue

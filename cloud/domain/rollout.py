@@ -153,6 +153,8 @@ def advance(
 
     A group that starts in this step is not judged by it.
     """
+    # One that hosts several workloads stands in the fleet under several profiles.
+    devices = [device for device in devices if device.profile == rollout.profile]
     by_id = {device.device_id: device for device in devices}
     after = rollout
     if not rollout.state.is_terminal:

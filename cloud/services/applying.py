@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cloud.domain.devices import Device
+from cloud.domain.devices import Device, matched
 from cloud.domain.profiles import DeviceProfile, match_profile
 from cloud.domain.settings import PolicySettings
 from cloud.domain.workloads import Workload
@@ -157,7 +157,11 @@ def _profile_note(
     settings: PolicySettings,
 ) -> str:
     notes = []
-    matching = [device for device in devices if profile.match.matches(device.hardware, device.labels)]
+    matching = [
+        device
+        for device in devices
+        if device.may_run(profile.workload) and profile.match.matches(device.hardware, device.labels)
+    ]
     if not matching:
         notes.append(_no_match(profile, devices))
     elif not any(
@@ -173,11 +177,13 @@ def _profile_note(
 def _no_match(profile: DeviceProfile, devices: Sequence[Device]) -> str:
     if not devices:
         return "no device has registered yet"
-    nearest = min(
-        devices,
-        key=lambda device: (len(profile.match.mismatches(device.hardware, device.labels)), device.device_id),
-    )
-    why = ", ".join(profile.match.mismatches(nearest.hardware, nearest.labels))
+
+    def mismatches(device: Device) -> list[str]:
+        found = profile.match.mismatches(device.hardware, device.labels)
+        return found if device.may_run(profile.workload) else [*found, f"does not host {profile.workload}"]
+
+    nearest = min(devices, key=lambda device: (len(mismatches(device)), device.device_id))
+    why = ", ".join(mismatches(nearest))
     return f"no registered device matches it (nearest is {nearest.device_id}: {why})"
 
 
@@ -185,7 +191,6 @@ def match_devices(store: Store) -> None:
     """Give every device the profile that it belongs to now, or the reason why none."""
     profiles = store.profiles()
     for device in store.devices():
-        profile, reason = match_profile(profiles, device.hardware, device.labels)
-        name = profile.name if profile is not None else ""
-        if (name, reason) != (device.profile, device.message):
-            store.set_device_profile(device.device_id, name or None, reason)
+        now = matched(device, profiles)
+        if now != device:
+            store.set_device_match(now)

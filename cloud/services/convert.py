@@ -17,7 +17,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cloud.domain.devices import DeploymentState, DeploymentStatus, Device
+from cloud.domain.devices import DeploymentState, DeploymentStatus, Device, HostedWorkload
 from cloud.domain.profiles import Hardware
 from cloud.domain.windows import zone_of
 from edgeloop import topics
@@ -32,6 +32,8 @@ _MAX_CORES: Final = 4096
 _MAX_INSTRUCTION_SETS: Final = 64
 _MAX_LABELS: Final = 32
 _MAX_LABEL_CHARS: Final = 128
+#: Workloads that one device may host.
+MAX_HOSTED: Final = 16
 _MAX_TEXT_CHARS: Final = 200
 _MAX_MESSAGE_CHARS: Final = 2000
 _MAX_TIME_S: Final = 253402300799  # the year 9999, where Timestamp ends
@@ -101,7 +103,26 @@ def device_from_proto(registration: device_pb2.Registration) -> Device:
         python_version=_text("hardware.python_version", sent.python_version),
         # One that is not known here is none: a gateway may have newer zones than the cloud.
         time_zone=registration.time_zone if zone_of(registration.time_zone[:65]) is not None else "",
+        hosted=_hosted(registration),
     )
+
+
+def _hosted(registration: device_pb2.Registration) -> tuple[HostedWorkload, ...]:
+    if len(registration.workloads) > MAX_HOSTED:
+        raise refusal("workloads", f"{len(registration.workloads)} of them", f"at most {MAX_HOSTED}")
+    found: dict[str, HostedWorkload] = {}
+    for said in registration.workloads:
+        name = topics.check_workload(said.workload)
+        if name in found:
+            raise refusal("workloads", f"{name} twice", "each once")
+        if said.serving_digest:
+            topics.check_digest(said.serving_digest, field="workloads.serving_digest")
+        found[name] = HostedWorkload(
+            workload=name,
+            generation=within("workloads.generation", said.generation, 0, MAX_GENERATION),
+            serving_digest=said.serving_digest,
+        )
+    return tuple(found.values())
 
 
 def registration_to_proto(device: Device) -> device_pb2.Registration:
@@ -127,6 +148,12 @@ def registration_to_proto(device: Device) -> device_pb2.Registration:
         generation=device.generation,
         serving_digest=device.serving_digest,
         time_zone=device.time_zone,
+        workloads=[
+            device_pb2.HostedWorkload(
+                workload=host.workload, generation=host.generation, serving_digest=host.serving_digest
+            )
+            for host in device.hosted
+        ],
     )
 
 

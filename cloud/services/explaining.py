@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloud.domain.devices import Device, HostedWorkload
 from cloud.domain.jobs import JobKind
 from cloud.services import views
 from cloud.services.convert import status_to_proto
@@ -15,11 +16,41 @@ _NUM_HISTORY = 20
 
 
 def explain_device(store: Store, queries: Queries, device_id: str) -> pb.ExplainDeviceResponse:
-    """Raises ``RejectedError`` for an unknown device."""
+    """Raises ``RejectedError`` for an unknown device.
+
+    Of one that hosts several workloads, each has its sentences and decisions; profile, candidate and rollout
+    are those of the first that has them.
+    """
     device = queries.device(device_id)
     info = queries.devices(pb.ListDevicesRequest(device_id=device_id)).devices[0]
-    profile = store.profile(device.profile) if device.profile else None
-    deployment = store.deployment(device_id)
+    response = pb.ExplainDeviceResponse(
+        device=info,
+        history=[status_to_proto(status) for status in store.history(device_id, limit=_NUM_HISTORY)],
+    )
+    p95s_ms = {hosted.workload: hosted.p95_ms for hosted in info.workloads}
+    for host in device.hosts:
+        situation, newest = _situation(store, device, host, p95s_ms.get(host.workload, info.p95_ms))
+        before = f"{host.workload}: " if host.workload else ""
+        response.sentences.extend(before + sentence for sentence in explain(situation))
+        response.decisions.extend(views.decision_info(entry) for entry in newest)
+        profile, candidate, rollout = situation.profile, situation.candidate, situation.rollout
+        if profile is not None and not response.HasField("profile"):
+            response.profile.CopyFrom(queries.profile_info(profile, store.devices(profile.name)))
+        if candidate is not None and not response.HasField("candidate"):
+            known = store.candidates(candidate.profile, candidate.workload)
+            infos = queries.candidate_infos(candidate.profile, known)
+            response.candidate.CopyFrom(next(item for item in infos if item.digest == candidate.digest))
+        if rollout is not None and not response.HasField("rollout"):
+            response.rollout.CopyFrom(views.rollout_info(rollout))
+    return response
+
+
+def _situation(
+    store: Store, device: Device, host: HostedWorkload, p95_ms: float
+) -> tuple[Situation, list[LedgerEntry]]:
+    """With the decisions that are shown beside it, newest first."""
+    profile = store.profile(host.profile) if host.profile else None
+    deployment = store.deployment(device.device_id, host.workload or None)
     candidate = store.candidate(deployment.digest, deployment.profile) if deployment else None
     rollout = store.rollout(deployment.rollout_id) if deployment and deployment.rollout_id else None
     asked_by = (deployment.decision_id if deployment else "") or (rollout.decision_id if rollout else "")
@@ -38,7 +69,7 @@ def explain_device(store: Store, queries: Queries, device_id: str) -> pb.Explain
     if led_here is not None and all(entry.decision_id != led_here.decision_id for entry in newest):
         newest.append(led_here)
     situation = Situation(
-        device=device,
+        device=device.as_host(host),
         profile=profile,
         deployment=deployment,
         candidate=candidate,
@@ -46,20 +77,6 @@ def explain_device(store: Store, queries: Queries, device_id: str) -> pb.Explain
         led_here=led_here,
         latest=newest[0] if newest else None,
         jobs=tuple(jobs),
-        p95_ms=info.p95_ms,
+        p95_ms=p95_ms,
     )
-    response = pb.ExplainDeviceResponse(
-        device=info,
-        decisions=[views.decision_info(entry) for entry in newest],
-        history=[status_to_proto(status) for status in store.history(device_id, limit=_NUM_HISTORY)],
-        sentences=explain(situation),
-    )
-    if profile is not None:
-        response.profile.CopyFrom(queries.profile_info(profile, store.devices(profile.name)))
-    if candidate is not None:
-        known = store.candidates(candidate.profile, candidate.workload)
-        infos = queries.candidate_infos(candidate.profile, known)
-        response.candidate.CopyFrom(next(item for item in infos if item.digest == candidate.digest))
-    if rollout is not None:
-        response.rollout.CopyFrom(views.rollout_info(rollout))
-    return response
+    return situation, newest

@@ -20,8 +20,7 @@ from typing import Any, Final, NoReturn
 
 import grpc.aio
 
-from cloud.domain.devices import DeploymentState, DeploymentStatus, Device
-from cloud.domain.profiles import match_profile
+from cloud.domain.devices import DeploymentState, DeploymentStatus, Device, matched
 from cloud.services.convert import device_from_proto, status_from_proto
 from cloud.services.report_check import ReportBounds, check_report
 from cloud.services.report_writer import ReportWriter
@@ -245,9 +244,8 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
     def _register(self, device: Device) -> Device:
         # What operators bound to the device holds, whatever it says of itself.
         bound = self._store.bound_labels(device.device_id)
-        device = replace(device, labels={**device.labels, **bound})
-        profile, reason = match_profile(self._store.profiles(), device.hardware, device.labels)
-        return self._store.register_device(device, profile.name if profile else None, reason, self._now_s())
+        device = matched(replace(device, labels={**device.labels, **bound}), self._store.profiles())
+        return self._store.register_device(device, device.profile or None, device.message, self._now_s())
 
     def _record_status(self, status: DeploymentStatus, now_s: float) -> bool:
         try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 
+from cloud.domain.devices import matched
 from cloud.domain.identities import AuditEntry, DeviceIdentity, Operator, Role
-from cloud.domain.profiles import match_profile
 from cloud.enrolment import (
     DEFAULT_TOKEN_TTL_S,
     MAX_TOKEN_TTL_S,
@@ -101,9 +102,10 @@ class Identities:
             name, reason = "", "the device never registered"
             if device is not None:
                 kept = {key: value for key, value in device.labels.items() if key not in request.remove}
-                profile, reason = match_profile(self._store.profiles(), device.hardware, {**kept, **labels})
-                name = profile.name if profile is not None else ""
-                self._store.set_device_labels(request.device_id, {**kept, **labels}, name or None, reason)
+                device = matched(replace(device, labels={**kept, **labels}), self._store.profiles())
+                name, reason = device.profile, device.message
+                self._store.set_device_labels(request.device_id, device.labels)
+                self._store.set_device_match(device)
         self._poke()
         return pb.LabelDeviceResponse(identity=self._info(request.device_id), profile=name, message=reason)
 

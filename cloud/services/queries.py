@@ -13,8 +13,9 @@ from typing import TypeVar
 from cloud.domain.candidates import Candidate, pareto_front
 from cloud.domain.codec import encode
 from cloud.domain.decisions import Verdict
-from cloud.domain.devices import Device
+from cloud.domain.devices import Device, HostedWorkload
 from cloud.domain.evidence import Window
+from cloud.domain.fleet_device import deployments_by_host
 from cloud.domain.prediction import Predictor
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.settings import PolicySettings
@@ -102,7 +103,7 @@ class Queries:
 
     def profile_info(self, profile: DeviceProfile, devices: Iterable[Device]) -> pb.ProfileInfo:
         """One profile with the controller's last word on it."""
-        num_devices = sum(device.profile == profile.name for device in devices)
+        num_devices = sum(profile.name in device.profiles for device in devices)
         last = next(iter(self._store.decisions(profile.name, limit=1)), None)
         message = last.decision.reason if last is not None else "not decided yet"
         if not num_devices:
@@ -137,26 +138,26 @@ class Queries:
         else:
             devices = self._store.devices(request.profile or None)
         if request.profile:
-            devices = [device for device in devices if device.profile == request.profile]
+            devices = [device for device in devices if request.profile in device.profiles]
         since_s = self._now_s() - self._settings.max_age_s
         windows: dict[str, list[Window]] = {}
         for window in self._store.windows(device_id=request.device_id or None, since_s=since_s):
             windows.setdefault(window.device_id, []).append(window)
-        deployments = {item.device_id: item for item in self._store.deployments()}
+        deployments = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
         identities = {item.device_id: item for item in self._store.identities()}
         infos = []
         for device in devices:
             recent = windows.get(device.device_id, [])
-            serving = [window for window in recent if window.digest == device.serving_digest]
-            desired = deployments.get(device.device_id)
+            first = device.hosts[0]
+            desired = deployments.get((device.device_id, first.workload))
             info = pb.DeviceInfo(
                 registration=registration_to_proto(device),
                 profile=device.profile,
                 connected=device.connected,
                 last_seen_time=timestamp(device.last_seen_s),
-                generation=device.serving_generation,
-                serving_digest=device.serving_digest,
-                p95_ms=_merged_p95_ms(serving[-_NUM_DEVICE_WINDOWS:]),
+                generation=first.serving_generation,
+                serving_digest=first.serving_digest,
+                p95_ms=_host_p95_ms(first, recent),
                 rss_bytes=recent[-1].rss_bytes if recent else 0,
                 message=device.message,
             )
@@ -168,6 +169,9 @@ class Queries:
                 info.desired_generation = desired.generation
                 info.desired_digest = desired.digest
                 info.deployment.CopyFrom(views.deployment_info(desired))
+            for host in device.hosted:
+                told = deployments.get((device.device_id, host.workload))
+                info.workloads.append(views.hosted_info(host, told, p95_ms=_host_p95_ms(host, recent)))
             infos.append(info)
         return pb.ListDevicesResponse(devices=infos)
 
@@ -230,16 +234,27 @@ class Queries:
         if request.device_id:
             self.device(request.device_id)
         since_s = seconds(request.since_time, field="since_time") if request.HasField("since_time") else 0.0
-        profiles = {device.device_id: device.profile for device in self._store.devices()}
+        devices = {device.device_id: device for device in self._store.devices()}
         windows = self._store.windows(
             profile=request.profile or None, device_id=request.device_id or None, since_s=since_s
         )
         return pb.ListMeasurementsResponse(
             measurements=[
-                views.measurement(window, profiles.get(window.device_id, ""))
+                views.measurement(window, device.profile_for(window.workload) if device else "")
                 for window in windows[-_MAX_NUM_MEASUREMENTS:]
+                for device in (devices.get(window.device_id),)
             ]
         )
+
+
+def _host_p95_ms(host: HostedWorkload, windows: Iterable[Window]) -> float:
+    """Of what it serves now, from its newest windows."""
+    serving = [
+        window
+        for window in windows
+        if window.digest == host.serving_digest and host.workload in ("", window.workload)
+    ]
+    return _merged_p95_ms(serving[-_NUM_DEVICE_WINDOWS:])
 
 
 def _merged_p95_ms(windows: Iterable[Window]) -> float:

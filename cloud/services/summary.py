@@ -6,6 +6,7 @@ from collections import Counter
 
 from cloud.controller import PAUSED_KEY
 from cloud.domain.evidence import Window
+from cloud.domain.fleet_device import deployments_by_host
 from cloud.services import views
 from cloud.services.convert import timestamp
 from cloud.services.queries import Queries
@@ -23,12 +24,13 @@ def summarise(
 ) -> pb.GetFleetSummaryResponse:
     """What ``edgeloop top`` shows."""
     devices = store.devices()
-    deployments = {item.device_id: item.state.value for item in store.deployments()}
-    newest: dict[str, Window] = {}
+    deployments = deployments_by_host(store.deployments(), store.hosting_devices())
+    newest: dict[tuple[str, str], Window] = {}
     for window in store.windows(since_s=now_s - _RECENT_S):
-        known = newest.get(window.device_id)
-        if known is None or known.end_s <= window.end_s:
-            newest[window.device_id] = window
+        for key in ((window.device_id, ""), (window.device_id, window.workload)):
+            known = newest.get(key)
+            if known is None or known.end_s <= window.end_s:
+                newest[key] = window
     infos = {item.name: item for item in queries.profiles(pb.ListProfilesRequest()).profiles}
     answer = pb.GetFleetSummaryResponse(
         time=timestamp(now_s),
@@ -43,9 +45,16 @@ def summarise(
         ],
         controller_paused=store.get_meta(PAUSED_KEY) == "1",
     )
-    for name in sorted({device.profile for device in devices} | set(infos)):
-        mine = [device for device in devices if device.profile == name]
-        windows = [newest[device.device_id] for device in mine if device.device_id in newest]
+    for name in sorted({name for device in devices for name in device.profiles} | set(infos)):
+        # A device that hosts several workloads counts in the profile of each.
+        mine = [device for device in devices if name in device.profiles]
+        keys = [
+            (device.device_id, host.workload)
+            for device in mine
+            for host in device.hosts
+            if host.profile == name
+        ]
+        windows = [newest[key] for key in keys if key in newest]
         info = infos.get(name, pb.ProfileInfo())
         answer.profiles.append(
             pb.ProfileSummary(
@@ -57,7 +66,9 @@ def summarise(
                 verdict=info.verdict,
                 requests_per_s=sum(_rate(window) for window in windows),
                 max_rss_bytes=max((window.rss_bytes for window in windows), default=0),
-                num_by_state=Counter(deployments.get(device.device_id, "none") for device in mine),
+                num_by_state=Counter(
+                    deployments[key].state.value if key in deployments else "none" for key in keys
+                ),
             )
         )
     return answer

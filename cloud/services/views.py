@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.decisions import Decision
-from cloud.domain.devices import Deployment, DeploymentStatus
+from cloud.domain.devices import Deployment, DeploymentStatus, HostedWorkload
 from cloud.domain.evidence import Window
 from cloud.domain.jobs import Job, JobState
 from cloud.domain.profiles import Constraints
@@ -152,6 +152,23 @@ def job_info(job: Job) -> pb.JobInfo:
         end_time=timestamp(job.end_time_s) if job.end_time_s else None,
         candidate_digests=job.candidate_digests,
     )
+
+
+def hosted_info(host: HostedWorkload, told: Deployment | None, *, p95_ms: float) -> pb.HostedWorkloadInfo:
+    """One of several workloads on a device."""
+    info = pb.HostedWorkloadInfo(
+        workload=host.workload,
+        profile=host.profile,
+        generation=host.serving_generation,
+        serving_digest=host.serving_digest,
+        p95_ms=p95_ms,
+        message=host.message,
+    )
+    if told is not None:
+        info.desired_generation = told.generation
+        info.desired_digest = told.digest
+        info.deployment.CopyFrom(deployment_info(told))
+    return info
 
 
 def deployment_info(deployment: Deployment) -> deployment_pb2.DeploymentStatus:

@@ -1,39 +1,39 @@
-"""Devices, what each was told to run, and what it said of it.
+"""Devices, and what each profile's devices should run.
 
 Rules kept here:
 
-- A device's generations only grow: a new one is above every one that was issued to it and above every one
-  that it ever claimed to have accepted. Issuing reads and writes in one transaction.
-- The same wish is issued once: a controller that restarts and asks again gets the deployment that it had.
-- A deployment ends in the first terminal state that was reported; what is said of it later changes nothing.
-- What a device serves is ordered by the device's own clock within one boot: old word never replaces newer.
+- The highest generation that a device ever claimed never goes down, whatever it registers later.
+- A device that hosts several workloads has a row for each beside its own (``cloud.store.hosted``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from cloud.domain.codec import from_json, to_json
-from cloud.domain.devices import Deployment, DeploymentState, DeploymentStatus, Device
+from cloud.domain.devices import (
+    Device,
+    HostedWorkload,
+)
 from cloud.domain.reconcile import ProfileTarget
-from cloud.domain.rollout import DeploymentIntent
 from cloud.store import schema
 from cloud.store.base import Database
-from edgeloop.errors import RejectedError
-
-#: What a device may fill with statuses of generations that nobody issued.
-MAX_HISTORY_PER_DEVICE = 1000
-
-_SERVING = frozenset({DeploymentState.TRIAL, DeploymentState.ACTIVE})
-_TERMINAL = [state.value for state in DeploymentState if state.terminal]
+from cloud.store.deployments import device_row_for_update
+from cloud.store.hosted import (
+    hosted_workloads,
+    keep_hosted,
+    merged,
+    serving_generation,
+    set_host_profile,
+)
 
 
 class FleetTables(Database):
-    """Devices, deployments, and what each profile currently runs."""
+    """Devices, and what each profile currently runs."""
 
     def register_device(self, device: Device, profile: str | None, message: str, now_s: float) -> Device:
         """Insert or replace; ``generation`` never goes down. Marks it connected; returns what is stored."""
@@ -42,11 +42,13 @@ class FleetTables(Database):
             row = connection.execute(
                 sa.select(table).where(table.c.device_id == device.device_id)
             ).one_or_none()
-            known = None if row is None else _device(row)
+            hosted = hosted_workloads(connection, device.device_id).get(device.device_id, ())
+            known = None if row is None else _device(row, hosted)
             stored = replace(
                 device,
+                hosted=merged(device.hosted, hosted),
                 generation=max(device.generation, known.generation if known else 0),
-                serving_generation=_serving_generation(device, known),
+                serving_generation=serving_generation(device, known),
                 profile=profile or "",
                 message=message,
                 connected=True,
@@ -56,6 +58,8 @@ class FleetTables(Database):
             same_boot = known is not None and known.boot_id == device.boot_id
             serving_time_s = row.serving_time_s if row is not None and same_boot else 0.0
             self._upsert(connection, table, _device_row(stored, serving_time_s=serving_time_s))
+            if stored.hosted or hosted:
+                keep_hosted(connection, stored, same_boot=same_boot)
         return stored
 
     def devices(self, profile: str | None = None) -> list[Device]:
@@ -63,39 +67,54 @@ class FleetTables(Database):
         table = schema.devices
         statement = sa.select(table).order_by(table.c.device_id)
         if profile is not None:
-            statement = statement.where(table.c.profile == profile)
+            hosting = sa.select(schema.device_workloads.c.device_id).where(
+                schema.device_workloads.c.profile == profile
+            )
+            mine = table.c.profile == profile
+            statement = statement.where(sa.or_(mine, table.c.device_id.in_(hosting)) if profile else mine)
         with self._read() as connection:
-            return [_device(row) for row in connection.execute(statement)]
+            hosted = hosted_workloads(connection)
+            return [_device(row, hosted.get(row.device_id, ())) for row in connection.execute(statement)]
 
     def device(self, device_id: str) -> Device | None:
         """None when it never registered."""
         table = schema.devices
         with self._read() as connection:
             row = connection.execute(sa.select(table).where(table.c.device_id == device_id)).one_or_none()
-        return None if row is None else _device(row)
+            hosted = hosted_workloads(connection, device_id).get(device_id, ())
+        return None if row is None else _device(row, hosted)
 
     def device_ids(self) -> set[str]:
         """Of every device that ever registered."""
         with self._read() as connection:
             return set(connection.scalars(sa.select(schema.devices.c.device_id)))
 
+    def hosting_devices(self) -> set[str]:
+        """Ids of those that host several workloads."""
+        with self._read() as connection:
+            return set(hosted_workloads(connection))
+
     def set_device_profile(self, device_id: str, profile: str | None, message: str) -> None:
         """After profiles changed: which one the device belongs to now."""
         self._update_device(device_id, {"profile": profile or "", "message": message})
 
-    def set_device_labels(
-        self, device_id: str, labels: Mapping[str, str], profile: str | None, message: str
-    ) -> None:
+    def set_device_match(self, device: Device) -> None:
+        """After profiles changed: which ones the device and each workload that it hosts belong to now."""
+        with self.transaction():
+            self.set_device_profile(device.device_id, device.profile or None, device.message)
+            with self._write() as connection:
+                for host in device.hosted:
+                    set_host_profile(connection, device.device_id, host.workload, host.profile, host.message)
+
+    def set_device_labels(self, device_id: str, labels: Mapping[str, str]) -> None:
         """After operators bound other labels: as if it had registered with these."""
-        with self._write() as connection:
-            row = self._device_row_for_update(connection, device_id)
+        with self.transaction(), self._write() as connection:
+            row = device_row_for_update(connection, device_id)
             if row is None:
                 return
-            device = replace(_device(row), labels=dict(labels))
-            self._update_device(
-                device_id,
-                {"registration_json": to_json(device), "profile": profile or "", "message": message},
-            )
+            hosted = hosted_workloads(connection, device_id).get(device_id, ())
+            device = replace(_device(row, hosted), labels=dict(labels))
+            self._update_device(device_id, {"registration_json": to_json(device)})
 
     def set_presence(self, device_id: str, connected: bool, now_s: float) -> bool:
         """False when the device is unknown. Going away is not being heard of."""
@@ -107,159 +126,6 @@ class FleetTables(Database):
     def touch(self, device_id: str, now_s: float) -> None:
         """It was heard of."""
         self._update_device(device_id, {"last_seen_s": now_s})
-
-    def issue_deployment(self, intent: DeploymentIntent, now_s: float) -> Deployment:
-        """Give the device a new generation, above every one that was issued to it or that it ever reported.
-
-        The same (rollout_id, digest, manifest_digest) as its newest deployment returns that one, unchanged,
-        as long as the device has not reported a higher generation (it would not obey it then).
-        Raises RejectedError "device-unknown" for a device that never registered.
-        """
-        with self._write() as connection:
-            devices = schema.devices.c
-            # The row is held until commit, so that two control planes on one database take turns.
-            reported = connection.scalar(
-                sa.select(devices.generation).where(devices.device_id == intent.device_id).with_for_update()
-            )
-            if reported is None:
-                raise RejectedError(
-                    f"device {intent.device_id} never registered: start its agent first",
-                    code="device-unknown",
-                )
-            newest = _newest(connection, intent.device_id)
-            if newest is not None and newest.generation >= reported and _same_wish(newest, intent):
-                return newest
-            deployment = Deployment(
-                device_id=intent.device_id,
-                workload=intent.workload,
-                profile=intent.profile,
-                generation=max(reported, newest.generation if newest else 0) + 1,
-                digest=intent.digest,
-                manifest_digest=intent.manifest_digest,
-                rollout_id=intent.rollout_id,
-                decision_id=intent.decision_id,
-                issue_time_s=now_s,
-                update_time_s=now_s,
-            )
-            connection.execute(sa.insert(schema.deployments).values(**_deployment_row(deployment)))
-        return deployment
-
-    def deployments(self, profile: str | None = None) -> list[Deployment]:
-        """The newest of each device, by device id."""
-        table = schema.deployments
-        newest = (
-            sa.select(table.c.device_id, sa.func.max(table.c.generation).label("generation"))
-            .group_by(table.c.device_id)
-            .subquery()
-        )
-        statement = (
-            sa.select(table)
-            .join(
-                newest,
-                sa.and_(table.c.device_id == newest.c.device_id, table.c.generation == newest.c.generation),
-            )
-            .order_by(table.c.device_id)
-        )
-        if profile is not None:
-            statement = statement.where(table.c.profile == profile)
-        with self._read() as connection:
-            return [_deployment(row) for row in connection.execute(statement)]
-
-    def deployment(self, device_id: str) -> Deployment | None:
-        """The newest; None when it was never told to run anything."""
-        with self._read() as connection:
-            return _newest(connection, device_id)
-
-    def set_signed(self, device_id: str, generation: int, signed: bytes) -> None:
-        """Keep the bytes that are published."""
-        table = schema.deployments
-        with self._write() as connection:
-            connection.execute(
-                sa.update(table)
-                .where(table.c.device_id == device_id, table.c.generation == generation)
-                .values(signed=signed)
-            )
-
-    def record_status(self, status: DeploymentStatus, now_s: float) -> bool:
-        """False when it was known already, or came after a terminal state of the same generation.
-
-        Raises RejectedError "device-unknown" for a device that never registered, and "deployment-digest" when
-        the generation was issued with another digest.
-        """
-        history = schema.deployment_history.c
-        with self._write() as connection:
-            device = self._device_row_for_update(connection, status.device_id)
-            if device is None:
-                raise RejectedError(
-                    f"device {status.device_id} is not registered: register first", code="device-unknown"
-                )
-            if status.state is DeploymentState.REFUSED:
-                # Nothing that the device runs or accepted changes by it: the newest of a generation is kept.
-                refused = connection.scalar(
-                    sa.select(history.event_time_s).where(
-                        history.device_id == status.device_id,
-                        history.generation == status.generation,
-                        history.state == status.state.value,
-                    )
-                )
-                if refused is not None and refused >= status.event_time_s:
-                    return False
-                self._upsert(connection, schema.deployment_history, _history_row(status, now_s))
-                _trim_history(connection, status.device_id)
-                return True
-            deployment = _one_deployment(connection, status.device_id, status.generation)
-            if deployment is not None and deployment.digest != status.digest:
-                raise RejectedError(
-                    f"generation {status.generation} of {status.device_id} is {deployment.digest[:12]}, not "
-                    f"{status.digest[:12]}: report the digest that was deployed",
-                    code="deployment-digest",
-                )
-            of_generation = sa.and_(
-                history.device_id == status.device_id,
-                history.generation == status.generation,
-                history.state != DeploymentState.REFUSED.value,
-            )
-            known = {
-                row.state: row.progress
-                for row in connection.execute(sa.select(history.state, history.progress).where(of_generation))
-            }
-            if not _may_follow(status, known):
-                return False
-            if known.get(status.state.value, -1.0) >= status.progress:
-                return False
-            self._upsert(connection, schema.deployment_history, _history_row(status, now_s))
-            _trim_history(connection, status.device_id)
-            if deployment is not None and _comes_after(status.state, known):
-                _update_deployment(connection, status, now_s)
-            self._note_serving(connection, device, status, now_s)
-        return True
-
-    def history(self, device_id: str, limit: int = 100) -> list[DeploymentStatus]:
-        """Newest first."""
-        table = schema.deployment_history
-        statement = (
-            sa.select(table)
-            .where(table.c.device_id == device_id)
-            .order_by(table.c.receive_time_s.desc(), table.c.generation.desc(), table.c.event_time_s.desc())
-            .limit(limit)
-        )
-        with self._read() as connection:
-            return [_status(row) for row in connection.execute(statement)]
-
-    def statuses_since(
-        self, since_s: float, *, device_id: str | None = None, profile: str | None = None, limit: int
-    ) -> list[tuple[float, DeploymentStatus]]:
-        """With the time when each was received, newest first, at most ``limit``."""
-        table, devices = schema.deployment_history, schema.devices
-        statement = sa.select(table).where(table.c.receive_time_s >= since_s)
-        if device_id is not None:
-            statement = statement.where(table.c.device_id == device_id)
-        if profile is not None:
-            of_profile = sa.select(devices.c.device_id).where(devices.c.profile == profile)
-            statement = statement.where(table.c.device_id.in_(of_profile))
-        statement = statement.order_by(table.c.receive_time_s.desc()).limit(limit)
-        with self._read() as connection:
-            return [(row.receive_time_s, _status(row)) for row in connection.execute(statement)]
 
     def set_current(
         self, profile: str, digest: str, *, manifest_digest: str, rollout_id: str, now_s: float
@@ -304,114 +170,6 @@ class FleetTables(Database):
             )
             return result.rowcount == 1
 
-    def _device_row_for_update(self, connection: sa.Connection, device_id: str) -> sa.Row[Any] | None:
-        table = schema.devices
-        statement = sa.select(table).where(table.c.device_id == device_id).with_for_update()
-        return connection.execute(statement).one_or_none()
-
-    def _note_serving(
-        self, connection: sa.Connection, device: sa.Row[Any], status: DeploymentStatus, now_s: float
-    ) -> None:
-        """A status proves that the device accepted its generation, and maybe that it serves it."""
-        values: dict[str, Any] = {
-            "generation": max(device.generation, status.generation),
-            "last_seen_s": max(device.last_seen_s, now_s),
-        }
-        if status.state in _SERVING and status.event_time_s >= device.serving_time_s:
-            values |= {
-                "serving_digest": status.digest,
-                "serving_generation": status.generation,
-                "serving_time_s": status.event_time_s,
-            }
-        table = schema.devices
-        connection.execute(sa.update(table).where(table.c.device_id == status.device_id).values(**values))
-
-
-_ORDER = {state.value: position for position, state in enumerate(DeploymentState)}
-
-
-def _may_follow(status: DeploymentStatus, known: Iterable[str]) -> bool:
-    """A deployment ends once. Only what the device gave up in a crash loop may have been active before."""
-    ends = {other for other in map(DeploymentState, known) if other.terminal}
-    return not ends or (_gave_up(status) and ends == {DeploymentState.ACTIVE})
-
-
-def _gave_up(status: DeploymentStatus) -> bool:
-    return status.state is DeploymentState.ROLLED_BACK and status.code == "crash-loop"
-
-
-def _comes_after(state: DeploymentState, known: Iterable[str]) -> bool:
-    """Statuses may arrive out of order: a deployment never goes back to an earlier state."""
-    return all(_ORDER[state.value] >= _ORDER[other] for other in known)
-
-
-def _same_wish(deployment: Deployment, intent: DeploymentIntent) -> bool:
-    return (deployment.rollout_id, deployment.digest, deployment.manifest_digest) == (
-        intent.rollout_id,
-        intent.digest,
-        intent.manifest_digest,
-    )
-
-
-def _serving_generation(device: Device, known: Device | None) -> int:
-    """A registration names the digest that it serves, and not always the generation that brought it."""
-    if not device.serving_digest:
-        return 0
-    if device.serving_generation:
-        return device.serving_generation
-    if known is not None and known.serving_digest == device.serving_digest:
-        return known.serving_generation
-    return device.generation
-
-
-def _newest(connection: sa.Connection, device_id: str) -> Deployment | None:
-    table = schema.deployments
-    row = connection.execute(
-        sa.select(table).where(table.c.device_id == device_id).order_by(table.c.generation.desc()).limit(1)
-    ).one_or_none()
-    return None if row is None else _deployment(row)
-
-
-def _one_deployment(connection: sa.Connection, device_id: str, generation: int) -> Deployment | None:
-    table = schema.deployments
-    row = connection.execute(
-        sa.select(table).where(table.c.device_id == device_id, table.c.generation == generation)
-    ).one_or_none()
-    return None if row is None else _deployment(row)
-
-
-def _update_deployment(connection: sa.Connection, status: DeploymentStatus, now_s: float) -> None:
-    table = schema.deployments
-    ended = _TERMINAL if not _gave_up(status) else [end for end in _TERMINAL if end != "active"]
-    connection.execute(
-        sa.update(table)
-        .where(
-            table.c.device_id == status.device_id,
-            table.c.generation == status.generation,
-            table.c.state.not_in(ended),
-        )
-        .values(
-            state=status.state.value,
-            code=status.code,
-            message=status.message,
-            progress=status.progress,
-            update_time_s=now_s,
-        )
-    )
-
-
-def _trim_history(connection: sa.Connection, device_id: str) -> None:
-    table = schema.deployment_history
-    cut = connection.scalar(
-        sa.select(table.c.generation)
-        .where(table.c.device_id == device_id)
-        .order_by(table.c.generation.desc())
-        .offset(MAX_HISTORY_PER_DEVICE)
-        .limit(1)
-    )
-    if cut is not None:
-        connection.execute(sa.delete(table).where(table.c.device_id == device_id, table.c.generation <= cut))
-
 
 def _device_row(device: Device, *, serving_time_s: float) -> dict[str, Any]:
     return {
@@ -430,10 +188,11 @@ def _device_row(device: Device, *, serving_time_s: float) -> dict[str, Any]:
     }
 
 
-def _device(row: sa.Row[Any]) -> Device:
+def _device(row: sa.Row[Any], hosted: tuple[HostedWorkload, ...]) -> Device:
     """The columns are newer than the text beside them, which is as the device last registered."""
     return replace(
         from_json(Device, row.registration_json),
+        hosted=hosted,
         profile=row.profile,
         message=row.message,
         connected=row.connected,
@@ -443,40 +202,3 @@ def _device(row: sa.Row[Any]) -> Device:
         serving_digest=row.serving_digest,
         serving_generation=row.serving_generation,
     )
-
-
-def _deployment_row(deployment: Deployment) -> dict[str, Any]:
-    return {column.name: getattr(deployment, column.name) for column in schema.deployments.columns} | {
-        "state": deployment.state.value
-    }
-
-
-def _deployment(row: sa.Row[Any]) -> Deployment:
-    return Deployment(**{**row._mapping, "state": DeploymentState(row.state), "signed": bytes(row.signed)})
-
-
-def _status(row: sa.Row[Any]) -> DeploymentStatus:
-    return DeploymentStatus(
-        device_id=row.device_id,
-        generation=row.generation,
-        digest=row.digest,
-        state=DeploymentState(row.state),
-        code=row.code,
-        message=row.message,
-        event_time_s=row.event_time_s,
-        progress=row.progress,
-    )
-
-
-def _history_row(status: DeploymentStatus, now_s: float) -> dict[str, Any]:
-    return {
-        "device_id": status.device_id,
-        "generation": status.generation,
-        "state": status.state.value,
-        "digest": status.digest,
-        "code": status.code,
-        "message": status.message,
-        "progress": status.progress,
-        "event_time_s": status.event_time_s,
-        "receive_time_s": now_s,
-    }

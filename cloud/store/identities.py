@@ -87,6 +87,7 @@ class IdentityTables(Database):
             for table in (
                 schema.deployment_history,
                 schema.deployments,
+                schema.device_workloads,
                 schema.devices,
                 schema.identities,
             ):

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from cloud.domain.evidence import Window
 from cloud.store import schema
 from cloud.store.base import Database
+from cloud.store.hosted import any_hosted, note_served
 from edgeloop.sketch import LatencySketch
 
 
@@ -72,10 +73,14 @@ class ReportTables(Database):
         )
         if profile is not None:
             members = sa.select(schema.devices.c.device_id).where(schema.devices.c.profile == profile)
-            statement = statement.where(table.c.device_id.in_(members))
         if device_id is not None:
             statement = statement.where(table.c.device_id == device_id)
         with self._read() as connection:
+            if profile is not None:
+                mine: sa.ColumnElement[bool] = table.c.device_id.in_(members)
+                if any_hosted(connection):
+                    mine = _measured_under(profile, mine)
+                statement = statement.where(mine)
             return [_window(row) for row in connection.execute(statement)]
 
     def prune_reports(self, before_s: float) -> int:
@@ -106,6 +111,17 @@ def _insert_rows(connection: sa.Connection, statement: sa.Insert, rows: Sequence
     return connection.exec_driver_sql(str(compiled), [row._asdict() for row in rows]).rowcount
 
 
+def _measured_under(profile: str, mine: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Windows of the profile, where a device may have one for each of its workloads."""
+    table, hosted = schema.reports, schema.device_workloads
+    under = sa.exists().where(
+        hosted.c.device_id == table.c.device_id,
+        hosted.c.workload == table.c.workload,
+        hosted.c.profile == profile,
+    )
+    return sa.or_(sa.and_(mine, table.c.device_id.not_in(sa.select(hosted.c.device_id))), under)
+
+
 def _note_devices(connection: sa.Connection, rows: Sequence[ReportRow], now_s: float) -> None:
     newest: dict[str, ReportRow] = {}
     for row in rows:
@@ -121,13 +137,13 @@ def _note_devices(connection: sa.Connection, rows: Sequence[ReportRow], now_s: f
         .values(last_seen_s=sa.bindparam("at_s")),
         [{"of_device": row.device_id, "at_s": now_s} for row in ordered],
     )
+    of_device = [table.c.device_id == sa.bindparam("of_device"), table.c.boot_id == sa.bindparam("of_boot")]
+    if any_hosted(connection):
+        _note_hosted(connection, rows)
+        of_device.append(table.c.device_id.not_in(sa.select(schema.device_workloads.c.device_id)))
     connection.execute(
         sa.update(table)
-        .where(
-            table.c.device_id == sa.bindparam("of_device"),
-            table.c.boot_id == sa.bindparam("of_boot"),
-            table.c.serving_time_s <= sa.bindparam("at_s"),
-        )
+        .where(*of_device, table.c.serving_time_s <= sa.bindparam("at_s"))
         .values(
             serving_digest=sa.bindparam("new_digest"),
             serving_generation=sa.bindparam("new_generation"),
@@ -144,6 +160,39 @@ def _note_devices(connection: sa.Connection, rows: Sequence[ReportRow], now_s: f
             for row in ordered
         ],
     )
+
+
+def _note_hosted(connection: sa.Connection, rows: Sequence[ReportRow]) -> None:
+    """What each workload of a device serves; a device that hosts none, or booted anew since, has no say."""
+    table = schema.devices
+    ids = sorted({row.device_id for row in rows})
+    boots: dict[str, str] = {}
+    for first in range(0, len(ids), 500):
+        statement = sa.select(table.c.device_id, table.c.boot_id).where(
+            table.c.device_id.in_(ids[first : first + 500]),
+            table.c.device_id.in_(sa.select(schema.device_workloads.c.device_id)),
+        )
+        boots.update((row.device_id, row.boot_id) for row in connection.execute(statement))
+    newest: dict[tuple[str, str], ReportRow] = {}
+    for row in rows:
+        if boots.get(row.device_id) == row.boot_id:
+            known = newest.get((row.device_id, row.workload))
+            if known is None or row.end_s >= known.end_s:
+                newest[row.device_id, row.workload] = row
+    if newest:
+        note_served(
+            connection,
+            [
+                {
+                    "of_device": device_id,
+                    "of_workload": workload,
+                    "new_digest": newest[device_id, workload].digest,
+                    "new_generation": newest[device_id, workload].generation,
+                    "at_s": newest[device_id, workload].end_s,
+                }
+                for device_id, workload in sorted(newest)
+            ],
+        )
 
 
 @lru_cache(maxsize=8192)

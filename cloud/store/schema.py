@@ -127,6 +127,25 @@ devices = Table(
     Index("devices_by_profile", "profile"),
 )
 
+# Of devices that were configured to host several workloads, those that their newest registration names; a
+# device that runs one, whichever, has no row here.
+device_workloads = Table(
+    "device_workloads",
+    metadata,
+    Column("device_id", _NAME, ForeignKey("devices.device_id"), primary_key=True),
+    Column("workload", _NAME, primary_key=True),
+    # Place in the device's own list, from 0.
+    Column("position", Integer, nullable=False),
+    Column("profile", _NAME, nullable=False),
+    Column("message", Text, nullable=False),
+    # Each of these as in devices.
+    Column("generation", BigInteger, nullable=False),
+    Column("serving_digest", _DIGEST, nullable=False),
+    Column("serving_generation", BigInteger, nullable=False),
+    Column("serving_time_s", Double, nullable=False),
+    Index("device_workloads_by_profile", "profile"),
+)
+
 deployments = Table(
     "deployments",
     metadata,

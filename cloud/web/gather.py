@@ -16,6 +16,7 @@ from itertools import groupby
 
 from cloud.domain.devices import DeploymentState, Device
 from cloud.domain.evidence import Window
+from cloud.domain.fleet_device import deployments_by_host
 from cloud.domain.jobs import JobState
 from cloud.domain.settings import PolicySettings
 from cloud.metrics import PlaneState
@@ -118,12 +119,14 @@ class FleetPage:
     def _history(self, profile: str, devices: Iterable[Device], now_s: float) -> tuple[Point, ...]:
         """Of the devices that were heard of last: those that serve, whatever the fleet's size."""
         mine = sorted(
-            (item for item in devices if item.profile == profile and profile),
+            (item for item in devices if profile and profile in item.profiles),
             key=lambda item: (-item.last_seen_s, item.device_id),
         )
         windows: list[Window] = []
         for device in mine[:_HISTORY_DEVICES]:
-            windows += self._store.windows(device_id=device.device_id, since_s=now_s - _HISTORY_S)
+            recent = self._store.windows(device_id=device.device_id, since_s=now_s - _HISTORY_S)
+            # One that hosts several workloads measures each under another profile.
+            windows += [window for window in recent if device.profile_for(window.workload) == profile]
         return history(windows, now_s)
 
     def _of_jobs(self, now_s: float) -> Iterable[Notice]:
@@ -132,16 +135,18 @@ class FleetPage:
                 yield Notice(about=f"{job.kind.value} job {job.job_id}", text=_cut(f"failed: {job.message}"))
 
     def _of_devices(self, devices: Iterable[Device]) -> Iterable[Notice]:
-        deployments = {item.device_id: item for item in self._store.deployments()}
+        deployments = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
         for device in devices:
             said = []
             if not device.connected:
                 said.append("not connected")
             if device.message:
                 said.append(device.message)
-            desired = deployments.get(device.device_id)
-            if desired is not None and desired.state in _REFUSALS:
-                said.append(f"{desired.state.value} ({desired.code}): {desired.message}")
+            for host in device.hosts:
+                desired = deployments.get((device.device_id, host.workload))
+                if desired is not None and desired.state in _REFUSALS:
+                    named = f"{host.workload} " if host.workload else ""
+                    said.append(f"{named}{desired.state.value} ({desired.code}): {desired.message}")
             if said:
                 yield Notice(about=f"device {_cut(device.device_id)}", text=_cut("; ".join(said)))
 

@@ -8,6 +8,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from edge_agent.config import AgentConfig
@@ -25,11 +26,13 @@ class _Source(Protocol):
 class Sensors:
     """``start`` once, ``close`` once; on the agent's own thread."""
 
-    def __init__(self, config: AgentConfig, engine: InferenceEngine) -> None:
+    def __init__(self, config: AgentConfig, engines: Mapping[str, InferenceEngine]) -> None:
+        """``engines`` by workload; a source without one goes to that of ""."""
         self._config = config
-        self._asker = Asker(
-            engine, timeout_s=config.serve_timeout_s, max_bytes=config.serve_max_request_bytes
-        )
+        self._askers = {
+            name: Asker(engine, timeout_s=config.serve_timeout_s, max_bytes=config.serve_max_request_bytes)
+            for name, engine in engines.items()
+        }
         self.counts = SourceCounts(
             [folder.name for folder in config.folders] + [bridge.name for bridge in config.bridges]
         )
@@ -41,19 +44,30 @@ class Sensors:
         if config.folders:
             from edge_agent.sensors.folder import FolderSource
 
-            self._start([FolderSource(folder, self._asker, self.counts) for folder in config.folders])
+            self._start(
+                [
+                    FolderSource(folder, self._askers[folder.workload], self.counts)
+                    for folder in config.folders
+                ]
+            )
         if config.bridges:
             from edge_agent.sensors.bridge import Bridge
 
             self._start(
                 [
-                    Bridge(bridge, self._asker, self.counts, client_id=f"{config.device_id}-{bridge.name}")
+                    Bridge(
+                        bridge,
+                        self._askers[bridge.workload],
+                        self.counts,
+                        client_id=f"{config.device_id}-{bridge.name}",
+                    )
                     for bridge in config.bridges
                 ]
             )
 
     def close(self) -> None:
-        self._asker.stop()
+        for asker in self._askers.values():
+            asker.stop()
         for source in self._running:  # all at once, so that the waits for their threads overlap
             source.stop()
         for source in self._running:

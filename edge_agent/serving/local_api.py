@@ -11,7 +11,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from edge_agent.batching import render_batches
@@ -39,14 +39,14 @@ class LocalApi:
     def __init__(
         self,
         config: AgentConfig,
-        engine: InferenceEngine,
+        engines: Mapping[str, InferenceEngine],
         *,
         status: Callable[[], AgentStatus | None],
         more_metrics: Callable[[], list[str]] = list,
     ) -> None:
         self._config = config
-        self._engine = engine
-        self._service = ModelService(engine, timeout_s=config.serve_timeout_s)
+        self._engines = engines
+        self._service = ModelService(engines, timeout_s=config.serve_timeout_s)
         self._metrics = ServingMetrics()
         self._status = status
         self._more_metrics = more_metrics
@@ -131,6 +131,6 @@ class LocalApi:
         status = self._status()
         return [
             *(render_status(status) if status is not None else ()),
-            *render_batches({"": self._engine}),
+            *render_batches(self._engines),
             *self._more_metrics(),
         ]

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from edge_agent.status_file import AgentStatus
+from edge_agent.status_file import AgentStatus, WorkloadStatus
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -71,13 +71,17 @@ def render_status(status: AgentStatus) -> list[str]:
     lines = _head("edgeloop_agent_info", "gauge", "Who this is.")
     lines.append(_line("edgeloop_agent_info", info, 1))
     lines += _head("edgeloop_model_info", "gauge", "The model that serves; absent when none does.")
-    if status.serving_digest:
+    for hosted in status.workloads:
+        if hosted.serving_digest:
+            labels = {"workload": hosted.workload, "digest": hosted.serving_digest}
+            lines.append(_line("edgeloop_model_info", labels, 1))
+    if status.serving_digest and not status.workloads:
         model = {"workload": status.workload, "digest": status.serving_digest}
         lines.append(_line("edgeloop_model_info", model, 1))
     lines += _head("edgeloop_deployment_info", "gauge", "State of the newest deployment.")
     lines.append(_line("edgeloop_deployment_info", {"state": status.state, "code": status.code}, 1))
     for name, kind, text, value in (
-        ("edgeloop_serving_ready", "gauge", "1 while a verified model serves.", bool(status.serving_digest)),
+        ("edgeloop_serving_ready", "gauge", "1 while a verified model serves.", _is_ready(status)),
         ("edgeloop_serving_generation", "gauge", "Generation that serves.", status.serving_generation),
         ("edgeloop_deployment_generation", "gauge", "Newest generation seen.", status.generation),
         ("edgeloop_inferences_total", "counter", "Samples that models served.", status.num_requests),
@@ -98,13 +102,44 @@ def render_status(status: AgentStatus) -> list[str]:
             bool(status.spool_problem),
         ),
         ("edgeloop_quarantined_models", "gauge", "Models that failed here.", status.num_quarantined),
+        ("edgeloop_deltas_total", "counter", "Models made of a delta.", status.num_deltas),
+        (
+            "edgeloop_deltas_given_up_total",
+            "counter",
+            "Deltas given up for the whole model.",
+            status.num_deltas_given_up,
+        ),
         ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", status.rss_bytes),
         ("process_start_time_seconds", "gauge", "Start of the process.", status.start_time_s),
         ("edgeloop_status_time_seconds", "gauge", "When these were written down.", status.update_time_s),
     ):
         lines += _head(name, kind, text)
         lines.append(_line(name, {}, value))
+    return lines + _render_workloads(status.workloads)
+
+
+def _render_workloads(workloads: Sequence[WorkloadStatus]) -> list[str]:
+    """Each of several workloads by its name, which comes from this device's own settings."""
+    lines: list[str] = []
+    for name, kind, text, value in (
+        ("ready", "gauge", "1 while its verified model serves.", lambda w: bool(w.serving_digest)),
+        ("serving_generation", "gauge", "Generation that serves.", lambda w: w.serving_generation),
+        ("deployment_generation", "gauge", "Newest generation seen.", lambda w: w.generation),
+        ("inferences_total", "counter", "Samples that its models served.", lambda w: w.num_requests),
+        ("inference_errors_total", "counter", "Samples that its models failed on.", lambda w: w.num_errors),
+        ("quarantined_models", "gauge", "Models that failed here.", lambda w: w.num_quarantined),
+    ):
+        if workloads:
+            lines += _head(f"edgeloop_workload_{name}", kind, text)
+        lines += [_line(f"edgeloop_workload_{name}", {"workload": w.workload}, value(w)) for w in workloads]
     return lines
+
+
+def _is_ready(status: AgentStatus) -> bool:
+    """Whether all that is hosted serves."""
+    if status.workloads:
+        return all(workload.serving_digest for workload in status.workloads)
+    return bool(status.serving_digest)
 
 
 def exposition(lines: Iterable[str]) -> bytes:

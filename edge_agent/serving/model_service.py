@@ -1,4 +1,4 @@
-"""What the local API offers, whatever the transport: one model under the name of its workload.
+"""What the local API offers, whatever the transport: each model under the name of its workload.
 
 Rules that this module keeps:
 
@@ -8,13 +8,13 @@ Rules that this module keeps:
 - The version of a model is the first 12 digits of its digest. A caller that names none gets whichever serves;
   one that names a version gets that very one or "not found", never another.
 - Nothing waits for longer than its deadline: what has not begun by then never runs.
-- Requests go through the agent's one engine, so they are metered, and count in a trial, as all others do.
+- A request goes through the engine of its workload, so it is metered, and counts in a trial, as all are.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -64,23 +64,25 @@ class Inference:
 class ModelService:
     """Called from any thread."""
 
-    def __init__(self, engine: InferenceEngine, *, timeout_s: float) -> None:
-        self._engine = engine
+    def __init__(self, engines: Mapping[str, InferenceEngine], *, timeout_s: float) -> None:
+        """``engines`` by workload; one under "" serves whichever it was given."""
+        self._engines = dict(engines)
         self._timeout_s = timeout_s
 
     @property
     def ready(self) -> bool:
-        """Whether a verified model serves."""
-        return self._engine.serving is not None
+        """Whether every workload has a verified model that serves."""
+        return all(engine.serving is not None for engine in self._engines.values())
 
     def is_ready(self, name: str, version: str) -> bool:
         """Whether this model serves, in this version if one is named."""
-        model = self._engine.serving
+        engine = self._engine_of(name)
+        model = engine.serving if engine is not None else None
         return model is not None and model.workload == name and _is_version(model, version)
 
     def metadata(self, name: str, version: str) -> ModelMetadata:
         """What it takes and gives. Raises ``no-model``, ``model-unknown``, ``version-unknown``."""
-        model = self._find(name, version)
+        _, model = self._find(name, version)
         runtime = model.runtime
         return ModelMetadata(
             name=model.workload,
@@ -91,8 +93,10 @@ class ModelService:
 
     def max_request_bytes(self, bytes_per_element: int) -> int:
         """Upper bound of what the largest batch takes, with room for the rest of a request."""
-        model = self._engine.serving
-        num_elements = int(np.prod(model.one_shape)) if model is not None else 0
+        models = (engine.serving for engine in self._engines.values())
+        num_elements = max(
+            (int(np.prod(model.one_shape)) for model in models if model is not None), default=0
+        )
         return MAX_BATCH * num_elements * bytes_per_element + (64 << 10)
 
     def infer(
@@ -110,7 +114,7 @@ class ModelService:
         ``RejectedError`` (``model-unknown``, ``version-unknown``, ``input-...``, ``output-name``,
         ``model-run``).
         """
-        model = self._find(name, version)
+        engine, model = self._find(name, version)
         array = _only_input(model, inputs)
         output_name = model.runtime.output_name
         for wanted in output_names:
@@ -119,7 +123,7 @@ class ModelService:
                     f"output {wanted[:80]!r} is unknown; the model has {output_name!r}", code="output-name"
                 )
         wait_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
-        future = self._engine.submit(array, deadline_s=time.monotonic() + wait_s)
+        future = engine.submit(array, deadline_s=time.monotonic() + wait_s)
         try:
             result = future.result(max(wait_s, 0.0))
         except (FutureTimeoutError, CancelledError):
@@ -130,8 +134,17 @@ class ModelService:
             ) from None
         return Inference(version=version_of(result.digest), output_name=output_name, outputs=result.outputs)
 
-    def _find(self, name: str, version: str) -> ServedModel:
-        model = self._engine.serving
+    def _engine_of(self, name: str) -> InferenceEngine | None:
+        return self._engines.get("") or self._engines.get(name)
+
+    def _find(self, name: str, version: str) -> tuple[InferenceEngine, ServedModel]:
+        engine = self._engine_of(name)
+        if engine is None:
+            known = ", ".join(map(repr, sorted(self._engines)))
+            raise RejectedError(
+                f"model {name[:80]!r} is unknown; this agent serves {known}", code="model-unknown"
+            )
+        model = engine.serving
         if model is None:
             raise TransientError("no model is installed yet; try again later", code="no-model")
         if name != model.workload:
@@ -144,7 +157,7 @@ class ModelService:
                 f"{version_of(model.digest)!r}",
                 code="version-unknown",
             )
-        return model
+        return engine, model
 
 
 def version_of(digest: str) -> str:

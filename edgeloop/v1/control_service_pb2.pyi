@@ -189,8 +189,30 @@ class ProfileInfo(_message.Message):
     message: str
     def __init__(self, name: _Optional[str] = ..., workload: _Optional[str] = ..., constraints: _Optional[_Union[ConstraintsInfo, _Mapping]] = ..., spec_json: _Optional[str] = ..., num_devices: _Optional[int] = ..., current_digest: _Optional[str] = ..., measured_p95_ms: _Optional[float] = ..., num_samples: _Optional[int] = ..., verdict: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
+class HostedWorkloadInfo(_message.Message):
+    __slots__ = ("workload", "profile", "desired_generation", "desired_digest", "generation", "serving_digest", "deployment", "p95_ms", "message")
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SERVING_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    P95_MS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    workload: str
+    profile: str
+    desired_generation: int
+    desired_digest: str
+    generation: int
+    serving_digest: str
+    deployment: _deployment_pb2.DeploymentStatus
+    p95_ms: float
+    message: str
+    def __init__(self, workload: _Optional[str] = ..., profile: _Optional[str] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
+
 class DeviceInfo(_message.Message):
-    __slots__ = ("registration", "profile", "connected", "last_seen_time", "desired_generation", "desired_digest", "generation", "serving_digest", "deployment", "p95_ms", "rss_bytes", "message", "identity_state", "certificate_expire_time")
+    __slots__ = ("registration", "profile", "connected", "last_seen_time", "desired_generation", "desired_digest", "generation", "serving_digest", "deployment", "p95_ms", "rss_bytes", "message", "identity_state", "certificate_expire_time", "workloads")
     REGISTRATION_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +227,7 @@ class DeviceInfo(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_STATE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    WORKLOADS_FIELD_NUMBER: _ClassVar[int]
     registration: _device_pb2.Registration
     profile: str
     connected: bool
@@ -219,7 +242,8 @@ class DeviceInfo(_message.Message):
     message: str
     identity_state: str
     certificate_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., message: _Optional[str] = ..., identity_state: _Optional[str] = ..., certificate_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    workloads: _containers.RepeatedCompositeFieldContainer[HostedWorkloadInfo]
+    def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., desired_generation: _Optional[int] = ..., desired_digest: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., deployment: _Optional[_Union[_deployment_pb2.DeploymentStatus, _Mapping]] = ..., p95_ms: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., message: _Optional[str] = ..., identity_state: _Optional[str] = ..., certificate_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workloads: _Optional[_Iterable[_Union[HostedWorkloadInfo, _Mapping]]] = ...) -> None: ...
 
 class CandidateInfo(_message.Message):
     __slots__ = ("digest", "workload", "profile", "parent_digest", "spec_json", "precision", "accuracy", "test_accuracy", "artifact_bytes", "macs", "num_parameters", "latency_p50_ms", "latency_p95_ms", "peak_rss_bytes", "on_front", "rejected_reason", "predicted_p95_ms", "create_time", "metric", "executable_bytes", "proposed_reason", "int8_loss")

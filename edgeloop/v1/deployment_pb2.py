@@ -25,27 +25,29 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64geloop/v1/deployment.proto\x12\x0b\x65\x64geloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\nDeployment\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x10\n\x08workload\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12.\n\nissue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65\x63ision_id\x18\t \x01(\t\x12\x12\n\nrollout_id\x18\n \x01(\t\"I\n\x10SignedDeployment\x12\x12\n\ndeployment\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"d\n\x0c\x44irectorKeys\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x13\n\x0bpublic_keys\x18\x02 \x03(\x0c\x12.\n\nissue_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x12SignedDirectorKeys\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"D\n\x10\x44irectorKeyChain\x12\x30\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1f.edgeloop.v1.SignedDirectorKeys\"y\n\x0c\x42lockRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x10\n\x08manifest\x18\x04 \x01(\x08\x12\x0e\n\x06\x62locks\x18\x05 \x03(\r\x12\x0b\n\x03tuf\x18\x18 \x01(\x08\"\xd7\x01\n\x10\x44\x65ploymentStatus\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.edgeloop.v1.DeploymentState\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\nevent_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08progress\x18\x08 \x01(\x01*\xe7\x02\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_FETCHING\x10\x02\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_VERIFYING\x10\x03\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_TESTING\x10\x04\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_TRIAL\x10\x05\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_ACTIVE\x10\x06\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_REJECTED\x10\x07\x12 \n\x1c\x44\x45PLOYMENT_STATE_ROLLED_BACK\x10\x08\x12\x1f\n\x1b\x44\x45PLOYMENT_STATE_SUPERSEDED\x10\t\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_REFUSED\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x64geloop/v1/deployment.proto\x12\x0b\x65\x64geloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\nDeployment\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x10\n\x08workload\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12.\n\nissue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65\x63ision_id\x18\t \x01(\t\x12\x12\n\nrollout_id\x18\n \x01(\t\x12!\n\x05\x64\x65lta\x18\r \x01(\x0b\x32\x12.edgeloop.v1.Delta\"g\n\x05\x44\x65lta\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x15\n\rblock_digests\x18\x04 \x03(\x0c\x12\x0e\n\x06\x66ormat\x18\x05 \x01(\t\"I\n\x10SignedDeployment\x12\x12\n\ndeployment\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"d\n\x0c\x44irectorKeys\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x13\n\x0bpublic_keys\x18\x02 \x03(\x0c\x12.\n\nissue_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x12SignedDirectorKeys\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"D\n\x10\x44irectorKeyChain\x12\x30\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1f.edgeloop.v1.SignedDirectorKeys\"y\n\x0c\x42lockRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x10\n\x08manifest\x18\x04 \x01(\x08\x12\x0e\n\x06\x62locks\x18\x05 \x03(\r\x12\x0b\n\x03tuf\x18\x18 \x01(\x08\"\xd7\x01\n\x10\x44\x65ploymentStatus\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.edgeloop.v1.DeploymentState\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\nevent_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08progress\x18\x08 \x01(\x01*\xe7\x02\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_FETCHING\x10\x02\x12\x1e\n\x1a\x44\x45PLOYMENT_STATE_VERIFYING\x10\x03\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_TESTING\x10\x04\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_TRIAL\x10\x05\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_ACTIVE\x10\x06\x12\x1d\n\x19\x44\x45PLOYMENT_STATE_REJECTED\x10\x07\x12 \n\x1c\x44\x45PLOYMENT_STATE_ROLLED_BACK\x10\x08\x12\x1f\n\x1b\x44\x45PLOYMENT_STATE_SUPERSEDED\x10\t\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_REFUSED\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edgeloop.v1.deployment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEPLOYMENTSTATE']._serialized_start=1006
-  _globals['_DEPLOYMENTSTATE']._serialized_end=1365
+  _globals['_DEPLOYMENTSTATE']._serialized_start=1146
+  _globals['_DEPLOYMENTSTATE']._serialized_end=1505
   _globals['_DEPLOYMENT']._serialized_start=79
-  _globals['_DEPLOYMENT']._serialized_end=344
-  _globals['_SIGNEDDEPLOYMENT']._serialized_start=346
-  _globals['_SIGNEDDEPLOYMENT']._serialized_end=419
-  _globals['_DIRECTORKEYS']._serialized_start=421
-  _globals['_DIRECTORKEYS']._serialized_end=521
-  _globals['_SIGNEDDIRECTORKEYS']._serialized_start=523
-  _globals['_SIGNEDDIRECTORKEYS']._serialized_end=592
-  _globals['_DIRECTORKEYCHAIN']._serialized_start=594
-  _globals['_DIRECTORKEYCHAIN']._serialized_end=662
-  _globals['_BLOCKREQUEST']._serialized_start=664
-  _globals['_BLOCKREQUEST']._serialized_end=785
-  _globals['_DEPLOYMENTSTATUS']._serialized_start=788
-  _globals['_DEPLOYMENTSTATUS']._serialized_end=1003
+  _globals['_DEPLOYMENT']._serialized_end=379
+  _globals['_DELTA']._serialized_start=381
+  _globals['_DELTA']._serialized_end=484
+  _globals['_SIGNEDDEPLOYMENT']._serialized_start=486
+  _globals['_SIGNEDDEPLOYMENT']._serialized_end=559
+  _globals['_DIRECTORKEYS']._serialized_start=561
+  _globals['_DIRECTORKEYS']._serialized_end=661
+  _globals['_SIGNEDDIRECTORKEYS']._serialized_start=663
+  _globals['_SIGNEDDIRECTORKEYS']._serialized_end=732
+  _globals['_DIRECTORKEYCHAIN']._serialized_start=734
+  _globals['_DIRECTORKEYCHAIN']._serialized_end=802
+  _globals['_BLOCKREQUEST']._serialized_start=804
+  _globals['_BLOCKREQUEST']._serialized_end=925
+  _globals['_DEPLOYMENTSTATUS']._serialized_start=928
+  _globals['_DEPLOYMENTSTATUS']._serialized_end=1143
 # @@protoc_insertion_point(module_scope)

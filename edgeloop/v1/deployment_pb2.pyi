@@ -36,7 +36,7 @@ DEPLOYMENT_STATE_SUPERSEDED: DeploymentState
 DEPLOYMENT_STATE_REFUSED: DeploymentState
 
 class Deployment(_message.Message):
-    __slots__ = ("device_id", "workload", "profile", "generation", "digest", "manifest_digest", "issue_time", "expire_time", "decision_id", "rollout_id")
+    __slots__ = ("device_id", "workload", "profile", "generation", "digest", "manifest_digest", "issue_time", "expire_time", "decision_id", "rollout_id", "delta")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class Deployment(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     workload: str
     profile: str
@@ -57,7 +58,22 @@ class Deployment(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     decision_id: str
     rollout_id: str
-    def __init__(self, device_id: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision_id: _Optional[str] = ..., rollout_id: _Optional[str] = ...) -> None: ...
+    delta: Delta
+    def __init__(self, device_id: _Optional[str] = ..., workload: _Optional[str] = ..., profile: _Optional[str] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., issue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision_id: _Optional[str] = ..., rollout_id: _Optional[str] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ...) -> None: ...
+
+class Delta(_message.Message):
+    __slots__ = ("base_digest", "digest", "size_bytes", "block_digests", "format")
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    base_digest: str
+    digest: str
+    size_bytes: int
+    block_digests: _containers.RepeatedScalarFieldContainer[bytes]
+    format: str
+    def __init__(self, base_digest: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., block_digests: _Optional[_Iterable[bytes]] = ..., format: _Optional[str] = ...) -> None: ...
 
 class SignedDeployment(_message.Message):
     __slots__ = ("deployment", "key_id", "signature")

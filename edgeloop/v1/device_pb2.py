@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65\x64geloop/v1/device.proto\x12\x0b\x65\x64geloop.v1\"\xd2\x01\n\x08Hardware\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x11\n\tprocessor\x18\x02 \x01(\t\x12\x11\n\tnum_cores\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x18\n\x10instruction_sets\x18\x05 \x03(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x17\n\x0fruntime_version\x18\x07 \x01(\t\x12\x18\n\x10operating_system\x18\x08 \x01(\t\x12\x16\n\x0epython_version\x18\t \x01(\t\"\xb2\x02\n\x0cRegistration\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\'\n\x08hardware\x18\x02 \x01(\x0b\x32\x15.edgeloop.v1.Hardware\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.edgeloop.v1.Registration.LabelsEntry\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x19\n\x11\x65mulated_slowdown\x18\x06 \x01(\r\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x16\n\x0eserving_digest\x18\x08 \x01(\t\x12\x11\n\ttime_zone\x18P \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65\x64geloop/v1/device.proto\x12\x0b\x65\x64geloop.v1\"\xd2\x01\n\x08Hardware\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x11\n\tprocessor\x18\x02 \x01(\t\x12\x11\n\tnum_cores\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x18\n\x10instruction_sets\x18\x05 \x03(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x17\n\x0fruntime_version\x18\x07 \x01(\t\x12\x18\n\x10operating_system\x18\x08 \x01(\t\x12\x16\n\x0epython_version\x18\t \x01(\t\"\xe2\x02\n\x0cRegistration\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\'\n\x08hardware\x18\x02 \x01(\x0b\x32\x15.edgeloop.v1.Hardware\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.edgeloop.v1.Registration.LabelsEntry\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x19\n\x11\x65mulated_slowdown\x18\x06 \x01(\r\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x16\n\x0eserving_digest\x18\x08 \x01(\t\x12\x11\n\ttime_zone\x18P \x01(\t\x12.\n\tworkloads\x18\x32 \x03(\x0b\x32\x1b.edgeloop.v1.HostedWorkload\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x0eHostedWorkload\x12\x10\n\x08workload\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x16\n\x0eserving_digest\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HARDWARE']._serialized_start=42
   _globals['_HARDWARE']._serialized_end=252
   _globals['_REGISTRATION']._serialized_start=255
-  _globals['_REGISTRATION']._serialized_end=561
-  _globals['_REGISTRATION_LABELSENTRY']._serialized_start=516
-  _globals['_REGISTRATION_LABELSENTRY']._serialized_end=561
+  _globals['_REGISTRATION']._serialized_end=609
+  _globals['_REGISTRATION_LABELSENTRY']._serialized_start=564
+  _globals['_REGISTRATION_LABELSENTRY']._serialized_end=609
+  _globals['_HOSTEDWORKLOAD']._serialized_start=611
+  _globals['_HOSTEDWORKLOAD']._serialized_end=689
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,7 @@ class Hardware(_message.Message):
     def __init__(self, architecture: _Optional[str] = ..., processor: _Optional[str] = ..., num_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., instruction_sets: _Optional[_Iterable[str]] = ..., runtime: _Optional[str] = ..., runtime_version: _Optional[str] = ..., operating_system: _Optional[str] = ..., python_version: _Optional[str] = ...) -> None: ...
 
 class Registration(_message.Message):
-    __slots__ = ("device_id", "hardware", "labels", "agent_version", "boot_id", "emulated_slowdown", "generation", "serving_digest", "time_zone")
+    __slots__ = ("device_id", "hardware", "labels", "agent_version", "boot_id", "emulated_slowdown", "generation", "serving_digest", "time_zone", "workloads")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Registration(_message.Message):
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SERVING_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TIME_ZONE_FIELD_NUMBER: _ClassVar[int]
+    WORKLOADS_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     hardware: Hardware
     labels: _containers.ScalarMap[str, str]
@@ -55,4 +56,15 @@ class Registration(_message.Message):
     generation: int
     serving_digest: str
     time_zone: str
-    def __init__(self, device_id: _Optional[str] = ..., hardware: _Optional[_Union[Hardware, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., agent_version: _Optional[str] = ..., boot_id: _Optional[str] = ..., emulated_slowdown: _Optional[int] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., time_zone: _Optional[str] = ...) -> None: ...
+    workloads: _containers.RepeatedCompositeFieldContainer[HostedWorkload]
+    def __init__(self, device_id: _Optional[str] = ..., hardware: _Optional[_Union[Hardware, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., agent_version: _Optional[str] = ..., boot_id: _Optional[str] = ..., emulated_slowdown: _Optional[int] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ..., time_zone: _Optional[str] = ..., workloads: _Optional[_Iterable[_Union[HostedWorkload, _Mapping]]] = ...) -> None: ...
+
+class HostedWorkload(_message.Message):
+    __slots__ = ("workload", "generation", "serving_digest")
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SERVING_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    workload: str
+    generation: int
+    serving_digest: str
+    def __init__(self, workload: _Optional[str] = ..., generation: _Optional[int] = ..., serving_digest: _Optional[str] = ...) -> None: ...

@@ -225,12 +225,20 @@ class Cloud:
             if n not in without:
                 self.put(topics.block(shipment.digest, n), block)
 
-    def deploy(self, device_id: str, shipment: Shipment, generation: int, *, profile: str = "small") -> bytes:
+    def deploy(
+        self,
+        device_id: str,
+        shipment: Shipment,
+        generation: int,
+        *,
+        profile: str = "small",
+        topic: str = "",
+    ) -> bytes:
         signed = trust.sign_deployment(
             self.key,
             deployment_pb2.Deployment(
                 device_id=device_id,
-                workload="tiny",
+                workload=shipment.manifest.workload,
                 profile=profile,
                 generation=generation,
                 digest=shipment.digest,
@@ -238,7 +246,7 @@ class Cloud:
                 issue_time=trust.timestamp(time.time()),
             ),
         )
-        self.put(topics.deployment(device_id), signed)
+        self.put(topic or topics.deployment(device_id), signed)
         return signed
 
 

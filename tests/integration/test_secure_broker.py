@@ -77,6 +77,7 @@ def test_a_device_reads_and_writes_its_own_topics_and_what_is_for_all(
     control.subscribe(topics.ALL_PRESENCE, lambda topic, payload: heard.put((topic, payload)))
     readable = {
         topics.deployment("gw-1"): b"deployment",
+        topics.workload_deployment("gw-1", "eyes"): b"deployment of eyes",
         topics.block("0" * 64, 3): b"block",
         topics.manifest("1" * 64): b"manifest",
         topics.DIRECTOR_KEYS: b"keys",
@@ -100,13 +101,17 @@ def test_a_device_cannot_publish_or_subscribe_as_another(broker: Broker, control
     for topic in (topics.ALL_REQUESTS, topics.ALL_PRESENCE, "edgeloop/v1/#"):
         control.subscribe(topic, lambda topic, payload: heard.put(topic) if payload == b"forged" else None)
     control.publish(topics.deployment("gw-2"), b"of gw-2", retain=True).wait(10)
+    control.publish(topics.workload_deployment("gw-2", "eyes"), b"eyes of gw-2", retain=True).wait(10)
     control.publish(topics.deployment("gw-1"), b"of gw-1", retain=True).wait(10)
+    control.publish(topics.workload_deployment("gw-1", "eyes"), b"eyes of gw-1", retain=True).wait(10)
     got: queue.Queue[bytes] = queue.Queue()
     forged = [
         topics.requests("gw-2"),
         topics.presence("gw-2"),
         topics.deployment("gw-1"),  # not even its own: that is the director's to say
         topics.deployment("gw-2"),
+        topics.workload_deployment("gw-1", "eyes"),
+        topics.workload_deployment("gw-2", "eyes"),
         topics.block("0" * 64, 0),
         topics.manifest("0" * 64),
         topics.DIRECTOR_KEYS,
@@ -114,20 +119,22 @@ def test_a_device_cannot_publish_or_subscribe_as_another(broker: Broker, control
     ]
     with broker.session(broker.device("gw-1")) as session:
         assert session.wait_connected(10), session.last_error
-        for topic in (topics.deployment("gw-2"), "edgeloop/v1/devices/#"):
+        eyes = topics.workload_deployment("gw-2", "eyes")
+        for topic in (topics.deployment("gw-2"), eyes, "edgeloop/v1/devices/#"):
             session.subscribe(topic, lambda topic, payload: got.put(payload))
         for topic in forged:
             session.publish(topic, b"forged", retain=True).wait(10)
         session.publish(topics.requests("gw-1"), b"forged").wait(10)  # the last, and allowed
         published = {heard.get(timeout=10)}
         session.subscribe(topics.deployment("gw-1"), lambda topic, payload: got.put(payload))
+        session.subscribe(topics.workload_deployment("gw-1", "eyes"), lambda topic, payload: got.put(payload))
         received = {got.get(timeout=10)}
         time.sleep(0.2)
         while not got.empty():
             received.add(got.get_nowait())
     while not heard.empty():
         published.add(heard.get_nowait())
-    assert received == {b"of gw-1"}
+    assert received == {b"of gw-1", b"eyes of gw-1"}
     assert published == {topics.requests("gw-1")}
 
 

@@ -350,3 +350,47 @@ def test_a_stranger_gets_no_answer(scene: Scene) -> None:
     artifact = make_artifact(scene.blobs, 1)
     scene.ship(shipment("gw-1", artifact))
     assert ask(scene, "gw-9", request("gw-9", artifact, [0])) == []
+
+
+def test_a_delta_is_there_before_who_offers_it_is_answered_for_and_goes_with_it(tmp_path: Path) -> None:
+    scene, deltas = Scene(tmp_path), Memory()
+    scene.publisher.stop()
+    scene.publisher = Publisher(
+        bus=scene.bus, blobs=scene.blobs, state_path=tmp_path / "published.json", deltas=deltas
+    )
+    scene.publisher.start()
+    scene.publisher.on_connected(True)
+    artifact, digest = make_artifact(scene.blobs, 1), deltas.put(b"a delta")
+    offered = Shipment(
+        device_id="gw-1", digest=artifact[0], manifest_digest=artifact[1], payload=b"signed", delta=digest
+    )
+    scene.ship(offered)
+    where = topics.block(digest, 0)
+    assert scene.bus.retained[where] == b"a delta"
+    assert scene.bus.topics().index(where) < scene.bus.topics().index(topics.deployment("gw-1"))
+    # The broker lost it, and the device asks.
+    del scene.bus.retained[where]
+    scene.publisher.on_request(topics.requests("gw-1"), request("gw-1", (digest, artifact[1]), [0, 7]))
+    scene.settle()
+    assert scene.bus.retained[where] == b"a delta"
+    scene.ship(shipment("gw-1", artifact))
+    assert where not in scene.bus.retained
+    assert topics.block(artifact[0], 0) in scene.bus.retained
+    scene.publisher.stop()
+
+
+def test_a_delta_that_cannot_be_had_holds_no_deployment_up(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.publisher.on_connected(True)
+    artifact = make_artifact(scene.blobs, 1)
+    scene.ship(
+        Shipment(
+            device_id="gw-1",
+            digest=artifact[0],
+            manifest_digest=artifact[1],
+            payload=b"signed",
+            delta="ab" * 32,
+        )
+    )
+    assert scene.bus.retained[topics.deployment("gw-1")] == b"signed"
+    scene.publisher.stop()

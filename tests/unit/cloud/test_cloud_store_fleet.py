@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cloud.domain.devices import DeploymentState, Device
 from cloud.store import Store
-from cloud.store.fleet import MAX_HISTORY_PER_DEVICE
+from cloud.store.deployments import MAX_HISTORY_PER_DEVICE
 from edgeloop.errors import RejectedError
 
 

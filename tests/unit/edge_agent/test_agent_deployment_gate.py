@@ -115,11 +115,11 @@ def test_keys_rotate_and_what_the_new_key_signed_early_was_not_in_vain(tmp_path:
     device = Device(tmp_path)
     early = signed(SECOND)
     assert device.gate.open(early) is None
-    assert device.gate.on_chain(overlap) == early
+    assert device.gate.on_chain(overlap) == {"": early}
     assert device.gate.open(early) is not None
     assert device.gate.open(signed(FIRST, generation=4)) is not None
 
-    assert Device(tmp_path).gate.on_chain(ended) == b""
+    assert Device(tmp_path).gate.on_chain(ended) == {}
     restarted = Device(tmp_path)
     assert restarted.gate.keys.version == 2
     assert restarted.gate.open(signed(FIRST, generation=5)) is None
@@ -127,9 +127,21 @@ def test_keys_rotate_and_what_the_new_key_signed_early_was_not_in_vain(tmp_path:
     assert restarted.gate.open(signed(SECOND, generation=5)) is not None
 
 
+def test_of_each_workload_one_waits_for_the_new_key(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    early = {f"deployments/{number}": signed(SECOND, generation=number) for number in (3, 4)}
+    for topic, payload in early.items():
+        assert device.gate.open(payload, topic=topic) is None
+    # What is heard on one topic says nothing about another.
+    assert device.gate.open(signed(generation=9), topic="deployments/9") is not None
+    overlap = add_change(b"", FIRST, [FIRST.public_bytes, SECOND.public_bytes], now_s=NOW_S)
+    assert device.gate.on_chain(overlap) == early
+    assert device.gate.on_chain(overlap) == {}
+
+
 def test_keys_that_nobody_vouches_for_change_nothing_and_are_told(tmp_path: Path) -> None:
     device = Device(tmp_path)
-    assert device.gate.on_chain(add_change(b"", STRANGER, [STRANGER.public_bytes], now_s=NOW_S)) == b""
+    assert device.gate.on_chain(add_change(b"", STRANGER, [STRANGER.public_bytes], now_s=NOW_S)) == {}
     assert device.codes == ["keys-unknown-key"]
     assert device.gate.open(signed(STRANGER)) is None
     # A stored chain that was tampered with gives no trust either.

@@ -94,7 +94,7 @@ class Gateway:
         self.engine = InferenceEngine(meter=self.meter, max_pending=4)
         self.engine.start()
         self.runtime = FakeRuntime()
-        self.api = LocalApi(AgentConfig(**(said | changes)), self.engine, status=status)
+        self.api = LocalApi(AgentConfig(**(said | changes)), {"": self.engine}, status=status)
 
     def install(self) -> None:
         self.engine.swap(ServedModel(runtime=self.runtime, digest=DIGEST, generation=1, workload="digits"))
