@@ -13,6 +13,7 @@ BENCHMARKS = (
     "benchmarks.agent",
     "benchmarks.batching",
     "benchmarks.delivery",
+    "benchmarks.fleet",
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",

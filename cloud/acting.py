@@ -2,7 +2,8 @@
 
 Rules that this module keeps:
 
-* All of it writes through a store with a fence: once another has taken the lease over, nothing is written.
+* All of it writes through a store with a fence: once another has taken the lease over, nothing is written,
+  TUF metadata and the record of what is on the broker included.
 * Every part is made anew each time: what one holding knew in memory says nothing to the next.
 * Stopping is in the reverse order of starting, and ends all of it even when one part fails to.
 """
@@ -86,7 +87,10 @@ class Acting:
         compute.start()
         session = self._session = parts.new_session()
         publisher = Publisher(
-            bus=session, blobs=parts.registry, state_path=parts.state_dir / "published.json"
+            bus=session,
+            blobs=parts.registry,
+            state_path=parts.state_dir / "published.json",
+            shared=store,
         )
         director = DirectorKeys(parts.settings.director, on_chain=publisher.set_director_keys)
         tuf = TufRepository(
@@ -94,6 +98,7 @@ class Acting:
             size_of=lambda manifest_digest: _artifact_bytes(parts.registry, manifest_digest),
             on_files=publisher.set_tuf,
             timestamp_lifetime_s=parts.settings.tuf_timestamp_lifetime_s,
+            acting=store.transaction,
         )
         runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=parts.registry.exists)
         controller = Controller(

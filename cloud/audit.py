@@ -3,7 +3,8 @@
 Rules kept here:
 
 - Writing the log never fails the call that it is about; a log that cannot be written is an error in the
-  server's own log.
+  server's own log. Only ``entry`` differs: who writes it in the transaction of what it is about has both, or
+  neither.
 - Refusals are bounded, for each peer and in all: whoever floods the server with bad calls fills no disk. What
   is left out is counted, and the count is written with the next refusal.
 """
@@ -29,7 +30,7 @@ REFUSALS_A_MINUTE_OF_ONE = 30
 class AuditStore(Protocol):
     """What of the store is used here."""
 
-    def add_audit(self, entry: AuditEntry) -> None: ...
+    def add_audit(self, *entries: AuditEntry) -> None: ...
 
 
 @dataclass(slots=True)
@@ -65,6 +66,12 @@ class AuditLog:
             self._write("unknown", "refusals", "", "refused", f"{left_out} more were not written down", "")
         self._write(actor, action, target, "refused", message, peer)
 
+    def entry(
+        self, actor: str, action: str, target: str = "", message: str = "", *, peer: str = ""
+    ) -> AuditEntry:
+        """What ``done`` writes, for those who write it themselves."""
+        return self._entry(actor, action, target, "done", message, peer)
+
     def _admit(self, peer: str) -> int | None:
         """None to leave this one out; else how many of the last minute were."""
         now_s = self._now_s()
@@ -82,8 +89,10 @@ class AuditLog:
             minute.of_peer[peer] = num_of_peer + 1
             return left_out
 
-    def _write(self, actor: str, action: str, target: str, outcome: str, message: str, peer: str) -> None:
-        entry = AuditEntry(
+    def _entry(
+        self, actor: str, action: str, target: str, outcome: str, message: str, peer: str
+    ) -> AuditEntry:
+        return AuditEntry(
             event_time_s=self._now_s(),
             actor=actor,
             action=action,
@@ -92,6 +101,9 @@ class AuditLog:
             message=message,
             peer=peer,
         )
+
+    def _write(self, actor: str, action: str, target: str, outcome: str, message: str, peer: str) -> None:
+        entry = self._entry(actor, action, target, outcome, message, peer)
         try:
             self._store.add_audit(entry)
         except EdgeloopError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloud.domain.identities import CertificateRecord
 from cloud.pki.authority import Authority
-from cloud.store import Store
+from cloud.store import Store, replayed_error, used_token_error
 from edgeloop import topics
 from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.identity import (
@@ -98,11 +98,46 @@ class Enrolment:
 
     def enrol(self, token: str, request: bytes) -> Issued:
         """The first certificate of a device, for its token. Raises ``RejectedError``."""
-        key = requested_key(request)
+        (outcome,) = self.enrol_all([(token, request)])
+        if isinstance(outcome, RejectedError):
+            raise outcome
+        return outcome
+
+    def enrol_all(self, asked: Sequence[tuple[str, bytes]]) -> list[Issued | RejectedError]:
+        """As ``enrol`` for each (token, request), in their order, in one transaction.
+
+        Whoever is refused spends no token and keeps nobody else from enrolling.
+        """
+        keys = [_key_or_refusal(request) for _, request in asked]
+        hashes = [secret_hash(token) for token, _ in asked]
+        digests = ["" if isinstance(key, RejectedError) else key_digest(key) for key in keys]
         now_s = self._now_s()
-        with self._store.transaction():
-            device_id = self._store.use_token(secret_hash(token), now_s)
-            return self._issue(device_id, key, now_s, replaces=True)
+        store = self._store
+        outcomes: list[Issued | RejectedError] = []
+        with store.transaction():
+            devices = store.devices_of_tokens(hashes, now_s)
+            certified = store.certified_keys([digest for digest in digests if digest])
+            records: list[CertificateRecord] = []
+            spent: list[str] = []
+            for key, token_hash, digest in zip(keys, hashes, digests, strict=True):
+                device_id = devices[token_hash]
+                if isinstance(key, RejectedError):
+                    outcomes.append(key)
+                elif isinstance(device_id, RejectedError):
+                    outcomes.append(device_id)
+                elif digest in certified:
+                    outcomes.append(replayed_error())
+                else:
+                    issued, record = self._signed(device_id, key, digest, now_s)
+                    outcomes.append(issued)
+                    records.append(record)
+                    # The next one in this batch finds them as the next transaction would.
+                    spent.append(token_hash)
+                    certified.add(digest)
+                    devices[token_hash] = used_token_error(device_id)
+            store.spend_tokens(spent, now_s)
+            store.replace_certificates(records)
+        return outcomes
 
     def renew(self, current: CertificateFacts, request: bytes) -> Issued:
         """The next certificate of a device that showed its present one. Raises ``RejectedError``."""
@@ -110,7 +145,7 @@ class Enrolment:
         now_s = self._now_s()
         with self._store.transaction():
             self._check_standing(current)
-            return self._issue(current.name, key, now_s, replaces=False)
+            return self._issue(current.name, key, now_s)
 
     def re_enrol(self, certificate_pem: bytes, request: bytes, signature: bytes) -> Issued:
         """A new certificate for an expired one. Raises ``RejectedError``."""
@@ -132,7 +167,7 @@ class Enrolment:
             )
         with self._store.transaction():
             self._check_standing(current)
-            return self._issue(current.name, key, now_s, replaces=False)
+            return self._issue(current.name, key, now_s)
 
     def _check_standing(self, current: CertificateFacts) -> None:
         record = self._store.certificate(current.serial)
@@ -145,22 +180,31 @@ class Enrolment:
         if record.revoke_time_s or identity.revoke_time_s:
             raise revoked_error(current.name)
 
-    def _issue(
-        self, device_id: str, key: ec.EllipticCurvePublicKey, now_s: float, *, replaces: bool
-    ) -> Issued:
+    def _issue(self, device_id: str, key: ec.EllipticCurvePublicKey, now_s: float) -> Issued:
+        issued, record = self._signed(device_id, key, key_digest(key), now_s)
+        self._store.add_certificate(record)
+        return issued
+
+    def _signed(
+        self, device_id: str, key: ec.EllipticCurvePublicKey, digest: str, now_s: float
+    ) -> tuple[Issued, CertificateRecord]:
         certificate = self._authority.issue_client(device_id, key, now_s=now_s, life_s=self._ttl_s)
         found = facts(certificate)
-        self._store.add_certificate(
-            CertificateRecord(
-                serial=found.serial,
-                device_id=device_id,
-                key_digest=key_digest(key),
-                not_before_s=now_s,
-                not_after_s=found.not_after_s,
-            ),
-            replaces=replaces,
+        record = CertificateRecord(
+            serial=found.serial,
+            device_id=device_id,
+            key_digest=digest,
+            not_before_s=now_s,
+            not_after_s=found.not_after_s,
         )
-        return Issued(certificate, found)
+        return Issued(certificate, found), record
+
+
+def _key_or_refusal(request: bytes) -> ec.EllipticCurvePublicKey | RejectedError:
+    try:
+        return requested_key(request)
+    except RejectedError as error:
+        return error
 
 
 def revoked_error(device_id: str) -> ConfigError:

@@ -9,8 +9,8 @@ The broker is a cache that may lose everything at any moment. Rules that this mo
 * After everything else, a retained sentinel is written that names this process and how much it has published.
   When it is missing or differs after a (re)connect, the broker has forgotten, or is another one: everything
   is published again.
-* What was ever put on the broker is written to a file before it is published, so that artifacts that nobody
-  desires any more are cleared even after a restart.
+* What was ever put on the broker is written down before it is published, so that artifacts that nobody
+  desires any more are cleared even after a restart, and by whichever control plane acts then.
 * Requests of devices are checked, answered only for what their own deployment names, and bounded per device
   and per topic: no device can make the cloud publish without end.
 * One artifact that cannot be read does not hold up the others.
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cloud.published import PublishedArtifacts
+from cloud.published import PublishedArtifacts, SharedMemory
 from edgeloop import topics
 from edgeloop.artifact import MAX_REQUEST_BYTES, parse_block_request, parse_manifest, split_blocks
 from edgeloop.backoff import Backoff
@@ -113,6 +113,7 @@ class Publisher:
         bus: Bus,
         blobs: Blobs,
         state_path: Path,
+        shared: SharedMemory | None = None,
         settings: PublisherSettings | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,7 +121,7 @@ class Publisher:
         self._blobs = blobs
         self._settings = settings or PublisherSettings()
         self._monotonic_s = monotonic_s
-        self._published = PublishedArtifacts(state_path)
+        self._published = PublishedArtifacts(state_path, shared)
         self._session = secrets.token_hex(8)
         self._sequence = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -318,13 +319,10 @@ class Publisher:
                 logger.error("artifact %s is desired but cannot be read: %s", digest[:12], error)
                 self._unreadable[pair] = now_s + _UNREADABLE_RETRY_S
                 continue
-            if (
-                self._published.artifacts.get(digest) != len(blocks)
-                or manifest_digest not in self._published.manifests
-            ):
-                self._published.artifacts[digest] = len(blocks)
-                self._published.manifests.add(manifest_digest)
-                self._published.save()
+            known = self._published.artifacts.get(digest, 0)
+            self._published.artifacts[digest] = max(known, len(blocks))
+            self._published.manifests.add(manifest_digest)
+            self._published.save()
             messages = [(topics.block(digest, number), block) for number, block in enumerate(blocks)]
             self._deliver([*messages, (topics.manifest(manifest_digest), manifest)])
             self._blocks_there[digest] = len(blocks)
@@ -366,9 +364,8 @@ class Publisher:
         old = sorted(self._published.tuf - self._tuf.keys()) if self._tuf else []
         if not stale and not old:
             return False
-        if not stale.keys() <= self._published.tuf:
-            self._published.tuf |= stale.keys()
-            self._published.save()
+        self._published.tuf |= stale.keys()
+        self._published.save()
         # One after the other: a device that hears the last of them finds the others.
         for name, raw in stale.items():
             self._deliver([(topics.tuf(name), raw)])
@@ -382,7 +379,7 @@ class Publisher:
         return True
 
     def _clear_undesired(self) -> bool:
-        """Empty retained payloads for what no deployment names; those were published by this state folder."""
+        """Empty retained payloads for what no deployment names, whoever published it."""
         if not self._desired:
             return False  # before the first word on what is desired, nothing is known to be undesired
         digests = {shipment.digest for shipment in self._desired.values()}

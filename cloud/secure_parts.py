@@ -141,15 +141,19 @@ class SecureParts:
         servicer = RenewalServicer(self._enrolment, self._audit)
         enrolment_service_pb2_grpc.add_RenewalServiceServicer_to_server(servicer, server)
 
-    def enrol_server(self, directions: Callable[[], Directions]) -> grpc.aio.Server:
-        """The server for the port that anybody may call."""
+    async def enrol_server(
+        self, store: Store, directions: Callable[[], Directions], stack: contextlib.AsyncExitStack
+    ) -> grpc.aio.Server:
+        """The server for the port that anybody may call; ``stack`` ends what stands behind it."""
         assert self._enrolment is not None
         assert self._audit is not None
         server = grpc.aio.server(
             options=enrolment_service.SERVER_OPTIONS,
             maximum_concurrent_rpcs=enrolment_service.MAX_CONCURRENT_CALLS,
         )
-        servicer = EnrolmentServicer(self._enrolment, self._audit, directions=directions)
+        servicer = EnrolmentServicer(store, self._enrolment, self._audit, directions=directions)
+        await servicer.start()
+        stack.push_async_callback(servicer.stop)
         enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server)
         return server
 

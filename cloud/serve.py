@@ -18,6 +18,7 @@ import contextlib
 import logging
 import logging.handlers
 import os
+import resource
 import signal
 import sys
 import time
@@ -62,6 +63,9 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 1.0
 _DATABASE_WAIT_S = 60.0
 _RETRY_S = 5.0
+#: One for each device that holds a session, and some for the rest.
+_MAX_FILES = 65_536
+_FEW_FILES = 4_096
 
 
 class ControlPlane:
@@ -297,7 +301,7 @@ class ControlPlane:
         )
         if keys is not None:
             self.enrol_port = await self._serve(
-                keys.enrol_server(self._directions),
+                await keys.enrol_server(store, self._directions, self._stack),
                 "enrol",
                 settings.enrol_port,
                 "",
@@ -402,6 +406,7 @@ class ControlPlane:
 async def serve(settings: ServeSettings) -> None:
     """Run a control plane until SIGTERM or SIGINT. Raises ``ConfigError`` when it cannot start."""
     logs = set_up_logging(settings)
+    allow_many_sessions()
     if settings.tls_dir is None:  # else secure_parts asks for more, and reads it
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
@@ -425,6 +430,26 @@ async def serve(settings: ServeSettings) -> None:
         logger.info("stopping: the state stays in %s", settings.state_dir.resolve())
     finally:
         await plane.stop()
+
+
+def allow_many_sessions() -> int:
+    """Raise the number of files that this process may have open, as far as it may; returns what it is now.
+
+    Shells and systemd begin with 1024, and each device holds one connection.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
+        logger.warning(
+            "this process may have %d files open, one for each device: allow more with 'ulimit -Hn' or with "
+            "systemd's LimitNOFILE=",
+            soft,
+        )
+    return soft
 
 
 def set_up_logging(settings: ServeSettings) -> LogRing:

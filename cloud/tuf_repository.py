@@ -9,6 +9,8 @@ Rules that this module keeps:
   whenever the root names another key.
 * Versions are the seconds since 1970, or one more than the last, and all is signed anew when a process
   begins: a repository that was restored from a backup begins above all that devices may have seen.
+* Of several control planes on one folder only the one that acts writes. It keeps its right to act until what
+  it writes is whole: another takes over before or after, and never in between.
 * Nothing here can sign a root.
 """
 
@@ -18,6 +20,7 @@ import contextlib
 import datetime
 import logging
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,7 +47,10 @@ T = TypeVar("T", Snapshot, Targets, Timestamp)
 
 class TufRepository:
     """Owned by the controller's thread. ``on_files`` gets all that devices may ask for, in the order in which
-    it must be published; old roots are among it, for devices that were away."""
+    it must be published; old roots are among it, for devices that were away.
+
+    ``acting`` is entered around all that writes, and raises ``EdgeloopError`` where another acts by now
+    (``Store.transaction`` of a store with a fence)."""
 
     def __init__(
         self,
@@ -53,7 +59,9 @@ class TufRepository:
         size_of: Callable[[str], int],
         on_files: Callable[[dict[str, bytes]], None] = lambda files: None,
         timestamp_lifetime_s: float = DEFAULT_TIMESTAMP_LIFETIME_S,
+        acting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
+        self._acting = acting
         self._files = TufFiles(base)
         self._size_of = size_of
         self._on_files = on_files
@@ -72,7 +80,7 @@ class TufRepository:
             and self._state.covers(pairs, now_s)
         ):
             return
-        with self._files.locked():
+        with self._files.locked(), self._acting():
             state = self._load()
             begins = self._state is None
             if begins or not state.covers(pairs, now_s):

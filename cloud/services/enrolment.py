@@ -4,6 +4,7 @@ Rules kept here:
 
 - A peer whose attempts failed too often waits; attempts that succeed cost nothing.
 - Every attempt is written to the audit log, whichever way it ends. Tokens are not, in any form.
+- An enrolment that is answered is on the disk: its token spent, its certificate recorded, its audit entry.
 - Signing happens on worker threads: the event loop goes on serving.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -22,8 +23,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cloud.audit import AuditLog
 from cloud.enrolment import Enrolment, Issued
 from cloud.services.convert import timestamp
+from cloud.services.enrolment_writer import EnrolmentWriter
 from cloud.services.identity_guard import caller
 from cloud.services.peers import FailureLimiter, peer_host
+from cloud.store import Store
 from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, abort_args
 from edgeloop.v1 import enrolment_service_pb2 as pb
 from edgeloop.v1 import enrolment_service_pb2_grpc
@@ -61,10 +64,11 @@ class Directions:
 
 
 class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
-    """``directions`` is asked at each enrolment."""
+    """``directions`` is asked at each enrolment. ``start`` it before the server, ``stop`` it after."""
 
     def __init__(
         self,
+        store: Store,
         enrolment: Enrolment,
         audit: AuditLog,
         *,
@@ -73,13 +77,23 @@ class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
     ) -> None:
         self._enrolment = enrolment
         self._audit = audit
+        self._writer = EnrolmentWriter(store, enrolment, audit)
         self._directions = directions
         self._limiter = limiter or FailureLimiter()
 
+    async def start(self) -> None:
+        """Begin to write enrolments."""
+        await self._writer.start()
+
+    async def stop(self) -> None:
+        """Finish those that wait."""
+        await self._writer.stop()
+
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:
         """A first certificate for a token."""
+        peer = peer_host(context.peer())
         issued = await self._attempt(
-            context, "Enrol", lambda: self._enrolment.enrol(request.token, request.certificate_request)
+            context, "Enrol", peer, self._writer.enrol(request.token, request.certificate_request, peer)
         )
         found = self._directions()
         return pb.EnrolResponse(
@@ -94,28 +108,36 @@ class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
 
     async def ReEnrol(self, request: pb.ReEnrolRequest, context: Context) -> pb.ReEnrolResponse:
         """A new certificate for an expired one."""
+        peer = peer_host(context.peer())
         issued = await self._attempt(
             context,
             "ReEnrol",
-            lambda: self._enrolment.re_enrol(
-                request.certificate_pem, request.certificate_request, request.signature
+            peer,
+            asyncio.to_thread(
+                self._enrolment.re_enrol,
+                request.certificate_pem,
+                request.certificate_request,
+                request.signature,
             ),
         )
+        actor, note = f"device:{issued.facts.name}", f"certificate {issued.facts.serial}"
+        await asyncio.to_thread(self._audit.done, actor, "ReEnrol", issued.facts.name, note, peer=peer)
         return pb.ReEnrolResponse(issued=_message(issued))
 
-    async def _attempt(self, context: Context, action: str, attempt: Callable[[], Issued]) -> Issued:
-        peer = peer_host(context.peer())
+    async def _attempt(
+        self, context: Context, action: str, peer: str, attempt: Coroutine[Any, Any, Issued]
+    ) -> Issued:
         try:
-            self._limiter.check(peer)
-            issued = await asyncio.to_thread(attempt)
+            try:
+                self._limiter.check(peer)
+            except BaseException:
+                attempt.close()
+                raise
+            return await attempt
         except Exception as error:  # noqa: BLE001 - _abort sorts and logs it
             if isinstance(error, RejectedError | ConfigError):
                 self._limiter.failed(peer)
             await _abort(context, self._audit, "unknown", action, peer, error)
-        actor = f"device:{issued.facts.name}"
-        note = f"certificate {issued.facts.serial}"
-        await asyncio.to_thread(self._audit.done, actor, action, issued.facts.name, note, peer=peer)
-        return issued
 
 
 class RenewalServicer(enrolment_service_pb2_grpc.RenewalServiceServicer):

@@ -5,9 +5,19 @@ is safe to call again. ``Store.transaction()`` joins several into one: all of th
 """
 
 from cloud.store.base import Change
+from cloud.store.identities import replayed_error, used_token_error
 from cloud.store.leases import Lease, lease_fence
 from cloud.store.ledger import LedgerEntry
 from cloud.store.reports import ReportRow
 from cloud.store.store import Store
 
-__all__ = ["Change", "Lease", "LedgerEntry", "ReportRow", "Store", "lease_fence"]
+__all__ = [
+    "Change",
+    "Lease",
+    "LedgerEntry",
+    "ReportRow",
+    "Store",
+    "lease_fence",
+    "replayed_error",
+    "used_token_error",
+]

@@ -2,7 +2,7 @@
 
 Rules kept here:
 
-- A token counts once, also when two calls bring it at the same moment: using it is one conditional update.
+- A token counts once, also when two calls bring it at the same moment: spending it is a conditional update.
 - A key is certified once, ever: the database refuses the second time.
 - Secrets are stored as hashes alone.
 - The audit log is bounded: the oldest entries go.
@@ -10,7 +10,7 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from cloud.domain.codec import from_json, to_json
 from cloud.domain.identities import AuditEntry, CertificateRecord, DeviceIdentity, Operator, Role
 from cloud.store import schema
 from cloud.store.base import Database
-from edgeloop.errors import RejectedError
+from edgeloop.errors import RejectedError, TransientError
 
 MAX_AUDIT_ENTRIES = 100_000
 _AUDIT_SLACK = 1_000
@@ -107,38 +107,72 @@ class IdentityTables(Database):
             }
             connection.execute(sa.insert(schema.enrolment_tokens).values(**values))
 
-    def use_token(self, token_hash: str, now_s: float) -> str:
-        """The device that the token is for. Raises ``RejectedError``: unknown, expired or used before."""
-        table = schema.enrolment_tokens
-        with self._write() as connection:
-            row = connection.execute(
-                sa.select(table).where(table.c.token_hash == token_hash).with_for_update()
-            ).one_or_none()
-            if row is None:
-                raise _bad_token("is not known", "token-unknown")
-            if row.use_time_s:
-                raise _bad_token(f"of {row.device_id} was used before", "token-used")
-            if row.expire_time_s <= now_s:
-                raise _bad_token(f"of {row.device_id} has expired", "token-expired")
-            used = sa.update(table).where(table.c.token_hash == token_hash, table.c.use_time_s == 0)
-            if connection.execute(used.values(use_time_s=now_s)).rowcount != 1:
-                raise _bad_token(f"of {row.device_id} was used before", "token-used")
-            return str(row.device_id)
+    def devices_of_tokens(self, token_hashes: Sequence[str], now_s: float) -> dict[str, str | RejectedError]:
+        """For each, the device that it is for, or why it does not count: unknown, expired or used before.
 
-    def add_certificate(self, record: CertificateRecord, *, replaces: bool) -> None:
-        """Remember what was issued; ``replaces`` revokes those that the device had.
+        Call it in the transaction that spends them: until it ends, nobody else can.
+        """
+        table = schema.enrolment_tokens
+        # In order, so that two that lock the same rows never wait for each other in a ring.
+        wanted = sa.select(table).where(table.c.token_hash.in_(token_hashes)).order_by(table.c.token_hash)
+        with self._write() as connection:
+            rows = {row.token_hash: row for row in connection.execute(wanted.with_for_update())}
+        found: dict[str, str | RejectedError] = {}
+        for token_hash in token_hashes:
+            row = rows.get(token_hash)
+            if row is None:
+                found[token_hash] = _bad_token("is not known", "token-unknown")
+            elif row.use_time_s:
+                found[token_hash] = used_token_error(row.device_id)
+            elif row.expire_time_s <= now_s:
+                found[token_hash] = _bad_token(f"of {row.device_id} has expired", "token-expired")
+            else:
+                found[token_hash] = str(row.device_id)
+        return found
+
+    def spend_tokens(self, token_hashes: Sequence[str], now_s: float) -> None:
+        """They count no more. Raises ``TransientError``, and spends none, when one was used meanwhile."""
+        if not token_hashes:
+            return
+        table = schema.enrolment_tokens
+        used = sa.update(table).where(table.c.token_hash.in_(token_hashes), table.c.use_time_s == 0)
+        with self._write() as connection:
+            if connection.execute(used.values(use_time_s=now_s)).rowcount != len(token_hashes):
+                raise TransientError("a token was used meanwhile: try again", code="token-race")
+
+    def certified_keys(self, key_digests: Sequence[str]) -> set[str]:
+        """Those of them that were certified before."""
+        table = schema.certificates
+        with self._read() as connection:
+            return set(
+                connection.scalars(sa.select(table.c.key_digest).where(table.c.key_digest.in_(key_digests)))
+            )
+
+    def replace_certificates(self, records: Sequence[CertificateRecord]) -> None:
+        """Remember what was issued, and revoke whatever else these devices had.
+
+        Raises ``RejectedError`` ("csr-replayed"), and changes nothing, when a key was certified before.
+        """
+        if not records:
+            return
+        table = schema.certificates
+        devices = [record.device_id for record in records]
+        others = sa.update(table).where(table.c.device_id.in_(devices), table.c.revoke_time_s == 0)
+        with self._write() as connection:
+            connection.execute(others.values(revoke_time_s=records[0].not_before_s))
+            try:
+                connection.execute(sa.insert(table), [_certificate_row(record) for record in records])
+            except sa.exc.IntegrityError:
+                raise replayed_error() from None
+
+    def add_certificate(self, record: CertificateRecord) -> None:
+        """Remember what was issued, beside those that the device has.
 
         Raises ``RejectedError`` ("csr-replayed") for a key that was certified before.
         """
         with self._write() as connection:
-            if replaces:
-                self._revoke_certificates(connection, record.device_id, record.not_before_s)
-            values = {name: getattr(record, name) for name in record.__slots__}
-            if not self._insert_new(connection, schema.certificates, values):
-                raise RejectedError(
-                    "certificate_request is for a key that was certified before: make a new key",
-                    code="csr-replayed",
-                )
+            if not self._insert_new(connection, schema.certificates, _certificate_row(record)):
+                raise replayed_error()
 
     def certificate(self, serial: str) -> CertificateRecord | None:
         """None for one that was never issued."""
@@ -238,17 +272,15 @@ class IdentityTables(Database):
 
     # -- audit -------------------------------------------------------------------------------------
 
-    def add_audit(self, entry: AuditEntry) -> None:
+    def add_audit(self, *entries: AuditEntry) -> None:
         """Append; from time to time the oldest go."""
+        if not entries:
+            return
         table = schema.audit
-        values: dict[str, Any] = {name: getattr(entry, name) for name in entry.__slots__}
-        for name in ("actor", "action", "target", "peer"):
-            values[name] = values[name][:200]
-        values["message"] = values["message"][:1000]
         with self._write() as connection:
-            result = connection.execute(sa.insert(table).values(**values))
-            position = int(result.inserted_primary_key[0])  # type: ignore[index]
-            if position % _AUDIT_SLACK == 0:
+            connection.execute(sa.insert(table), [_audit_row(entry) for entry in entries])
+            position = int(connection.scalar(sa.select(sa.func.max(table.c.position))) or 0)
+            if position % _AUDIT_SLACK < len(entries):
                 connection.execute(sa.delete(table).where(table.c.position <= position - MAX_AUDIT_ENTRIES))
 
     def audit(self, *, limit: int = 100, refused_only: bool = False) -> list[AuditEntry]:
@@ -270,6 +302,30 @@ def _operator(row: sa.Row[Any]) -> Operator:
         expire_time_s=row.expire_time_s,
         revoke_time_s=row.revoke_time_s,
     )
+
+
+def _certificate_row(record: CertificateRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
+def _audit_row(entry: AuditEntry) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(entry, name) for name in entry.__slots__}
+    for name in ("actor", "action", "target", "peer"):
+        values[name] = values[name][:200]
+    values["message"] = values["message"][:1000]
+    return values
+
+
+def replayed_error() -> RejectedError:
+    """A request that was answered before, or a key that a device made once and uses again."""
+    return RejectedError(
+        "certificate_request is for a key that was certified before: make a new key", code="csr-replayed"
+    )
+
+
+def used_token_error(device_id: str) -> RejectedError:
+    """A token counts once."""
+    return _bad_token(f"of {device_id} was used before", "token-used")
 
 
 def _bad_token(why: str, code: str) -> RejectedError:

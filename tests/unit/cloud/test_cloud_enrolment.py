@@ -211,8 +211,8 @@ def test_a_key_is_certified_once_even_if_two_calls_come_at_the_same_time(world: 
     record = CertificateRecord(
         serial="1", device_id="a", key_digest="k" * 64, not_before_s=1.0, not_after_s=2.0
     )
-    world.store.add_certificate(record, replaces=False)
+    world.store.add_certificate(record)
     other = CertificateRecord(
         serial="2", device_id="b", key_digest="k" * 64, not_before_s=1.0, not_after_s=2.0
     )
-    refused("csr-replayed", lambda: world.store.add_certificate(other, replaces=False))
+    refused("csr-replayed", lambda: world.store.add_certificate(other))

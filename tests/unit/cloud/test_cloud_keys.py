@@ -104,8 +104,8 @@ class Written:
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
 
-    def add_audit(self, entry: AuditEntry) -> None:
-        self.entries.append(entry)
+    def add_audit(self, *entries: AuditEntry) -> None:
+        self.entries.extend(entries)
 
 
 def test_a_flood_of_refusals_fills_no_disk_and_hides_nobody_else() -> None:
