@@ -64,11 +64,14 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
         assert state.committed is not None
         assert {check.good for check in check_state(agent.state_dir, (cloud.key.public_bytes,))} == {True}
         agent.start()
+    # Longer than the minute after which an agent loads what may have ended it, when it has nothing else.
     status = agent.wait(
         lambda status: (
-            status["generation"] == generation and status["state"] in ("active", "rejected", "rolled-back")
+            status["generation"] == generation
+            and status["state"] in ("active", "rejected", "rolled-back")
+            and status["serving_digest"] != ""
         ),
-        timeout_s=60,
+        timeout_s=120,
     )
     # Many kills in one risky state, or soon after starts on a committed model, are a crash loop by the rules,
     # and its digest is quarantined; a good model serves either way.
