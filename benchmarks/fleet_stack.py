@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -48,6 +49,11 @@ class Usage:
     peak_rss_bytes: int
 
 
+def _as_user(user: str) -> dict[str, Any]:
+    """Keywords of ``subprocess``; none for whoever runs this."""
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+
+
 class Process:
     """A server; ``cores`` are those that it may use."""
 
@@ -55,12 +61,12 @@ class Process:
         self, name: str, command: list[str], *, folder: Path, cores: set[int], user: str = ""
     ) -> None:
         self.log_path = folder / f"{name}.log"
-        as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+        as_user = _as_user(user)
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores)  # inherited from the first instruction on
         try:
             with self.log_path.open("wb") as log:
-                self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **as_user)  # type: ignore[call-overload]
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **as_user)
         finally:
             os.sched_setaffinity(0, allowed)
 
@@ -105,8 +111,8 @@ def start_postgres(folder: Path, cores: set[int]) -> tuple[Process, str] | None:
     if user:
         folder.chmod(0o711)
         shutil.chown(home, user)
-    as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-    subprocess.run(  # type: ignore[call-overload]
+    as_user = _as_user(user)
+    subprocess.run(
         [
             programs / "initdb",
             "-D",

@@ -32,6 +32,7 @@ class GatedRuntime:
         self.gate, self.begun = threading.Event(), threading.Event()
         self.sizes: list[int] = []
         self.poison: float | None = None
+        self.failure: Exception = RejectedError("kernel failed", code="model-run")
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         if threading.current_thread().name == "inference":
@@ -39,7 +40,7 @@ class GatedRuntime:
             self.begun.set()
             assert self.gate.wait(20)
         if self.poison is not None and (inputs == self.poison).any():
-            raise RejectedError("kernel failed", code="model-run")
+            raise self.failure
         return inputs * np.float32(2)
 
 
@@ -145,6 +146,18 @@ def test_when_a_batch_fails_only_the_request_that_makes_it_fail_is_refused_and_c
     four.close()
     (window,) = four.meter.flush(time.time())
     assert (window.num_errors, window.latency.count) == (1, 3)
+
+
+def test_an_unforeseen_failure_of_a_shared_run_ends_neither_the_thread_nor_the_others(
+    four: Batching,
+) -> None:
+    four.runtime.poison, four.runtime.failure = 13, MemoryError()
+    four.hold()
+    waiting = [four.engine.submit(sample(n)) for n in (1, 13, 3)]
+    four.runtime.gate.set()
+    assert cast(EdgeloopError, waiting[1].exception(20)).code == "inference-internal"
+    assert [waiting[n].result(20).outputs[0, 0] for n in (0, 2)] == [2, 6]
+    assert four.engine.submit(sample(4)).result(20).outputs[0, 0] == 8
 
 
 def test_who_gave_up_while_waiting_takes_no_place_in_a_run(four: Batching) -> None:
