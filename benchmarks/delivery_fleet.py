@@ -233,7 +233,8 @@ class Subscriber:
         for effect in effects:
             match effect:
                 case fetch.Subscribe(topic=topic):
-                    self.session.subscribe(topic, self._on_message)
+                    qos = topics.BLOCK_QOS if topic.startswith(topics.ARTIFACTS) else 1
+                    self.session.subscribe(topic, self._on_message, qos=qos)
                 case fetch.Unsubscribe(topic=topic):
                     self.session.unsubscribe(topic)
                 case fetch.KeepManifest(manifest=manifest):

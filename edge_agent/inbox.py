@@ -86,7 +86,8 @@ class BrokerWire:
         if self._session is None:
             self._early.append(topic)
         else:
-            self._session.subscribe(topic, self._post)
+            qos = topics.BLOCK_QOS if topic.startswith(topics.ARTIFACTS) else 1
+            self._session.subscribe(topic, self._post, qos=qos)
 
     def unsubscribe(self, topic: str, user: Hashable = None) -> None:
         users = self._users.get(topic, set())
