@@ -86,7 +86,7 @@ def receive_at_once(broker: Broker, manifest: artifact_pb2.Manifest) -> float:
 
     session = MqttSession(HOST, broker.port, "gw-at-once")
     for topic in sorted(waiting):
-        session.subscribe(topic, take, qos=topics.BLOCK_QOS)
+        session.subscribe(topic, take)
     start_s = time.monotonic()
     session.start()
     if not done.wait(60):

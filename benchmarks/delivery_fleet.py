@@ -233,8 +233,7 @@ class Subscriber:
         for effect in effects:
             match effect:
                 case fetch.Subscribe(topic=topic):
-                    qos = topics.BLOCK_QOS if topic.startswith(topics.ARTIFACTS) else 1
-                    self.session.subscribe(topic, self._on_message, qos=qos)
+                    self.session.subscribe(topic, self._on_message)
                 case fetch.Unsubscribe(topic=topic):
                     self.session.unsubscribe(topic)
                 case fetch.KeepManifest(manifest=manifest):

@@ -86,8 +86,7 @@ class BrokerWire:
         if self._session is None:
             self._early.append(topic)
         else:
-            qos = topics.BLOCK_QOS if topic.startswith(topics.ARTIFACTS) else 1
-            self._session.subscribe(topic, self._post, qos=qos)
+            self._session.subscribe(topic, self._post)
 
     def unsubscribe(self, topic: str, user: Hashable = None) -> None:
         users = self._users.get(topic, set())

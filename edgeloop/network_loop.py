@@ -24,7 +24,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 _TICK_S: Final = 0.5  # how often keepalive is looked at
 _GOODBYE_S: Final = 1.0
 #: Before it writes: answers to what came must not wait for all that still comes.
-_READS_A_TURN: Final = 2
+_READS_A_TURN: Final = 4
 _MORE: Final = getattr(socket, "MSG_MORE", 0)
 _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 #: The largest message of ours is a manifest (2 MiB); a topic comes on top.

@@ -23,23 +23,17 @@ SENTINEL: Final = f"{ROOT}/sentinel"
 DIRECTOR_KEYS: Final = f"{ROOT}/director-keys"
 #: Retained: TUF metadata, each file under its own name (edgeloop.released).
 TUF: Final = f"{ROOT}/tuf"
-#: Retained: the blocks of artifacts and deltas, each under a topic of its own.
-ARTIFACTS: Final = f"{ROOT}/artifacts"
 ALL_REQUESTS: Final = f"{ROOT}/devices/+/requests"
 ALL_PRESENCE: Final = f"{ROOT}/devices/+/presence"
 
 ONLINE: Final = b"online"
 OFFLINE: Final = b"offline"
 
-#: At which blocks are subscribed. Each is checked, and asked for where it does not come, whether or not the
-#: broker waits for acknowledgements; without them it has less to do.
-BLOCK_QOS: Final = 0
-
 MAX_BLOCK_INDEX: Final = 2**20
 
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_BLOCK = re.compile(rf"{ARTIFACTS}/([0-9a-f]{{64}})/blocks/(0|[1-9][0-9]{{0,6}})", re.ASCII)
+_BLOCK = re.compile(rf"{ROOT}/artifacts/([0-9a-f]{{64}})/blocks/(0|[1-9][0-9]{{0,6}})", re.ASCII)
 _MANIFEST = re.compile(rf"{ROOT}/manifests/([0-9a-f]{{64}})", re.ASCII)
 _TUF = re.compile(rf"{ROOT}/tuf/((?:[1-9][0-9]{{0,9}}\.(?:root|snapshot|targets)|timestamp)\.json)", re.ASCII)
 _DEVICE = re.compile(rf"{ROOT}/devices/([^/]+)/(?:deployment|deployments/[^/]+|requests|presence)", re.ASCII)
@@ -81,7 +75,7 @@ def block(digest: str, n: int) -> str:
     """Where block ``n`` of an artifact is retained."""
     if not 0 <= n <= MAX_BLOCK_INDEX:
         raise RejectedError(f"block {n} is out of range: give 0 to {MAX_BLOCK_INDEX}", code="block-unknown")
-    return f"{ARTIFACTS}/{check_digest(digest)}/blocks/{n}"
+    return f"{ROOT}/artifacts/{check_digest(digest)}/blocks/{n}"
 
 
 def manifest(manifest_digest: str) -> str:

@@ -127,7 +127,7 @@ def test_topic_payload_and_packet_id_are_read() -> None:
     ],
 )
 def test_what_is_no_message_is_refused(header: int, body: bytes) -> None:
-    with pytest.raises(ValueError, match="none of MQTT|utf-8"):
+    with pytest.raises(ValueError, match=r"none of MQTT|utf-8"):
         parsed(header, body)
 
 
