@@ -14,18 +14,27 @@ import os
 import random
 import time
 import uuid
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
-from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, SelfTestEnded, StopAsked
+from edge_agent.inbox import (
+    BrokerChanged,
+    MessageReceived,
+    Post,
+    Registered,
+    SelfTestEnded,
+    StopAsked,
+    WirePort,
+)
 from edge_agent.known_time import KnownTime
 from edge_agent.network import Network
 from edge_agent.orders import Orders
 from edge_agent.postbox import Postbox
-from edge_agent.release_gate import gate_for
+from edge_agent.release_gate import Gate, gate_for
 from edge_agent.runtime import rss_bytes
 from edge_agent.self_test_bench import SelfTestBench
 from edge_agent.sensors.wiring import Sensors
@@ -55,7 +64,14 @@ MIN_SERVER_INTERVAL_S, MAX_SERVER_INTERVAL_S = 1.0, 86_400.0
 class Agent:
     """`run` until `stop` is called or posted; then everything that was started has ended."""
 
-    def __init__(self, config: AgentConfig, *, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        supervisor: Supervisor | None = None,
+        # The settings, read anew; asked only where `config` lacks what enrolment told.
+        reload: Callable[[], AgentConfig] | None = None,
+    ) -> None:
         self._config = config
         self._supervisor = supervisor or Supervisor({})
         self._start_s = time.time()
@@ -65,13 +81,20 @@ class Agent:
         self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
         self._replay_inputs = load_replay(config.replay) if config.replay else None
         self._time = KnownTime(config.state_dir)
-        self._network = Network(config, self._inbox, rng=self._rng)
+        self._network = Network(
+            config,
+            self._inbox,
+            reload=reload or (lambda: config),
+            on_config=self._use_enrolment,
+            rng=self._rng,
+        )
         self._spool = ReportSpool(
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
         )
         self._postbox = Postbox(config, self._spool, wake=self._network.wake)
         self._bench = SelfTestBench()
         self._workloads = WorkloadSet(config.device_id)
+        self._wires: list[WirePort] = []
         self._orders = Orders(
             config, self._workloads, known_time=self._time, on_refused=self._postbox.refused
         )
@@ -101,6 +124,7 @@ class Agent:
 
     def _add_workload(self, settings: WorkloadSettings | None, folder: Path, blobs: BlobStore) -> None:
         wire = self._network.wire.port()
+        self._wires.append(wire)
         workload = ServedWorkload(
             self._config,
             settings=settings,
@@ -112,17 +136,20 @@ class Agent:
             on_ignored=self._orders.on_ignored,
             kept_elsewhere=lambda: self._workloads.kept_but(workload),
             begin_test=self._bench.begin,
-            release_gate=gate_for(
-                self._config,
-                wire=wire,
-                known_time=self._time,
-                on_trouble=self._orders.on_ignored,
-                rng=self._rng,
-            ),
+            release_gate=self._gate(wire),
             window_s=self._interval_s,
             rng=self._rng,
         )
         self._workloads.add(workload)
+
+    def _gate(self, wire: WirePort) -> Gate | None:
+        return gate_for(
+            self._config,
+            wire=wire,
+            known_time=self._time,
+            on_trouble=self._orders.on_ignored,
+            rng=self._rng,
+        )
 
     # --- any thread ---------------------------------------------------------------------------------
 
@@ -139,7 +166,7 @@ class Agent:
             self._boot_id,
             self._config.state_dir,
         )
-        if self._config.tuf_root is None:
+        if self._config.tuf_root is None and not self._config.enrolment_problem:
             logger.warning(
                 "no TUF root is configured (tuf_root): what the director signs runs, released or not"
             )
@@ -168,6 +195,14 @@ class Agent:
 
     def _connect(self, now_s: float) -> None:
         self._network.connect(self._spool, self._registration, self._workloads.topics, now_s)
+
+    def _use_enrolment(self, config: AgentConfig) -> None:
+        """What enrolment told reads again; nothing is connected yet."""
+        self._config = config
+        self._orders.use(config)
+        for workload, wire in zip(self._workloads, self._wires, strict=True):
+            workload.updater.use_gate(self._gate(wire))
+        logger.info("what enrolment told reads again server=%s broker=%s", config.server, config.broker)
 
     def _loop(self) -> None:
         while True:

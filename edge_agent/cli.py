@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from edge_agent import service
-from edge_agent.config import load_config, load_values
+from edge_agent.config import load_values
+from edge_agent.lost_enrolment import load_or_serve
 from edgeloop.errors import ConfigError, EdgeloopError
 
 _EXIT_CODES = (
@@ -126,7 +127,7 @@ def run(
         "log_level": log_level,
     }
     with _errors_shown():
-        load_config(config_file=config, flags=flags)
+        load_or_serve(config, flags)
     command = service.command(config, flags)
     sys.stderr.flush()
     # The same process goes on without what only the command line needed.

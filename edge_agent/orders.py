@@ -36,6 +36,11 @@ class Orders:
         self._on_refused = on_refused
         self._gate_made: DeploymentGate | None = None
 
+    def use(self, config: AgentConfig) -> None:
+        """Other keys count from now on."""
+        self._config = config
+        self._gate_made = None
+
     def on_deployment(self, topic: str, payload: bytes) -> None:
         if not payload or self._workloads.accepted(payload):
             # Cleared; or accepted when it was fresh and retained since.

@@ -14,7 +14,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.fetch import FetchSettings
 from edge_agent.inbox import Post, SelfTestEnded
 from edge_agent.inference import InferenceEngine, ServedModel
-from edge_agent.release_gate import ReleaseGate
+from edge_agent.release_gate import Gate
 from edge_agent.runtime import ReferenceKernel
 from edge_agent.selftest import SelfTestProcess
 from edge_agent.status_file import WorkloadStatus
@@ -44,7 +44,7 @@ class ServedWorkload:
         on_ignored: Callable[[Ignored], None],
         kept_elsewhere: Callable[[], tuple[Slot, ...]],
         begin_test: Callable[[SelfTestProcess], None],
-        release_gate: ReleaseGate | None,
+        release_gate: Gate | None,
         window_s: float,
         rng: random.Random,
     ) -> None:
