@@ -201,9 +201,11 @@ def status(
     for hosted in found.workloads:
         serves = hosted.serving_digest[:12] or "nothing"
         said[f"workload {hosted.workload}"] = (
+            f"profile {hosted.profile or '-'}, "
             f"{hosted.state}, generation {hosted.generation}, serves {serves}, "
             f"{hosted.num_requests} requests, {hosted.num_errors} errors"
             + (f", {hosted.code}: {hosted.message}" if hosted.code else "")
+            + (f", no profile: {hosted.profile_message}" if hosted.profile_message else "")
         )
     # One line a source, beside the others.
     for name, counts in found.sources.items():

@@ -7,7 +7,6 @@ Rules:
 - The result is immutable and complete: nothing below this module reads the environment.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -327,10 +326,19 @@ def load_config(
         )
 
     state_dir: object = None
-    with contextlib.suppress(ConfigError):  # told below, after what is missing
+    wrong: ConfigError | None = None
+    try:
         state_dir = read(()).get("state_dir")
+    except ConfigError as error:  # told below, after what is missing
+        wrong = error
     enrolled = _enrolled(state_dir)
-    values = enrolled | read(tuple(key for key in _REQUIRED if _KEYS[key][0] not in enrolled))
+    try:
+        values = enrolled | read(tuple(key for key in _REQUIRED if _KEYS[key][0] not in enrolled))
+    except ConfigError as error:
+        # What is missing may stand in the state folder, which was not looked into for the mistake.
+        if wrong is not None and error.code == "config-missing" and "state_dir" not in error.message:
+            raise wrong from None
+        raise
     if enrolled and values["device_id"] != enrolled["device_id"]:
         raise ConfigError(
             f"device_id is {values['device_id']!r}, but this state folder was enrolled as "
@@ -347,9 +355,10 @@ def _enrolled(state_dir: object) -> dict[str, object]:
     try:
         return _told(state_dir / ENROLMENT_FILE)
     except ConfigError as error:
-        with contextlib.suppress(ConfigError):
+        try:
             return _told(state_dir / ENROLMENT_COPY)
-        raise error
+        except ConfigError:
+            raise ConfigError(f"{error.message}; so is its copy", code=error.code) from None
 
 
 def is_enrolled(state_dir: Path) -> bool:

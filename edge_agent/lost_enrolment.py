@@ -12,14 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
-
 from edge_agent.config import ENROLMENT_COPY, ENROLMENT_FILE, AgentConfig, Endpoint, load_config, load_values
 from edge_agent.journal import Journal
 from edge_agent.update_state import Slot
 from edgeloop import topics
 from edgeloop.errors import ConfigError, RejectedError
-from edgeloop.v1 import deployment_pb2
 
 #: Where nobody is, by RFC 2606.
 _NOWHERE = Endpoint(host="not-enrolled.invalid", port=1)
@@ -31,14 +28,18 @@ def load_or_serve(config_file: Path | None, flags: Mapping[str, object]) -> Agen
     try:
         return load_config(config_file=config_file, flags=flags)
     except ConfigError as error:
-        values = load_values(config_file=config_file, flags=flags)
+        try:
+            values = load_values(config_file=config_file, flags=flags)
+        except ConfigError as written:
+            raise (written if error.code == "identity-files" else error) from None
         state_dir = values.get("state_dir")
         if not isinstance(state_dir, Path) or not _is_lost(state_dir, error):
             raise
         slot = _serving(state_dir)
         if slot is None:
             raise
-        values.setdefault("device_id", _device_id(slot, error))
+        if "device_id" not in values:
+            values["device_id"] = _device_id(slot, error)
         values |= {"server": _NOWHERE, "broker": _NOWHERE, "director_keys": (), "tuf_root": None}
         problem = error.message
         if error.code != "identity-files":
@@ -84,6 +85,11 @@ def _serving(state_dir: Path) -> Slot | None:
 
 def _device_id(slot: Slot, error: ConfigError) -> str:
     """To whom it was deployed; its signature was checked when it was accepted."""
+    # Here, since every start of an agent imports this module.
+    from google.protobuf.message import DecodeError
+
+    from edgeloop.v1 import deployment_pb2
+
     try:
         signed = deployment_pb2.SignedDeployment.FromString(slot.signed)
         return topics.check_device_id(deployment_pb2.Deployment.FromString(signed.deployment).device_id)

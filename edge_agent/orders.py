@@ -57,7 +57,7 @@ class Orders:
             for topic, waiting in self._gate.on_chain(payload).items():
                 self.on_deployment(topic, waiting)
 
-    def on_ignored(self, ignored: Ignored) -> None:
+    def on_ignored(self, ignored: Ignored, workload: str = "") -> None:
         """A deployment that passed the gate, and that the update rules would not follow."""
         from edge_agent.deployment_gate import Refusal
 
@@ -67,6 +67,7 @@ class Orders:
                 digest=ignored.digest,
                 code=ignored.code,
                 message=ignored.message,
+                workload=workload,
             )
         )
 
