@@ -36,7 +36,7 @@ from torch.nn import functional
 from cloud.compression.channels import argument, tensor_shape
 from cloud.compression.dependency import trace
 from cloud.compression.distil import recalibrate
-from cloud.domain.specs import CompressionSpec
+from cloud.domain.specs import CompressionSpec, count_branches_kept
 from cloud.training.datasets import Dataset
 from cloud.training.objectives import label_loss
 from edgeloop.errors import ConfigError
@@ -77,11 +77,6 @@ def find_branches(model: nn.Module, input_shape: Sequence[int]) -> tuple[Branch,
     traced = trace(model, input_shape)
     modules = dict(traced.named_modules())
     return tuple(_branches(traced.graph, modules))
-
-
-def count_branches_kept(num_branches: int, depth_ratio: float) -> int:
-    """How many of them stay: the nearest number, and at least one."""
-    return min(num_branches, max(1, math.floor(num_branches * depth_ratio + 0.5)))
 
 
 def check_depth(num_branches: int, depth_ratio: float, network: str) -> int:
