@@ -89,10 +89,9 @@ class ControlLoop:
                 due |= self._presence.write(time.time())
                 began_s = time.monotonic()
                 if began_s >= next_step_s or (due and began_s >= rested_s):
-                    self._controller.step(time.time())
+                    due = self._controller.step(time.time())
                     rested_s = rested_at(began_s, time.monotonic())
                     next_step_s = max(began_s + self._step_interval_s, rested_s)
-                    due = False
             except Exception:
                 logger.exception("a control step failed; going on")
             self._poked.wait(_TICK_S)
