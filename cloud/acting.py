@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloud.compute_host import ComputeHost, NoCompute
+from cloud.compute_host import COMPUTE_KEY, ComputeHost, NoCompute
 from cloud.controller import Controller
 from cloud.deltas import DeltaShelf
 from cloud.director_keys import DirectorKeys
@@ -90,6 +90,7 @@ class Acting:
         """Begin to act under this epoch of the lease."""
         parts, stack = self._parts, self._stack
         store = parts.store.fenced(lease_fence(CONTROLLER, epoch))
+        await asyncio.to_thread(store.set_meta, COMPUTE_KEY, parts.settings.compute)
         compute = self._compute = parts.new_compute()
         stack.push_async_callback(asyncio.to_thread, compute.stop)
         compute.start()

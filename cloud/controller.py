@@ -204,7 +204,8 @@ class Controller:
             return f"rollout {rollout.rollout_id} is {rollout.state.value}"
         for job in self._store.jobs(unfinished_only=True):
             if job.kind is JobKind.COMPRESS and job.profile == profile.name:
-                return f"job {job.job_id} is building students"
+                doing = job.message if job.message.startswith("waits") else "is building students"
+                return f"job {job.job_id} {doing}"
             if job.kind is JobKind.TRAIN and job.workload == workload.name:
                 return f"job {job.job_id} is training the teacher of {workload.name}"
         if paused:
