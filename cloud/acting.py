@@ -20,6 +20,7 @@ from pathlib import Path
 from cloud.compute_host import COMPUTE_KEY, ComputeHost, NoCompute
 from cloud.controller import Controller
 from cloud.deltas import DeltaShelf
+from cloud.departures import Departures
 from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER
 from cloud.jobrunner import JobRunner
@@ -128,6 +129,7 @@ class Acting:
             runner=runner,
             compute=compute,
             presence=presence,
+            departures=Departures(store, publisher.clear),
             step_interval_s=parts.settings.step_interval_s,
         )
         session.on_state(publisher.on_connected)

@@ -43,7 +43,7 @@ class Controller:
 
 
 class Idle:
-    """No jobs, no compute, nobody comes or goes."""
+    """No jobs, no compute, nobody comes, goes or is deleted."""
 
     ready, message = None, ""
 
@@ -54,6 +54,11 @@ class Idle:
 
     def write(self, now_s: float) -> bool:
         return False
+
+    def look(self) -> dict[str, object]:
+        return {}
+
+    def clear(self, left: dict[str, object], now_s: float) -> None: ...
 
 
 class Poked(threading.Event):
@@ -91,6 +96,7 @@ def test_how_often_the_controller_steps(
         runner=idle,  # type: ignore[arg-type]
         compute=idle,
         presence=idle,  # type: ignore[arg-type]
+        departures=idle,  # type: ignore[arg-type]
         step_interval_s=2.0,
     )
     loop._poked = Poked(clock, always_poked)

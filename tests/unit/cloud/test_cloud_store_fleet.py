@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -243,6 +244,30 @@ def test_devices_that_accepted_more_than_they_were_told_are_found(store: Store) 
             store.issue_deployment(replace(INTENT, device_id=name), 1.0)
         register(store, replace(DEVICE, device_id=name, generation=generation))
     assert store.devices_ahead() == {"ahead"}
+
+
+def test_what_was_told_lately_is_read_by_time_and_not_by_reading_all(store: Store) -> None:
+    register(store)
+    asked: list[tuple[str, Any]] = []
+
+    def heard(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        asked.append((statement, parameters))
+
+    sa.event.listen(store._engine, "before_cursor_execute", heard)
+    store.statuses_since(100.0, limit=10)
+    sa.event.remove(store._engine, "before_cursor_execute", heard)
+    ((statement, parameters),) = (item for item in asked if "deployment_history" in item[0])
+    with store._read() as connection:
+        explain = "EXPLAIN QUERY PLAN"
+        if connection.dialect.name == "postgresql":
+            explain = "EXPLAIN"
+            # A table of no rows is read whole and sorted, whatever indexes there are.
+            for way in ("seqscan", "bitmapscan", "sort"):
+                connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        plan = "\n".join(map(str, connection.exec_driver_sql(f"{explain} {statement}", parameters)))
+    assert "deployment_history_by_time" in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_two_control_planes_issue_one_generation_for_one_wish(store_url: str) -> None:

@@ -135,7 +135,7 @@ def test_no_write_of_a_store_with_a_fence_gets_past_it(
     sa.event.remove(store._engine, "before_cursor_execute", heard)
     assert changed == {}
     expected = {"set_meta", "update_job", "create_job", "set_current", "set_presence", "prune_decisions"}
-    assert expected | {"save_candidate", "save_teacher", "forget_device", "set_device_labels"} <= refused
+    assert expected | {"save_candidate", "forget_device", "set_device_labels"} <= refused
 
 
 def test_taking_over_waits_for_the_write_that_is_under_way(store: Store, other: Store) -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloud.store import Store, sketch_of
+from cloud.store import reports as stored_reports
 from edgeloop.errors import TransientError
 from edgeloop.sketch import LatencySketch
 
@@ -80,6 +81,7 @@ def test_counting_samples_decodes_nothing(store: Store, monkeypatch: pytest.Monk
     """What a controller asks of most windows of a large fleet."""
     decoded: list[bytes] = []
     whole = LatencySketch.from_bytes
+    stored_reports._decoded.cache_clear()
 
     def counted(raw: bytes) -> LatencySketch:
         decoded.append(raw)
