@@ -158,7 +158,7 @@ def start_postgres(folder: Path, cores: set[int]) -> tuple[Process, str] | None:
     server = Process("postgres", command, folder=folder, cores=cores, user=user)
 
     def answers() -> bool:
-        asked = [programs / "pg_isready", "-h", home, "-q"]
+        asked = [str(programs / "pg_isready"), "-h", str(home), "-q"]
         return subprocess.run(asked, check=False, capture_output=True).returncode == 0
 
     server.wait_for("PostgreSQL", answers)

@@ -22,7 +22,7 @@ from edge_agent.delta_source import DeltaSource, names_of
 from edge_agent.fetch import FetchSettings
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.journal import Journal
-from edge_agent.release_gate import ReleaseGate
+from edge_agent.release_gate import Gate
 from edge_agent.runtime import Runtime, load_artifact
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
@@ -78,7 +78,7 @@ class Updater:
         # A deployment that the update rules would not follow.
         on_ignored: Callable[[Ignored], None],
         # None: this device checks no TUF metadata.
-        release_gate: ReleaseGate | None = None,
+        release_gate: Gate | None = None,
         update_settings: UpdateSettings,
         fetch_settings: FetchSettings,
         self_test_timeout_s: float,
@@ -152,6 +152,13 @@ class Updater:
 
     def on_broker(self, connected: bool) -> None:
         self._acquisition.on_broker(connected)
+
+    def use_gate(self, gate: Gate | None) -> None:
+        """As it is configured now. What was being fetched begins again, with what is here already."""
+        self._acquisition.use_gate(gate)
+        if self.state.state is State.FETCHING and self.state.target is not None:
+            self._pending.extend(self._acquisition.begin(self.state.target))
+            self._work()
 
     def on_self_test(self, process: SelfTestProcess, result: SelfTestResult) -> None:
         if process is not self._self_test:

@@ -272,7 +272,13 @@ class AgentProcess:
             "serve-rest": "off",
             **{name.replace("_", "-"): value for name, value in flags.items()},
         }
+        # Flags that are not given after all.
+        self.left_out: frozenset[str] = frozenset()
         self.process: subprocess.Popen[bytes] | None = None
+
+    def add_flag(self, name: str, value: str) -> None:
+        """From the next start on."""
+        self._flags[name] = value
 
     def command(self) -> list[str]:
         settings = {
@@ -283,7 +289,8 @@ class AgentProcess:
             "director-key": self.cloud.key.public_bytes.hex(),
             **self._flags,
         }
-        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        given = [item for item in settings.items() if item[0] not in self.left_out]
+        words = [word for name, value in given for word in (f"--{name}", value)]
         return [sys.executable, "-m", "edge_agent.cli", "run", *words]
 
     def start(self) -> AgentProcess:
