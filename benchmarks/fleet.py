@@ -151,8 +151,8 @@ def _enrol(
         ).one()
     if (certificates, num_spent, audited) != (num_devices, num_devices, num_devices):
         raise SystemExit(
-            f"{num_devices} devices enrolled, but the database holds {certificates} certificates, {num_spent} "
-            f"spent tokens and {audited} entries of the audit log"
+            f"{num_devices} devices enrolled, but the database holds {certificates} certificates, "
+            f"{num_spent} spent tokens and {audited} entries of the audit log"
         )
     return {
         "elapsed_s": elapsed_s,
