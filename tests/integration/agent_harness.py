@@ -233,6 +233,7 @@ class Cloud:
         *,
         profile: str = "small",
         topic: str = "",
+        delta: deployment_pb2.Delta | None = None,
     ) -> bytes:
         signed = trust.sign_deployment(
             self.key,
@@ -244,6 +245,7 @@ class Cloud:
                 digest=shipment.digest,
                 manifest_digest=shipment.manifest_digest,
                 issue_time=trust.timestamp(time.time()),
+                delta=delta,
             ),
         )
         self.put(topic or topics.deployment(device_id), signed)
