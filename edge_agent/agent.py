@@ -194,8 +194,8 @@ class Agent:
         self._spool.open()
         self._sensors.start()
         self._connect(time.monotonic())
-        # All that was imported until now stays. Looking through it for garbage takes some 25 ms of a gateway's
-        # processor, for which every thread waits, and with it every request.
+        # All that was imported until now stays. To look through it for garbage takes some 25 ms of a processor,
+        # for which every thread waits, and with it every request.
         gc.freeze()
         gc.enable()
 
