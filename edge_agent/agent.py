@@ -194,7 +194,7 @@ class Agent:
         self._spool.open()
         self._sensors.start()
         self._connect(time.monotonic())
-        # All that was imported until now stays. To look through it for garbage takes some 25 ms of a processor,
+        # All that was imported until now stays. To look through it for garbage takes some 25 ms of processor,
         # for which every thread waits, and with it every request.
         gc.freeze()
         gc.enable()
