@@ -10,6 +10,7 @@ Rules kept here:
 - ``publish`` never queues across connections. Not connected, or the connection lost before the broker
   acknowledged: the caller gets a ``TransientError``, and what must arrive is kept in the caller's own outbox.
 - Subscriptions are remembered and made again after every reconnect, before the state callback hears of it.
+  What changes between two turns of the thread goes out together.
 - A dead connection is noticed within about twice the keepalive, also when the other side just went silent.
 - "Cannot reach the broker" is said once at WARNING and repeated at DEBUG. A refusal that only a person can
   lift (password, client id, certificate) is retried at the slowest pace.
@@ -36,17 +37,15 @@ from edgeloop.backoff import Backoff
 from edgeloop.errors import TransientError
 from edgeloop.network_loop import CONNECT_TIMEOUT_S, BoundedClient, Wakeup, serve
 from edgeloop.publication import Acknowledgements, Publication
+from edgeloop.subscriptions import Handler, Subscriptions
 
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 20
 _STABLE_S: Final = 5.0  # a connection that lasted this long ends a row of failures
-_MAX_TOPICS_PER_PACKET: Final = 50
 #: Unsupported protocol, client id, user or password, not authorized, banned, bad authentication method.
 _REFUSALS: Final = frozenset({132, 133, 134, 135, 138, 140})
 
-#: Called with the topic and the payload.
-Handler = Callable[[str, bytes], None]
 #: Called with True for each connection that is ready, and with False when it is lost or closed.
 StateCallback = Callable[[bool], None]
 
@@ -93,13 +92,11 @@ class MqttSession:
         self._max_inflight = max_inflight
         self._max_queued = max_queued
 
-        self._lock = threading.Lock()  # guards the five below; never held while a callback runs
+        self._lock = threading.Lock()  # guards the four below; never held while a callback runs
         self._client: paho.Client | None = None  # only while connected
         self._acknowledgements = Acknowledgements()
-        self._subscriptions: dict[str, tuple[Handler, int]] = {}
+        self._subscriptions = Subscriptions()
         self._state_callbacks: list[StateCallback] = []
-        # What the broker is still to hear of, by topic: the QoS to subscribe with, None to unsubscribe.
-        self._changes: dict[str, int | None] = {}
         self._telling = (
             threading.Lock()
         )  # held while subscriptions are handed to paho, so that they stay in order
@@ -179,19 +176,16 @@ class MqttSession:
         Subscribing again replaces the handler and makes the broker send what it retains once more.
         Raises ``ValueError`` for a filter that MQTT does not allow.
         """
-        _check_filter(topic)
         with self._lock:
-            self._subscriptions[topic] = (handler, qos)
-            self._changes[topic] = qos
+            self._subscriptions.add(topic, handler, qos)
         self._wake()
 
     def unsubscribe(self, topic: str) -> None:
         """Hear no more of a topic. What was on its way is dropped."""
         with self._lock:
-            if self._subscriptions.pop(topic, None) is None:
-                return
-            self._changes[topic] = None
-        self._wake()
+            known = self._subscriptions.remove(topic)
+        if known:
+            self._wake()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End the session: send the will, disconnect, stop the thread. Safe to call twice."""
@@ -218,16 +212,13 @@ class MqttSession:
         """Say all that changed since the last time with one packet of each kind. Any thread."""
         with self._telling:
             with self._lock:
-                client, changes = self._client, self._changes
-                if client is None or not changes:
-                    return
-                self._changes = {}
-            gone = [topic for topic, qos in changes.items() if qos is None]
-            wanted = [(topic, qos) for topic, qos in changes.items() if qos is not None]
-            for start in range(0, len(gone), _MAX_TOPICS_PER_PACKET):
-                client.unsubscribe(gone[start : start + _MAX_TOPICS_PER_PACKET])
-            for start in range(0, len(wanted), _MAX_TOPICS_PER_PACKET):
-                client.subscribe(wanted[start : start + _MAX_TOPICS_PER_PACKET])
+                client = self._client
+                changes = self._subscriptions.take_changes() if client is not None else None
+            if client is not None and changes is not None:
+                for gone in changes.gone:
+                    client.unsubscribe(gone)
+                for wanted in changes.wanted:
+                    client.subscribe(wanted)
 
     # Below here everything runs on the session's own thread.
 
@@ -358,7 +349,7 @@ class MqttSession:
         with self._lock:
             self._client = client
             self._acknowledgements = acknowledgements
-            self._changes = {topic: qos for topic, (_, qos) in self._subscriptions.items()}
+            self._subscriptions.begin_again()
         self._tell_changes()
         logger.log(
             logging.INFO if self._warned else logging.DEBUG,
@@ -374,16 +365,7 @@ class MqttSession:
 
     def _dispatch(self, topic: str, payload: bytes) -> None:
         with self._lock:
-            exact = self._subscriptions.get(topic)
-            handlers = (
-                [exact[0]]
-                if exact is not None
-                else [
-                    handler
-                    for pattern, (handler, _) in self._subscriptions.items()
-                    if ("+" in pattern or "#" in pattern) and paho.topic_matches_sub(pattern, topic)
-                ]
-            )
+            handlers = self._subscriptions.handlers_of(topic)
         for handler in handlers:
             try:
                 handler(topic, payload)
@@ -398,13 +380,6 @@ class MqttSession:
                 callback(connected)
             except Exception:  # one bad callback must not cost the connection
                 logger.exception("a state callback failed")
-
-
-def _check_filter(topic: str) -> None:
-    levels = topic.split("/")
-    stray = any(("+" in level and level != "+") or ("#" in level and level != "#") for level in levels)
-    if not 1 <= len(topic.encode()) <= 65_535 or stray or "#" in levels[:-1] or "\0" in topic:
-        raise ValueError(f"{topic[:80]!r} is no MQTT topic filter")
 
 
 def _queue_full(topic: str) -> TransientError:

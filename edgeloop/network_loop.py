@@ -35,8 +35,8 @@ class BoundedClient(paho.Client):
     """Takes in what has come with few and large reads, and hands messages on without paho's copies of them.
 
     Packets are put together by ``PacketBuffer``, which ends the connection rather than take in one that is
-    larger than any of ours: MQTT 3.1.1 has no way to tell the broker a limit. Answers to
-    subscriptions and messages of QoS 0 and 1 are read here, anything else goes to paho whole.
+    larger than any of ours: MQTT 3.1.1 has no way to tell the broker a limit. Messages of QoS 0 and 1 and
+    answers to subscriptions are read here; anything else goes to paho whole.
     """
 
     def __init__(self, **options: Any) -> None:
