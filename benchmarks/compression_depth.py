@@ -38,8 +38,9 @@ from benchmarks.compression import (
     taught,
 )
 from benchmarks.compression_table import Entry, Row, spread
+from cloud.compression.branches import find_branches
 from cloud.compression.cost import measure_cost
-from cloud.compression.depth import find_branches, shorten
+from cloud.compression.depth import shorten
 from cloud.compression.narrow import narrow
 from cloud.domain.specs import CompressionSpec, Road
 from edgeloop.errors import EdgeloopError
