@@ -18,7 +18,7 @@ from edge_agent import fetch
 from edge_agent.blobs import BlobStore
 from edge_agent.delta_source import DeltaSource, names_of
 from edge_agent.fetch import Fetcher, FetchSettings
-from edge_agent.release_gate import Candidate, ReleaseGate
+from edge_agent.release_gate import Candidate, Gate
 from edge_agent.update_events import DeltaGivenUp, Event, FetchCompleted, FetchFailed
 from edge_agent.update_state import Slot
 from edgeloop import topics
@@ -46,7 +46,7 @@ class Acquisition:
         blobs: BlobStore,
         wire: Wire,
         # None: this device checks no TUF metadata.
-        release_gate: ReleaseGate | None,
+        release_gate: Gate | None,
         settings: FetchSettings,
         # Packed or unpacked; None for no limit of this workload's own.
         max_artifact_bytes: int | None,
@@ -83,6 +83,11 @@ class Acquisition:
     def progress(self) -> float:
         """Of the fetch, 0 to 1; 0 when none is under way."""
         return self._fetcher.progress if self._fetcher else 0.0
+
+    def use_gate(self, gate: Gate | None) -> None:
+        """From now on; what is under way is to be begun again."""
+        self.stop()
+        self._gate = gate
 
     def begin(self, slot: Slot) -> list[Event]:
         self.stop()
@@ -230,6 +235,9 @@ class Acquisition:
                             self.deltas.finish(whole)
                         else:
                             self._blobs.assemble(whole)
+                            logger.info(
+                                "made of its blocks digest=%s bytes=%d", whole.digest[:12], whole.size_bytes
+                            )
                         self.deltas.forget(fetcher.slot)
                         self.stop()
                         return self._whole(fetcher.slot, whole)

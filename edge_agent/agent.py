@@ -9,31 +9,39 @@ Rules:
   crash.
 """
 
+import gc
 import logging
-import os
 import random
 import time
 import uuid
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from edge_agent.blobs import BlobStore
 from edge_agent.config import AgentConfig
-from edge_agent.inbox import BrokerChanged, MessageReceived, Post, Registered, SelfTestEnded, StopAsked
+from edge_agent.inbox import (
+    BrokerChanged,
+    MessageReceived,
+    Post,
+    Registered,
+    SelfTestEnded,
+    StopAsked,
+    WirePort,
+)
 from edge_agent.known_time import KnownTime
 from edge_agent.network import Network
 from edge_agent.orders import Orders
 from edge_agent.postbox import Postbox
-from edge_agent.release_gate import gate_for
-from edge_agent.runtime import rss_bytes
+from edge_agent.release_gate import Gate, gate_for
 from edge_agent.self_test_bench import SelfTestBench
 from edge_agent.sensors.wiring import Sensors
 from edge_agent.served_workload import ServedWorkload
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
-from edge_agent.status_file import AgentStatus, write_status
+from edge_agent.status_board import StatusBoard
 from edge_agent.supervisor import Supervisor
 from edge_agent.update_state import State, StatusNote
 from edge_agent.workload_set import WorkloadSet, state_folders
@@ -45,7 +53,6 @@ from edgeloop.v1 import device_pb2, fleet_service_pb2
 logger = logging.getLogger(__name__)
 
 DEFAULT_REPORT_INTERVAL_S = 30.0
-STATUS_INTERVAL_S = 5.0
 PROGRESS_INTERVAL_S = 2.0
 MAX_WAIT_S = 1.0
 # What the server says is taken only within these.
@@ -55,7 +62,14 @@ MIN_SERVER_INTERVAL_S, MAX_SERVER_INTERVAL_S = 1.0, 86_400.0
 class Agent:
     """`run` until `stop` is called or posted; then everything that was started has ended."""
 
-    def __init__(self, config: AgentConfig, *, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        supervisor: Supervisor | None = None,
+        # The settings, read anew; asked only where `config` lacks what enrolment told.
+        reload: Callable[[], AgentConfig] | None = None,
+    ) -> None:
         self._config = config
         self._supervisor = supervisor or Supervisor({})
         self._start_s = time.time()
@@ -65,7 +79,13 @@ class Agent:
         self._interval_s = config.report_interval_s or DEFAULT_REPORT_INTERVAL_S
         self._replay_inputs = load_replay(config.replay) if config.replay else None
         self._time = KnownTime(config.state_dir)
-        self._network = Network(config, self._inbox, rng=self._rng)
+        self._network = Network(
+            config,
+            self._inbox,
+            reload=reload or (lambda: config),
+            on_config=self._use_enrolment,
+            rng=self._rng,
+        )
         self._spool = ReportSpool(
             config.state_dir / "spool.db", boot_id=self._boot_id, max_bytes=config.spool_quota_bytes
         )
@@ -87,20 +107,26 @@ class Agent:
         self._api = LocalApi(
             config,
             engines,
-            status=lambda: self._last_status,
+            status=lambda: self._board.last,
             more_metrics=self._sensors.render,
         )
+        self._board = StatusBoard(
+            config,
+            boot_id=self._boot_id,
+            start_s=self._start_s,
+            workloads=self._workloads,
+            network=self._network,
+            spool=self._spool,
+            sensors=self._sensors,
+            api=self._api,
+        )
         self._source: ReplaySource | None = None
-        self._profile = ""
-        self._profile_message = ""
-        self._broker_connected = False
         self._registered_as: list[tuple[int, str]] = [(0, "")]
-        self._status_at_s = 0.0
         self._progress_at_s = 0.0
-        self._last_status: AgentStatus | None = None
 
     def _add_workload(self, settings: WorkloadSettings | None, folder: Path, blobs: BlobStore) -> None:
         wire = self._network.wire.port()
+        name = settings.name if settings else ""
         workload = ServedWorkload(
             self._config,
             settings=settings,
@@ -109,20 +135,23 @@ class Agent:
             wire=wire,
             post=self._inbox.put,
             deliver=self._postbox.deliver,
-            on_ignored=self._orders.on_ignored,
+            on_ignored=lambda ignored: self._orders.on_ignored(ignored, name),
             kept_elsewhere=lambda: self._workloads.kept_but(workload),
             begin_test=self._bench.begin,
-            release_gate=gate_for(
-                self._config,
-                wire=wire,
-                known_time=self._time,
-                on_trouble=self._orders.on_ignored,
-                rng=self._rng,
-            ),
+            gate=lambda: self._gate(wire, name),
             window_s=self._interval_s,
             rng=self._rng,
         )
         self._workloads.add(workload)
+
+    def _gate(self, wire: WirePort, name: str) -> Gate | None:
+        return gate_for(
+            self._config,
+            wire=wire,
+            known_time=self._time,
+            on_trouble=lambda trouble: self._orders.on_ignored(trouble, name),
+            rng=self._rng,
+        )
 
     # --- any thread ---------------------------------------------------------------------------------
 
@@ -139,7 +168,7 @@ class Agent:
             self._boot_id,
             self._config.state_dir,
         )
-        if self._config.tuf_root is None:
+        if self._config.tuf_root is None and not self._config.enrolment_problem:
             logger.warning(
                 "no TUF root is configured (tuf_root): what the director signs runs, released or not"
             )
@@ -157,17 +186,29 @@ class Agent:
                 self._replay_inputs, rate_hz=self._config.rate_hz, submit=self._workloads.first.engine.submit
             )
             self._source.start()
-        self._write_status()
+        self._board.write()
         # Before the network: an application on this gateway waits for nothing that is elsewhere.
         self._api.start(time.monotonic())
-        self._write_status()
+        self._board.write()
         self._supervisor.ready(self._describe())
         self._spool.open()
         self._sensors.start()
         self._connect(time.monotonic())
+        # All that was imported until now stays. To look through it for garbage takes some 25 ms of processor,
+        # for which every thread waits, and with it every request.
+        gc.freeze()
+        gc.enable()
 
     def _connect(self, now_s: float) -> None:
         self._network.connect(self._spool, self._registration, self._workloads.topics, now_s)
+
+    def _use_enrolment(self, config: AgentConfig) -> None:
+        """What enrolment told reads again; nothing is connected yet."""
+        self._config = config
+        self._orders.use(config)
+        for workload in self._workloads:
+            workload.renew_gate()
+        logger.info("what enrolment told reads again server=%s broker=%s", config.server, config.broker)
 
     def _loop(self) -> None:
         while True:
@@ -208,7 +249,7 @@ class Agent:
                 else:
                     self._on_content(topic, payload)
             case BrokerChanged(connected=connected):
-                self._broker_connected = connected
+                self._board.broker_connected = connected
                 for workload in self._workloads:
                     workload.updater.on_broker(connected)
                 if connected:
@@ -229,12 +270,7 @@ class Agent:
                 workload.updater.on_message(topic, payload)
 
     def _on_registered(self, response: fleet_service_pb2.RegisterResponse) -> None:
-        if response.profile != self._profile or response.message != self._profile_message:
-            if response.profile:
-                logger.info("registered profile=%s", response.profile)
-            else:
-                logger.warning("registered, but no profile matches reason=%s", response.message)
-        self._profile, self._profile_message = response.profile, response.message
+        self._board.on_registered(response)
         if self._config.report_interval_s is None and response.report_interval_s:
             self._interval_s = min(
                 max(float(response.report_interval_s), MIN_SERVER_INTERVAL_S), MAX_SERVER_INTERVAL_S
@@ -262,9 +298,7 @@ class Agent:
                 self._progress_at_s = now_s + PROGRESS_INTERVAL_S
             for workload in fetching:
                 self._report_progress(workload)
-        status, last = self._status(running=True), self._last_status
-        if now_s >= self._status_at_s or last is None or last.headline != status.headline:
-            self._write_status(status)
+        self._board.tick(now_s)
 
     def _spool_windows(self, *, flush: bool) -> None:
         now_s = time.time()
@@ -306,61 +340,7 @@ class Agent:
             time_zone=self._network.time_zone,
         )
 
-    # --- status file and end ------------------------------------------------------------------------
-
-    def _status(self, *, running: bool) -> AgentStatus:
-        first = self._workloads.first
-        state, serving = first.state, first.serving
-        return AgentStatus(
-            pid=os.getpid(),
-            running=running,
-            device_id=self._config.device_id,
-            boot_id=self._boot_id,
-            agent_version=metadata.version("edgeloop"),
-            profile=self._profile,
-            profile_message=self._profile_message,
-            state=state.state.value,
-            generation=state.generation,
-            digest=state.target.digest if state.target else "",
-            progress=first.updater.progress,
-            code=state.code,
-            message=state.message,
-            serving_digest=serving.digest if serving else "",
-            serving_generation=serving.generation if serving else 0,
-            workload=serving.workload if serving else "",
-            committed_digest=state.committed.digest if state.committed else "",
-            num_quarantined=len(state.quarantine),
-            num_deltas=sum(w.updater.deltas.num_applied for w in self._workloads),
-            num_deltas_given_up=sum(w.updater.deltas.num_given_up for w in self._workloads),
-            broker_connected=self._broker_connected,
-            server_connected=self._network.server_connected,
-            num_pending_reports=self._spool.num_pending,
-            num_dropped_reports=self._spool.num_dropped,
-            spool_problem=self._spool.problem,
-            identity_problem=self._network.identity_problem,
-            sources=self._sensors.counts.by_source(),
-            num_requests=sum(workload.meter.num_served for workload in self._workloads),
-            num_errors=sum(workload.meter.num_failed for workload in self._workloads),
-            grpc_address=self._api.grpc_address,
-            rest_address=self._api.rest_address,
-            emulated_slowdown=self._config.emulate_slowdown,
-            rss_bytes=rss_bytes(),
-            start_time_s=self._start_s,
-            first_inference_s=min(
-                (w.meter.first_record_s for w in self._workloads if w.meter.first_record_s > 0), default=0.0
-            ),
-            workloads=[workload.status() for workload in self._workloads if workload.name],
-            update_time_s=time.time(),
-        )
-
-    def _write_status(self, status: AgentStatus | None = None) -> None:
-        status = status or self._status(running=True)
-        self._status_at_s = time.monotonic() + STATUS_INTERVAL_S
-        self._last_status = status
-        try:
-            write_status(self._config.state_dir, status)
-        except OSError as error:
-            logger.debug("status file is not written reason=%s", error.strerror)
+    # --- the end ------------------------------------------------------------------------------------
 
     def _close(self) -> None:
         """Never raises, so that one part that fails to end keeps no other from ending."""
@@ -373,7 +353,7 @@ class Agent:
             *(workload.close for workload in self._workloads),
             lambda: self._spool_windows(flush=True),
             self._network.close,
-            lambda: self._write_status(self._status(running=False)),
+            lambda: self._board.write(running=False),
             self._spool.close,
         ):
             try:

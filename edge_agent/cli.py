@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from edge_agent import service
-from edge_agent.config import load_config, load_values
+from edge_agent.config import load_values
+from edge_agent.lost_enrolment import load_or_serve
 from edgeloop.errors import ConfigError, EdgeloopError
 
 _EXIT_CODES = (
@@ -126,7 +127,7 @@ def run(
         "log_level": log_level,
     }
     with _errors_shown():
-        load_config(config_file=config, flags=flags)
+        load_or_serve(config, flags)
     command = service.command(config, flags)
     sys.stderr.flush()
     # The same process goes on without what only the command line needed.
@@ -200,9 +201,11 @@ def status(
     for hosted in found.workloads:
         serves = hosted.serving_digest[:12] or "nothing"
         said[f"workload {hosted.workload}"] = (
+            f"profile {hosted.profile or '-'}, "
             f"{hosted.state}, generation {hosted.generation}, serves {serves}, "
             f"{hosted.num_requests} requests, {hosted.num_errors} errors"
             + (f", {hosted.code}: {hosted.message}" if hosted.code else "")
+            + (f", no profile: {hosted.profile_message}" if hosted.profile_message else "")
         )
     # One line a source, beside the others.
     for name, counts in found.sources.items():

@@ -7,7 +7,6 @@ Rules:
 - The result is immutable and complete: nothing below this module reads the environment.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -24,6 +23,8 @@ from edge_agent.config_values import (
     between,
     endpoint_value,
     existing_file,
+    labels_value,
+    log_level_value,
     path_value,
     text_value,
     whole,
@@ -40,9 +41,6 @@ ENVIRONMENT_PREFIX = "EDGELOOP_AGENT_"
 # Variables of the prefix that are not settings of `run` but of the command line itself.
 _ENVIRONMENT_OTHER = frozenset({"CONFIG"})
 
-MAX_LABELS = 32
-_LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
-_MAX_LABEL_VALUE = 128
 UNIX_PREFIX = "unix:"
 # Below the state folder; what `edgeloop-agent enroll` was told.
 ENROLMENT_FILE = Path("identity") / "enrolment.json"
@@ -51,7 +49,6 @@ ENROLMENT_COPY = Path("identity") / "enrolment.copy.json"
 # More samples than this in one request, or in one run, would hold up the others for too long.
 MAX_BATCH = 64
 MAX_QUEUE_DELAY_US = 100_000
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 # Where applications of this gateway find the local inference API, unless told otherwise.
@@ -105,6 +102,9 @@ class AgentConfig:
     folders: tuple[FolderSettings, ...] = ()
     # What is hosted side by side; none: one workload, whichever is deployed. Only in the file.
     workloads: tuple[WorkloadSettings, ...] = ()
+    # Why server, broker, director keys and TUF root are not known (see edge_agent.lost_enrolment); nothing is
+    # connected while it says something. Nobody sets it.
+    enrolment_problem: str = ""
 
     def __post_init__(self) -> None:
         shared = {bridge.name for bridge in self.bridges} & {folder.name for folder in self.folders}
@@ -204,38 +204,6 @@ def _tuf_root(value: object, place: Place) -> bytes:
     return raw
 
 
-def _labels(value: object, place: Place) -> tuple[tuple[str, str], ...]:
-    """A table in a file, `k=v,k=v` in the environment, a list of `k=v` from flags."""
-    expected = "labels as key=value (keys of lower-case letters, digits, '.', '_', '/', '-')"
-    found: dict[str, str] = {}
-    if isinstance(value, Mapping):
-        pairs = list(value.items())
-    else:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, list | tuple):
-            place.fail(value, expected)
-        pairs = []
-        for item in items:
-            if not isinstance(item, str) or "=" not in item:
-                place.fail(item, expected)
-            key, _, text = item.partition("=")
-            pairs.append((key.strip(), text.strip()))
-    for key, text in pairs:
-        if not isinstance(text, str) or not _LABEL_KEY.fullmatch(str(key)) or len(text) > _MAX_LABEL_VALUE:
-            place.fail(f"{key}={text}", expected)
-        found[str(key)] = text
-    if len(found) > MAX_LABELS:
-        place.fail(f"{len(found)} labels", f"at most {MAX_LABELS}")
-    return tuple(sorted(found.items()))
-
-
-def _log_level(value: object, place: Place) -> str:
-    text = text_value(value, place).lower()
-    if text not in LOG_LEVELS:
-        place.fail(value, "one of " + ", ".join(LOG_LEVELS))
-    return text
-
-
 # Key as written in the file -> (field of AgentConfig, parser). The environment has the same keys in
 # capitals, flags with dashes.
 _KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
@@ -245,13 +213,13 @@ _KEYS: Mapping[str, tuple[str, Callable[[object, Place], object]]] = {
     "broker": ("broker", endpoint_value),
     "director_key": ("director_keys", _director_keys),
     "tuf_root": ("tuf_root", _tuf_root),
-    "labels": ("labels", _labels),
+    "labels": ("labels", labels_value),
     "replay": ("replay", existing_file),
     "rate_hz": ("rate_hz", between(0.01, 100_000, "Hz")),
     "emulate_slowdown": ("emulate_slowdown", whole(1, 1000)),
     "report_interval_s": ("report_interval_s", between(0.1, 86_400, "s")),
     "num_threads": ("num_threads", whole(1, 256)),
-    "log_level": ("log_level", _log_level),
+    "log_level": ("log_level", log_level_value),
     "trial_requests": ("trial_requests", whole(1, 1_000_000)),
     "trial_s": ("trial_s", between(0, 86_400, "s")),
     "self_test_timeout_s": ("self_test_timeout_s", between(1, 3600, "s")),
@@ -358,10 +326,19 @@ def load_config(
         )
 
     state_dir: object = None
-    with contextlib.suppress(ConfigError):  # told below, after what is missing
+    wrong: ConfigError | None = None
+    try:
         state_dir = read(()).get("state_dir")
+    except ConfigError as error:  # told below, after what is missing
+        wrong = error
     enrolled = _enrolled(state_dir)
-    values = enrolled | read(tuple(key for key in _REQUIRED if _KEYS[key][0] not in enrolled))
+    try:
+        values = enrolled | read(tuple(key for key in _REQUIRED if _KEYS[key][0] not in enrolled))
+    except ConfigError as error:
+        # What is missing may stand in the state folder, which was not looked into for the mistake.
+        if wrong is not None and error.code == "config-missing" and "state_dir" not in error.message:
+            raise wrong from None
+        raise
     if enrolled and values["device_id"] != enrolled["device_id"]:
         raise ConfigError(
             f"device_id is {values['device_id']!r}, but this state folder was enrolled as "
@@ -373,14 +350,26 @@ def load_config(
 
 def _enrolled(state_dir: object) -> dict[str, object]:
     """What enrolment told: the defaults of an enrolled state folder, by field of AgentConfig."""
-    if not isinstance(state_dir, Path) or not (state_dir / ENROLMENT_FILE).exists():
+    if not isinstance(state_dir, Path) or not is_enrolled(state_dir):
         return {}
     try:
         return _told(state_dir / ENROLMENT_FILE)
     except ConfigError as error:
-        with contextlib.suppress(ConfigError):
+        try:
             return _told(state_dir / ENROLMENT_COPY)
-        raise error
+        except ConfigError:
+            raise ConfigError(f"{error.message}; so is its copy", code=error.code) from None
+
+
+def is_enrolled(state_dir: Path) -> bool:
+    """Also where the disk does not say: then what was told is damaged, and not missing."""
+    try:
+        (state_dir / ENROLMENT_FILE).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _told(path: Path) -> dict[str, object]:
@@ -395,4 +384,6 @@ def _told(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path} is damaged ({error!r}): enrol again", code="identity-files") from None
 
 
-assert {name for name, _ in _KEYS.values()} == {field.name for field in fields(AgentConfig)}
+assert {name for name, _ in _KEYS.values()} == {field.name for field in fields(AgentConfig)} - {
+    "enrolment_problem"
+}

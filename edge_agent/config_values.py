@@ -6,12 +6,17 @@ Rules:
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from edgeloop.errors import ConfigError
+
+MAX_LABELS = 32
+_LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?")
+_MAX_LABEL_VALUE = 128
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,3 +113,35 @@ def whole(low: int, high: int) -> Callable[[object, Place], int]:
         return int(number)
 
     return parse
+
+
+def labels_value(value: object, place: Place) -> tuple[tuple[str, str], ...]:
+    """A table in a file, `k=v,k=v` in the environment, a list of `k=v` from flags."""
+    expected = "labels as key=value (keys of lower-case letters, digits, '.', '_', '/', '-')"
+    found: dict[str, str] = {}
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    else:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            place.fail(value, expected)
+        pairs = []
+        for item in items:
+            if not isinstance(item, str) or "=" not in item:
+                place.fail(item, expected)
+            key, _, text = item.partition("=")
+            pairs.append((key.strip(), text.strip()))
+    for key, text in pairs:
+        if not isinstance(text, str) or not _LABEL_KEY.fullmatch(str(key)) or len(text) > _MAX_LABEL_VALUE:
+            place.fail(f"{key}={text}", expected)
+        found[str(key)] = text
+    if len(found) > MAX_LABELS:
+        place.fail(f"{len(found)} labels", f"at most {MAX_LABELS}")
+    return tuple(sorted(found.items()))
+
+
+def log_level_value(value: object, place: Place) -> str:
+    text = text_value(value, place).lower()
+    if text not in LOG_LEVELS:
+        place.fail(value, "one of " + ", ".join(LOG_LEVELS))
+    return text

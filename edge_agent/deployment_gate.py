@@ -4,8 +4,9 @@ Rules:
 - Nothing passes but what a director key that counts now has signed for this device and that has not expired,
   judged by the time that it is at least. Everything else is refused, each for a reason of its own, and
   changes nothing.
-- A refusal is told to the cloud: once for each message and reason, and each reason at most every ten seconds,
-  so that a flood of refusals costs neither the disk nor the link. The log has every one.
+- A refusal is told to the cloud: once for each message and reason, and each reason of each workload at most
+  every ten seconds, so that a flood of refusals costs neither the disk nor the link, and that of one workload
+  hides none of another. The log has every one.
 - What an unknown key signed is kept aside, and tried again when the keys change: which of the two topics is
   heard first does not matter.
 - The chain of key changes is on the disk before anything is accepted by it.
@@ -40,6 +41,8 @@ class Refusal:
     digest: str
     code: str
     message: str
+    #: Of the device's own that it concerns; empty where that is none, or not known.
+    workload: str = ""
 
 
 def load_keys(state_dir: Path, configured: tuple[bytes, ...]) -> TrustedKeys:
@@ -76,8 +79,9 @@ class DeploymentGate:
         self.keys = load_keys(state_dir, configured_keys)
         # The newest on each topic.
         self._unknown: dict[str, bytes] = {}
-        self._told: dict[tuple[str, str], None] = {}
-        self._told_at_s: dict[str, float] = {}
+        self._told: dict[tuple[str, str, str], None] = {}
+        # Codes are few, and so are the workloads that a device hosts.
+        self._told_at_s: dict[tuple[str, str], float] = {}
 
     def open(self, payload: bytes, *, topic: str = "", hosted: Collection[str] = ()) -> Slot | None:
         """The slot that it names, or None once it has been refused.
@@ -94,7 +98,8 @@ class DeploymentGate:
                 self._unknown[topic] = payload
             elif error.code == "deployment-expired":
                 message += f" (if its clock once ran ahead, delete {FLOOR_FILE} in its state folder)"
-            self.refuse(self._named(payload, error.code, message))
+            of_topic = next(iter(hosted)) if len(hosted) == 1 else ""
+            self.refuse(self._named(payload, error.code, message, of_topic))
             return None
         self._unknown.pop(topic, None)
         if hosted and deployment.workload not in hosted:
@@ -105,6 +110,7 @@ class DeploymentGate:
                     code="deployment-wrong-workload",
                     message=f"it is for workload {deployment.workload}, and may be for {', '.join(hosted)} "
                     "here: deploy it on its own topic, or add a [[workload]] table",
+                    workload=next(iter(hosted)) if len(hosted) == 1 else "",
                 )
             )
             return None
@@ -141,16 +147,17 @@ class DeploymentGate:
     def refuse(self, refusal: Refusal) -> None:
         """Log it, and tell it once."""
         logger.error("deployment refused code=%s reason=%s", refusal.code, refusal.message)
-        key, now_s = (refusal.code, refusal.digest), self._monotonic()
-        if key in self._told or now_s < self._told_at_s.get(refusal.code, float("-inf")) + QUIET_S:
+        kind = (refusal.code, refusal.workload)
+        key, now_s = (*kind, refusal.digest), self._monotonic()
+        if key in self._told or now_s < self._told_at_s.get(kind, float("-inf")) + QUIET_S:
             return
-        self._told_at_s[refusal.code] = now_s
+        self._told_at_s[kind] = now_s
         self._told[key] = None
         if len(self._told) > MAX_REMEMBERED:
             del self._told[next(iter(self._told))]
         self._on_refused(refusal)
 
-    def _named(self, payload: bytes, code: str, message: str) -> Refusal:
+    def _named(self, payload: bytes, code: str, message: str, workload: str) -> Refusal:
         """Believes what is inside only where the signature held: the code says that it did."""
         if code == "deployment-expired":
             signed = deployment_pb2.SignedDeployment.FromString(payload)
@@ -160,9 +167,11 @@ class DeploymentGate:
                 digest=topics.check_digest(inner.digest),
                 code=code,
                 message=message,
+                workload=workload,
             )
-        return _unnamed(payload, code, message)
+        return _unnamed(payload, code, message, workload)
 
 
-def _unnamed(payload: bytes, code: str, message: str) -> Refusal:
-    return Refusal(generation=0, digest=hashlib.sha256(payload).hexdigest(), code=code, message=message)
+def _unnamed(payload: bytes, code: str, message: str, workload: str = "") -> Refusal:
+    digest = hashlib.sha256(payload).hexdigest()
+    return Refusal(generation=0, digest=digest, code=code, message=message, workload=workload)

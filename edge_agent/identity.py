@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.config import ENROLMENT_COPY, ENROLMENT_FILE
+from edge_agent.config import ENROLMENT_COPY, ENROLMENT_FILE, is_enrolled
 from edge_agent.journal import fsync_folder
 from edgeloop.errors import ConfigError, EdgeloopError
 from edgeloop.identity import CertificateFacts, client_context, facts, read_certificate
@@ -59,7 +59,7 @@ class Identity:
 
 def load_identity(state_dir: Path) -> Identity | None:
     """None in a folder that was never enrolled. Raises ConfigError for one that is damaged."""
-    if not (state_dir / ENROLMENT_FILE).exists():
+    if not is_enrolled(state_dir):
         return None
     try:
         told = _enrolment(state_dir)

@@ -3,7 +3,8 @@
 Rules:
 - Nothing of it is imported before `connect`: the model serves already, and they cost a third of the start.
 - Without a usable identity there is no connection, never one without it: that is said once, the model serves
-  on, and the identity is read again, so that mending it needs no restart.
+  on, and the identity is read again, so that mending it needs no restart. The same where what enrolment told
+  is lost; whoever owns the settings hears of it before anything is connected.
 - A renewed certificate reaches both connections at their next beginning.
 """
 
@@ -36,8 +37,20 @@ IDENTITY_RETRY_S = 30.0
 class Network:
     """`connect`, again whenever it `is_due`; `close` once; what arrives is posted to the inbox."""
 
-    def __init__(self, config: AgentConfig, inbox: "SimpleQueue[Post]", *, rng: random.Random) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        inbox: "SimpleQueue[Post]",
+        *,
+        # The settings, read anew; asked only where those at hand lack what enrolment told.
+        reload: Callable[[], AgentConfig],
+        # What came of that.
+        on_config: Callable[[AgentConfig], None],
+        rng: random.Random,
+    ) -> None:
         self._config = config
+        self._reload = reload
+        self._on_config = on_config
         self._inbox = inbox
         self._rng = rng
         self.wire = BrokerWire(config.device_id, inbox)
@@ -47,7 +60,7 @@ class Network:
         self._session: MqttSession | None = None
         self._renewer: Renewer | None = None
         self._retry_at_s: float | None = None
-        # Why there is no connection to anything: key, certificate or authority do not read.
+        # Why there is no connection to anything: something that enrolment left does not read.
         self.identity_problem = ""
 
     @property
@@ -93,14 +106,17 @@ class Network:
         from edge_agent.reporter import FleetReporter
         from edgeloop.mqtt import MqttSession, Will
 
-        config = self._config
         self.hardware = probe()
         self.time_zone = time_zone()
         # All that may be damaged is read before anything is started.
-        mend_enrolment(config.state_dir)
+        mend_enrolment(self._config.state_dir)
+        config = self._complete()
         identity = load_identity(config.state_dir)
         tls = identity.broker_context() if identity is not None else None
         credentials = identity.fleet_credentials() if identity is not None else None
+        if config is not self._config:
+            self._config = config
+            self._on_config(config)
         session = MqttSession(
             config.broker.host,
             config.broker.port,
@@ -132,6 +148,14 @@ class Network:
                 config.state_dir, identity, server=str(config.server), on_renewed=self._use_identity
             )
             self._renewer.start()
+
+    def _complete(self) -> AgentConfig:
+        """Raises ConfigError while what enrolment told does not read."""
+        if not self._config.enrolment_problem:
+            return self._config
+        from edge_agent.lost_enrolment import read_again
+
+        return read_again(self._config, self._reload)
 
     def wake(self) -> None:
         """There is something in the spool."""

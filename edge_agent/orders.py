@@ -36,6 +36,11 @@ class Orders:
         self._on_refused = on_refused
         self._gate_made: DeploymentGate | None = None
 
+    def use(self, config: AgentConfig) -> None:
+        """Other keys count from now on."""
+        self._config = config
+        self._gate_made = None
+
     def on_deployment(self, topic: str, payload: bytes) -> None:
         if not payload or self._workloads.accepted(payload):
             # Cleared; or accepted when it was fresh and retained since.
@@ -52,7 +57,7 @@ class Orders:
             for topic, waiting in self._gate.on_chain(payload).items():
                 self.on_deployment(topic, waiting)
 
-    def on_ignored(self, ignored: Ignored) -> None:
+    def on_ignored(self, ignored: Ignored, workload: str = "") -> None:
         """A deployment that passed the gate, and that the update rules would not follow."""
         from edge_agent.deployment_gate import Refusal
 
@@ -62,6 +67,7 @@ class Orders:
                 digest=ignored.digest,
                 code=ignored.code,
                 message=ignored.message,
+                workload=workload,
             )
         )
 

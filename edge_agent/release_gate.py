@@ -47,6 +47,35 @@ class Wire(Protocol):
     def request_metadata(self) -> None: ...
 
 
+class Gate(Protocol):
+    """What the acquisition asks; see `ReleaseGate`."""
+
+    @property
+    def deadline_s(self) -> float | None: ...
+    def begin(self, candidate: Candidate) -> None: ...
+    def stop(self) -> None: ...
+    def on_message(self, topic: str, payload: bytes) -> bool | RejectedError | None: ...
+    def on_tick(self) -> bool | RejectedError | None: ...
+
+
+class ShutGate:
+    """Decides nothing: for an agent that does not know whether it has a root, or which."""
+
+    deadline_s = None
+
+    def begin(self, candidate: Candidate) -> None:
+        """It waits."""
+
+    def stop(self) -> None:
+        """It is not asked for any more."""
+
+    def on_message(self, topic: str, payload: bytes) -> None:
+        """Nobody listens for any."""
+
+    def on_tick(self) -> None:
+        """Nor does time decide."""
+
+
 class ReleaseGate:
     """Owned by the agent's thread. Methods that may decide return True (released), a RejectedError, or None
     while it is not decided."""
@@ -220,9 +249,11 @@ def gate_for(
     known_time: KnownTime,
     on_trouble: Callable[[Ignored], None],
     rng: random.Random,
-) -> ReleaseGate | None:
+) -> Gate | None:
     """As configured, None where no root is. Several gates of a device share one memory of trusted metadata,
     and each waits for its own deployment: one that nobody released holds up no other."""
+    if config.enrolment_problem:
+        return ShutGate()
     if config.tuf_root is None:
         return None
     longest_s = max(300.0, config.block_timeout_s)

@@ -14,14 +14,14 @@ from edge_agent.config import AgentConfig
 from edge_agent.fetch import FetchSettings
 from edge_agent.inbox import Post, SelfTestEnded
 from edge_agent.inference import InferenceEngine, ServedModel
-from edge_agent.release_gate import ReleaseGate
+from edge_agent.release_gate import Gate
 from edge_agent.runtime import ReferenceKernel
 from edge_agent.selftest import SelfTestProcess
 from edge_agent.status_file import WorkloadStatus
 from edge_agent.trial import TrialMeter
-from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
 from edge_agent.update_state import Slot, StatusNote, UpdateState
+from edge_agent.update_steps import UpdateSettings
 from edge_agent.updater import Updater
 from edge_agent.workload_settings import WorkloadSettings
 
@@ -44,11 +44,15 @@ class ServedWorkload:
         on_ignored: Callable[[Ignored], None],
         kept_elsewhere: Callable[[], tuple[Slot, ...]],
         begin_test: Callable[[SelfTestProcess], None],
-        release_gate: ReleaseGate | None,
+        # Asked now, and again at `renew_gate`.
+        gate: Callable[[], Gate | None],
         window_s: float,
         rng: random.Random,
     ) -> None:
         self.name = settings.name if settings else ""
+        self._gate = gate
+        # What the cloud says of it; see WorkloadStatus.
+        self.profile = self.profile_message = ""
         limits = settings or WorkloadSettings(name="")
         self.meter = TrialMeter(window_s=window_s)
         self.engine = InferenceEngine(
@@ -70,7 +74,7 @@ class ServedWorkload:
             post_self_test=lambda process, result: post(SelfTestEnded(process=process, result=result)),
             deliver=deliver,
             on_ignored=on_ignored,
-            release_gate=release_gate,
+            release_gate=gate(),
             update_settings=UpdateSettings(trial_requests=config.trial_requests, trial_s=config.trial_s),
             fetch_settings=FetchSettings(
                 block_timeout_s=config.block_timeout_s, delta_silence_s=120 * config.block_timeout_s
@@ -110,10 +114,16 @@ class ServedWorkload:
     def follow(self, slot: Slot) -> None:
         self.updater.handle(DeploymentSeen(slot=slot))
 
+    def renew_gate(self) -> None:
+        """What the release gate follows from has changed."""
+        self.updater.use_gate(self._gate())
+
     def status(self) -> WorkloadStatus:
         state, serving = self.state, self.serving
         return WorkloadStatus(
             workload=self.name,
+            profile=self.profile,
+            profile_message=self.profile_message,
             state=state.state.value,
             generation=state.generation,
             code=state.code,

@@ -7,6 +7,7 @@ Rules:
 - It writes one line a record to stderr, and ends with the exit codes of the command line.
 """
 
+import gc
 import json
 import logging
 import os
@@ -17,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from edge_agent.config import load_config
 from edge_agent.journal import StateLock
+from edge_agent.lost_enrolment import load_or_serve
 from edge_agent.supervisor import Supervisor
 from edgeloop.errors import ConfigError, EdgeloopError
 
@@ -55,13 +56,19 @@ def command(config_file: Path | None, flags: Mapping[str, object]) -> list[str]:
 
 
 def run(config_file: Path | None, flags: Mapping[str, object]) -> None:
-    config = load_config(config_file=config_file, flags=flags)
+    # Until the agent has started: what imports make is no garbage.
+    gc.disable()
+    config = load_or_serve(config_file, flags)
     setup_logging(config.log_level)
     with StateLock(config.state_dir):
         # Imported under the lock: the second agent on a folder is told so before it loads anything.
         from edge_agent.agent import Agent
 
-        agent = Agent(config, supervisor=Supervisor(os.environ))
+        agent = Agent(
+            config,
+            supervisor=Supervisor(os.environ),
+            reload=lambda: load_or_serve(config_file, flags),
+        )
 
         def stop(number: int, frame: FrameType | None) -> None:
             agent.stop(signal.Signals(number).name)

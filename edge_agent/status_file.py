@@ -28,6 +28,9 @@ class WorkloadStatus:
     """One of several workloads on this device."""
 
     workload: str
+    # That the cloud matched it to, or why to none; both empty where the cloud does not say.
+    profile: str = ""
+    profile_message: str = ""
     state: str
     generation: int = 0
     code: str = ""
@@ -42,7 +45,7 @@ class WorkloadStatus:
     @property
     def headline(self) -> tuple[object, ...]:
         """See that of the agent."""
-        return self.state, self.generation, self.serving_digest
+        return self.state, self.generation, self.serving_digest, self.profile, self.profile_message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +81,7 @@ class AgentStatus:
     num_dropped_reports: int = 0
     # Why no report can be kept now.
     spool_problem: str = ""
-    # Why there is no connection to anything: key, certificate or authority do not read.
+    # Why there is no connection to anything: something that enrolment left does not read.
     identity_problem: str = ""
     # Samples of each bridge and folder since the start, by outcome.
     sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

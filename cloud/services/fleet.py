@@ -129,6 +129,12 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
             profile=device.profile,
             message=device.message,
             report_interval_s=self._settings.report_interval_s,
+            profiles=[
+                fleet_service_pb2.HostedProfile(
+                    workload=hosted.workload, profile=hosted.profile, message=hosted.message
+                )
+                for hosted in device.hosted
+            ],
         )
 
     async def UpdateDeploymentStatus(

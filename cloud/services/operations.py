@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cloud.compute_host import COMPUTE_KEY
 from cloud.controller import PAUSED_KEY, fleet
 from cloud.domain.candidates import Candidate
 from cloud.domain.jobs import Job, JobKind, JobState
@@ -69,6 +70,7 @@ class Operations:
         with self._store.transaction():
             workload = self._queries.workload(request.workload)
             job = self._training_of(workload, force=request.force)
+            self._check_is_run(job)
             if job is None:
                 job = train_job(_new_id("train", workload.name), workload, self._now_s(), force=request.force)
                 self._store.create_job(job)
@@ -99,6 +101,7 @@ class Operations:
             workload = self._queries.workload(profile.workload)
             specs = _specs(request.spec_json)
             job = self._compression_of(profile, specs)
+            self._check_is_run(job)
             if job is None:
                 max_trials = 0 if specs else request.max_trials or workload.search.max_trials
                 reasons: dict[str, str] = {}
@@ -116,6 +119,15 @@ class Operations:
                 self._store.create_job(job)
         self._poke()
         return pb.CompressStudentsResponse(job=views.job_info(job))
+
+    def _check_is_run(self, job: Job | None) -> None:
+        """Raises ``ConfigError`` where nothing would ever run what is new or unfinished."""
+        if (job is None or not job.state.finished) and self._store.get_meta(COMPUTE_KEY) == "none":
+            raise ConfigError(
+                "nothing would run this job: the control plane that acts was started with --compute none; "
+                "start it again without that, or with --ray-address HEAD:6379 for a cluster elsewhere",
+                code="compute-none",
+            )
 
     def _profile_for(self, request: pb.CompressStudentsRequest) -> DeviceProfile:
         if request.profile:

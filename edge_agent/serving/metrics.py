@@ -121,6 +121,11 @@ def render_status(status: AgentStatus) -> list[str]:
 def _render_workloads(workloads: Sequence[WorkloadStatus]) -> list[str]:
     """Each of several workloads by its name, which comes from this device's own settings."""
     lines: list[str] = []
+    if workloads:
+        lines += _head("edgeloop_workload_info", "gauge", "What it is matched to, and how its deployment is.")
+    for one in workloads:
+        labels = {"workload": one.workload, "profile": one.profile, "state": one.state, "code": one.code}
+        lines.append(_line("edgeloop_workload_info", labels, 1))
     for name, kind, text, value in (
         ("ready", "gauge", "1 while its verified model serves.", lambda w: bool(w.serving_digest)),
         ("serving_generation", "gauge", "Generation that serves.", lambda w: w.serving_generation),

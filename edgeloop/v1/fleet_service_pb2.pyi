@@ -16,14 +16,26 @@ class RegisterRequest(_message.Message):
     def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
-    __slots__ = ("profile", "message", "report_interval_s")
+    __slots__ = ("profile", "message", "report_interval_s", "profiles")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REPORT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    PROFILES_FIELD_NUMBER: _ClassVar[int]
     profile: str
     message: str
     report_interval_s: int
-    def __init__(self, profile: _Optional[str] = ..., message: _Optional[str] = ..., report_interval_s: _Optional[int] = ...) -> None: ...
+    profiles: _containers.RepeatedCompositeFieldContainer[HostedProfile]
+    def __init__(self, profile: _Optional[str] = ..., message: _Optional[str] = ..., report_interval_s: _Optional[int] = ..., profiles: _Optional[_Iterable[_Union[HostedProfile, _Mapping]]] = ...) -> None: ...
+
+class HostedProfile(_message.Message):
+    __slots__ = ("workload", "profile", "message")
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    workload: str
+    profile: str
+    message: str
+    def __init__(self, workload: _Optional[str] = ..., profile: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class StreamReportsRequest(_message.Message):
     __slots__ = ("batch_id", "reports")

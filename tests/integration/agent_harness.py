@@ -84,7 +84,7 @@ class Shipment:
 
     @property
     def blocks(self) -> list[bytes]:
-        return artifact.split_blocks(self.data, BLOCK_SIZE_BYTES)
+        return artifact.split_blocks(self.data, self.manifest.block_size_bytes)
 
 
 def golden_inputs(num: int = 4) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -99,6 +99,7 @@ def ship(
     golden_offset: float = 0.0,
     packed: bool = False,
     metric: str = "",
+    block_size_bytes: int = BLOCK_SIZE_BYTES,
 ) -> Shipment:
     from edge_agent.runtime import load_onnx
 
@@ -121,7 +122,7 @@ def ship(
         golden=artifact.golden_set(inputs, outputs, absolute_tolerance=1e-3),
         accuracy=0.9,
         metric=metric,
-        block_size_bytes=BLOCK_SIZE_BYTES,
+        block_size_bytes=block_size_bytes,
     )
     return Shipment(data=data, manifest=manifest, raw_manifest=artifact.encode_manifest(manifest))
 
@@ -233,6 +234,7 @@ class Cloud:
         *,
         profile: str = "small",
         topic: str = "",
+        delta: deployment_pb2.Delta | None = None,
     ) -> bytes:
         signed = trust.sign_deployment(
             self.key,
@@ -244,6 +246,7 @@ class Cloud:
                 digest=shipment.digest,
                 manifest_digest=shipment.manifest_digest,
                 issue_time=trust.timestamp(time.time()),
+                delta=delta,
             ),
         )
         self.put(topic or topics.deployment(device_id), signed)
@@ -272,7 +275,13 @@ class AgentProcess:
             "serve-rest": "off",
             **{name.replace("_", "-"): value for name, value in flags.items()},
         }
+        # Flags that are not given after all.
+        self.left_out: frozenset[str] = frozenset()
         self.process: subprocess.Popen[bytes] | None = None
+
+    def add_flag(self, name: str, value: str) -> None:
+        """From the next start on."""
+        self._flags[name] = value
 
     def command(self) -> list[str]:
         settings = {
@@ -283,7 +292,8 @@ class AgentProcess:
             "director-key": self.cloud.key.public_bytes.hex(),
             **self._flags,
         }
-        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        given = [item for item in settings.items() if item[0] not in self.left_out]
+        words = [word for name, value in given for word in (f"--{name}", value)]
         return [sys.executable, "-m", "edge_agent.cli", "run", *words]
 
     def start(self) -> AgentProcess:

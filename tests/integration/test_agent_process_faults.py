@@ -317,25 +317,35 @@ def test_a_committed_model_that_ends_the_agent_at_its_starts_gives_way_to_the_on
     agent.wait_state("active", 4)
 
 
-def test_with_a_damaged_identity_it_serves_says_so_once_and_connects_when_that_is_mended(
+def test_with_all_of_its_identity_damaged_it_serves_says_so_once_and_connects_when_that_is_mended(
     cloud, agent, good
 ) -> None:
-    """The wait is that for the identity to be read again: half a minute."""
+    """Nothing tells it any more who it is and where its cloud is. It waits half a minute to read it again."""
     agent.stop()
-    folder = agent.state_dir / "identity"
+    folder, settings = agent.state_dir / "identity", agent.state_dir.parent / "agent.toml"
     folder.mkdir()
-    told = {"device_id": "gw-1", "server": cloud.server, "broker": cloud.broker}
-    told |= {"director_key": cloud.key.public_bytes.hex(), "enrol_server": "127.0.0.1:1"}
-    (folder / "enrolment.json").write_text(json.dumps(told))
-    (folder / "ca.crt").write_bytes(b"")
-    (folder / "identity.pem").write_bytes(b"\x00 half of what was here")
+    for name in ("enrolment.json", "enrolment.copy.json", "identity.pem"):
+        (folder / name).write_bytes(b"\x00 half of what was here")
+    settings.write_text("")
+    agent.left_out = frozenset({"device-id", "server", "broker", "director-key"})
+    agent.add_flag("config", str(settings))
     status = agent.start().wait(lambda status: status["num_requests"] > 3 and status["identity_problem"])
-    assert status["serving_digest"] == good.digest
-    assert "enrol again" in status["identity_problem"]
+    assert (status["serving_digest"], status["device_id"]) == (good.digest, "gw-1")
+    assert "enrolment.json is damaged" in status["identity_problem"]
+    assert "so is its copy" in status["identity_problem"]
     assert not status["broker_connected"]
-    # It was never enrolled after all: what is in the way is taken away, and nobody restarts anything.
-    for name in ("enrolment.json", "ca.crt", "identity.pem"):
-        (folder / name).unlink()
+    # Somebody writes by hand what was lost, for a cloud that asks for no certificate, and restarts nothing.
+    key = cloud.key.public_bytes.hex()
+    settings.write_text(
+        f'device_id = "gw-1"\nserver = "{cloud.server}"\nbroker = "{cloud.broker}"\ndirector_key = "{key}"\n'
+    )
+    for path in folder.iterdir():
+        path.unlink()
     status = agent.wait(lambda status: status["broker_connected"], timeout_s=45)
     assert status["identity_problem"] == ""
     assert agent.log.count("no connection to broker and control plane") == 1
+    # It obeys again.
+    newer = ship(make_model(2))
+    cloud.publish(newer)
+    cloud.deploy("gw-1", newer, 2)
+    agent.wait_state("active", 2)

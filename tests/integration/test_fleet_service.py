@@ -182,6 +182,14 @@ def test_registering_answers_with_the_profile(run: Run) -> None:
         assert (await fleet.register()).profile == "small"
         assert [device.profile for device in store.devices()] == ["small"]
         assert fleet.registered == ["gw-1"] * 3
+        # A device that hosts several hears of each, in its own order.
+        message = registration("gw-2")
+        message.workloads.extend(device_pb2.HostedWorkload(workload=name) for name in ("ears", "digits"))
+        ears, digits = (await fleet.register(message)).profiles
+        assert (ears.workload, ears.profile) == ("ears", "")
+        assert ears.message != ""
+        assert (digits.workload, digits.profile, digits.message) == ("digits", "small", "")
+        assert not (await fleet.register()).profiles
 
     run(scenario)
 

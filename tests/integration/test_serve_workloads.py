@@ -155,6 +155,9 @@ def test_one_workload_is_deployed_anew_and_the_other_is_not_touched(site: Site) 
         "ears": (generations["ears"], first["ears"].digest),
     }
 
+    told = {one["workload"]: one["profile"] for one in site.agent.status()["workloads"]}
+    assert told == {"eyes": "eyes-gateway", "ears": "ears-gateway"}
+
     # What people see: a line for each.
     header, *lines = site.says("get", "devices").splitlines()
     assert "WORKLOAD" in header

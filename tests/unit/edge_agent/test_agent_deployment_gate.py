@@ -56,6 +56,18 @@ class Device:
         return [refusal.code for refusal in self.refusals]
 
 
+def test_a_flood_on_the_topic_of_one_workload_hides_no_refusal_of_another(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    for number in range(20):
+        device.gate.open(b"\xff" * (number + 1), topic="a", hosted=["eyes"])
+    device.gate.open(b"\xff" * 50, topic="b", hosted=["ears"])
+    device.gate.open(b"\xff" * 51, topic="b", hosted=["ears"])
+    assert [refusal.workload for refusal in device.refusals] == ["eyes", "ears"]
+    device.monotonic_s += QUIET_S
+    device.gate.open(b"\xff" * 52, topic="b", hosted=["ears"])
+    assert [refusal.workload for refusal in device.refusals] == ["eyes", "ears", "ears"]
+
+
 def test_a_fresh_deployment_of_a_trusted_key_passes(tmp_path: Path) -> None:
     device = Device(tmp_path)
     slot = device.gate.open(signed())

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from edge_agent.serving.http_server import HttpServer, Request, Response
 from edge_agent.serving.inference import grpc_service_pb2 as pb
 from edge_agent.serving.local_api import RETRY_S, LocalApi
 from edge_agent.serving.metrics import BUCKETS_S, ServingMetrics, render_status
-from edge_agent.status_file import AgentStatus
+from edge_agent.status_file import AgentStatus, WorkloadStatus
 from edgeloop.errors import RejectedError
 
 LOCAL = Endpoint(host="127.0.0.1", port=0)
@@ -577,6 +578,16 @@ def test_metrics_count_requests_by_transport_and_end(gateway) -> None:
     assert 'edgeloop_serving_requests_total{transport="grpc",code="ok"} 1' in lines
     assert 'edgeloop_serving_request_duration_seconds_count{transport="rest"} 2' in lines
     assert 'edgeloop_agent_info{device_id="gw-1",version="0",profile=""} 1' in lines
+
+
+def test_each_of_several_workloads_has_its_profile_and_state_on_the_page() -> None:
+    eyes = WorkloadStatus(workload="eyes", state="active", profile="small", serving_digest=DIGEST)
+    ears = WorkloadStatus(workload="ears", state="rejected", code="self-test-load")
+    lines = render_status(replace(status(), workloads=[eyes, ears]))
+    assert 'edgeloop_workload_info{workload="eyes",profile="small",state="active",code=""} 1' in lines
+    assert (
+        'edgeloop_workload_info{workload="ears",profile="",state="rejected",code="self-test-load"} 1' in lines
+    )
 
 
 def test_the_page_is_what_prometheus_reads() -> None:

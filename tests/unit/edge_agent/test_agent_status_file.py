@@ -7,13 +7,17 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from edge_agent.cli import main
 from edge_agent.sensors.counts import ANSWERED, DROPPED, SourceCounts
-from edge_agent.status_file import STATUS_FILE, AgentStatus, read_status, write_status
+from edge_agent.status_board import MAX_CHARS, StatusBoard
+from edge_agent.status_file import STATUS_FILE, AgentStatus, WorkloadStatus, read_status, write_status
 from edgeloop.errors import ConfigError
+from edgeloop.v1.fleet_service_pb2 import HostedProfile, RegisterResponse
 
 STATUS = AgentStatus(
     pid=1,
@@ -76,3 +80,42 @@ def test_the_counts_of_sources_are_written_and_printed(
     printed = capsys.readouterr().out
     assert "source line-1" in printed
     assert "7 answered, 0 failed, 1 dropped" in printed
+
+
+def test_status_has_a_line_for_each_workload_with_its_profile(tmp_path: Path, capsys) -> None:
+    eyes = WorkloadStatus(workload="eyes", state="active", generation=3, profile="small")
+    ears = WorkloadStatus(workload="ears", state="idle", profile_message="no profile has class=x")
+    write_status(tmp_path, replace(STATUS, workloads=[eyes, ears]))
+    with pytest.raises(SystemExit):
+        main(["status", "--state-dir", str(tmp_path)])
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "profile small, active, generation 3" in lines["workload eyes"]
+    assert "no profile: no profile has class=x" in lines["workload ears"]
+    assert read_status(tmp_path).workloads == [eyes, ears]
+
+
+def test_what_the_cloud_says_of_each_workload_is_shown_until_it_says_otherwise() -> None:
+    workloads: list[Any] = [
+        SimpleNamespace(name=name, profile="", profile_message="") for name in ("eyes", "ears")
+    ]
+    nothing: Any = None
+    board = StatusBoard(
+        nothing,
+        boot_id="b",
+        start_s=0.0,
+        workloads=workloads,  # type: ignore[arg-type]  # it only goes through them
+        network=nothing,
+        spool=nothing,
+        sensors=nothing,
+        api=nothing,
+    )
+    said = [
+        HostedProfile(workload="eyes", profile="small"),
+        HostedProfile(workload="ears", message="x" * 9999),
+        HostedProfile(workload="a stranger", profile="large"),
+    ]
+    board.on_registered(RegisterResponse(profile="small", profiles=said))
+    assert [(one.profile, one.profile_message) for one in workloads] == [("small", ""), ("", "x" * MAX_CHARS)]
+    # A control plane of an older version says nothing of them.
+    board.on_registered(RegisterResponse(profile="small"))
+    assert [(one.profile, one.profile_message) for one in workloads] == [("", ""), ("", "")]
