@@ -47,7 +47,7 @@ from edgeloop.errors import EdgeloopError
 
 #: (depth_ratio, width_ratio) of the students that are trained unless others are named.
 PAIRS = ("0.67:0.5", "0.67:0.4375", "0.67:0.375", "0.34:0.5")
-LATENCY_WIDTHS = (0.625, 0.5, 0.375, 0.25, 0.125)
+LATENCY_WIDTHS = (0.5, 0.3125, 0.125)
 LATENCY_DEPTHS = (1.0, 0.67, 0.34)
 
 
