@@ -16,88 +16,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import onnx
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.gateway import DEVICE_ID, WORKLOAD, Fleet, Gateway, publish
+from benchmarks.networks import bare_session, conv_graph, medians_us, samples
 from cloud.broker import EmbeddedBroker
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.meter import LatencyMeter
 from edge_agent.runtime import load_onnx
-from edgeloop import artifact, topics, trust
+from edgeloop import trust
 from edgeloop.mqtt import MqttSession
-from edgeloop.v1 import artifact_pb2, deployment_pb2, fleet_service_pb2, fleet_service_pb2_grpc
-
-SIZE = 28
-DEVICE_ID = "bench-1"
-WORKLOAD = "bench"
-PROFILE = "bench"
-
-
-def conv_graph(channels: int, num_layers: int) -> bytes:
-    """A plain convolutional network on 28x28; 24 channels and 2 layers take 100 to 200 microseconds."""
-    rng = np.random.default_rng(0)
-    nodes, initializers, previous, num_inputs = [], [], "x", 1
-    for layer in range(num_layers):
-        weights = rng.standard_normal((channels, num_inputs, 3, 3)).astype(np.float32) / 10
-        initializers.append(numpy_helper.from_array(weights, f"w{layer}"))
-        nodes.append(helper.make_node("Conv", [previous, f"w{layer}"], [f"c{layer}"], pads=[1] * 4))
-        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
-        previous, num_inputs = f"r{layer}", channels
-    nodes.append(helper.make_node("GlobalAveragePool", [previous], ["pooled"]))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "bench",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, SIZE, SIZE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", channels])],
-        initializers,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def samples(count: int) -> NDArray[np.float32]:
-    return np.random.default_rng(1).standard_normal((count, 1, SIZE, SIZE)).astype(np.float32)
-
+from edgeloop.v1 import fleet_service_pb2_grpc
 
 # --- overhead ---------------------------------------------------------------------------------------
-
-
-def bare_session(data: bytes) -> ort.InferenceSession:
-    """The same settings as the agent's, without the agent."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
-def medians_us(actions: Sequence[Callable[[], object]], num_rounds: int, seed: int) -> list[float]:
-    rng = np.random.default_rng(seed)
-    elapsed_ns = np.empty((len(actions), num_rounds), np.int64)
-    for turn in range(-num_rounds // 10, num_rounds):
-        for index in rng.permutation(len(actions)):
-            begin = time.perf_counter_ns()
-            actions[index]()
-            elapsed_ns[index, max(turn, 0)] = time.perf_counter_ns() - begin
-    return [float(value) / 1000 for value in np.median(elapsed_ns, axis=1)]
 
 
 def measure_overhead(data: bytes, *, num_rounds: int, num_repeats: int) -> dict[str, dict[str, float]]:
@@ -138,30 +80,6 @@ def measure_overhead(data: bytes, *, num_rounds: int, num_repeats: int) -> dict[
 # --- a real process -----------------------------------------------------------------------------------
 
 
-class Fleet(fleet_service_pb2_grpc.FleetServiceServicer):
-    """Accepts everything: the agent's own cost is what is measured."""
-
-    def Register(  # noqa: N802 - the protocol's name
-        self, request: fleet_service_pb2.RegisterRequest, context: grpc.ServicerContext
-    ) -> fleet_service_pb2.RegisterResponse:
-        return fleet_service_pb2.RegisterResponse(profile=PROFILE, report_interval_s=1)
-
-    def UpdateDeploymentStatus(  # noqa: N802
-        self, request: fleet_service_pb2.UpdateDeploymentStatusRequest, context: grpc.ServicerContext
-    ) -> fleet_service_pb2.UpdateDeploymentStatusResponse:
-        return fleet_service_pb2.UpdateDeploymentStatusResponse()
-
-    def StreamReports(  # noqa: N802
-        self,
-        request_iterator: Iterator[fleet_service_pb2.StreamReportsRequest],
-        context: grpc.ServicerContext,
-    ) -> Iterator[fleet_service_pb2.StreamReportsResponse]:
-        for request in request_iterator:
-            yield fleet_service_pb2.StreamReportsResponse(
-                batch_id=request.batch_id, num_accepted=len(request.reports)
-            )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessCost:
     """What one agent process took."""
@@ -172,85 +90,6 @@ class ProcessCost:
     peak_rss_bytes: int
     first_inference_s: list[float]
     num_requests: int
-
-
-class Gateway:
-    """One agent's folder, and the processes started over it."""
-
-    def __init__(self, folder: Path, words: list[str]) -> None:
-        self._words = words
-        self._status = folder / "state" / "status.json"
-        self._log = folder / "agent.log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("EDGELOOP")}
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "edge_agent.cli", "run", *self._words],
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
-
-    def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> dict[str, Any]:
-        assert self.process is not None
-        until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s and self.process.poll() is None:
-            if self._status.exists():
-                status: dict[str, Any] = json.loads(self._status.read_text())
-                if status["pid"] == self.process.pid and condition(status):
-                    return status
-            time.sleep(0.05)
-        raise RuntimeError(f"the agent did not come so far:\n{self._log.read_text()[-3000:]}")
-
-    def memory(self, field: str) -> int:
-        assert self.process is not None
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) * 1024
-        return 0
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(20)
-
-
-def publish(session: MqttSession, key: trust.DirectorKey, data: bytes, *, generation: int = 1) -> str:
-    """Publishes one artifact and deploys it; its digest."""
-    inputs = samples(4)
-    shape = [1, SIZE, SIZE]
-    outputs = load_onnx(data).run(inputs)
-    manifest = artifact.build_manifest(
-        data,
-        workload=WORKLOAD,
-        profile=PROFILE,
-        precision=artifact_pb2.PRECISION_FP32,
-        inputs=[artifact_pb2.TensorSpec(name="x", datatype="FP32", shape=[0, *shape])],
-        outputs=[artifact_pb2.TensorSpec(name="y", datatype="FP32", shape=[0, outputs.shape[1]])],
-        golden=artifact.golden_set(inputs, outputs, absolute_tolerance=1e-3),
-        accuracy=0.9,
-    )
-    raw = artifact.encode_manifest(manifest)
-    manifest_digest = artifact.sha256_hex(raw)
-    deployment = deployment_pb2.Deployment(
-        device_id=DEVICE_ID,
-        workload=WORKLOAD,
-        profile=PROFILE,
-        generation=generation,
-        digest=manifest.digest,
-        manifest_digest=manifest_digest,
-        issue_time=trust.timestamp(time.time()),
-    )
-    messages = [(topics.manifest(manifest_digest), raw)]
-    messages += [
-        (topics.block(manifest.digest, n), block) for n, block in enumerate(artifact.split_blocks(data))
-    ]
-    messages.append((topics.deployment(DEVICE_ID), trust.sign_deployment(key, deployment)))
-    for topic, payload in messages:
-        session.publish(topic, payload, retain=True).wait(10)
-    return str(manifest.digest)
 
 
 def measure_process(data: bytes, *, serve_s: float, num_starts: int) -> ProcessCost:

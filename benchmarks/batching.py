@@ -27,9 +27,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.agent import bare_session, conv_graph, samples
 from benchmarks.delivery_agent import dense_graph
-from benchmarks.serving import INFER, LOCAL, MAX_REQUEST_BYTES, WORKLOAD, grpc_request
+from benchmarks.networks import bare_session, conv_graph, samples
+from benchmarks.serving import LOCAL, MAX_REQUEST_BYTES, WORKLOAD, grpc_request, infer_over
 from edge_agent.batching import BatchSettings, prove_batches
 from edge_agent.inference import InferenceEngine, ServedModel
 from edge_agent.meter import LatencyMeter
@@ -64,7 +64,7 @@ def serve(graphs: dict[str, bytes], pipe: Connection) -> None:
             )
             engine.start()
             api = GrpcApi(
-                ModelService(engine, timeout_s=30),
+                ModelService({WORKLOAD: engine}, timeout_s=30),
                 LOCAL,
                 metrics=ServingMetrics(),
                 max_request_bytes=MAX_REQUEST_BYTES,
@@ -144,7 +144,7 @@ def measure(*, seconds: float, num_stretches: int) -> dict[str, Any]:
         addresses = ours.recv()
         with contextlib.ExitStack() as stack:
             infers = {
-                key: stack.enter_context(grpc.insecure_channel(address)).unary_unary(INFER)
+                key: infer_over(stack.enter_context(grpc.insecure_channel(address)))
                 for key, address in addresses.items()
             }
             worst = max(check(graphs[name], infers[name, True]) for name in graphs)

@@ -95,8 +95,9 @@ class Bench:
         return replace(self.workload.training, bfloat16=self.settings.bfloat16)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments_of(text: str) -> argparse.ArgumentParser:
+    """What every benchmark on this teacher can be told."""
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20, help="of the teacher")
     parser.add_argument("--family-epochs", type=int, default=4)
@@ -109,7 +110,11 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="print what is in the cache, train nothing")
     parser.add_argument("--cache", type=Path, default=Path("out/bench-compression"))
     parser.add_argument("--json", type=Path, help="write all figures there")
-    arguments = parser.parse_args()
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The figures' configuration."""
     settings = Settings(
         num_epochs=arguments.epochs,
         family_epochs=arguments.family_epochs,
@@ -124,18 +129,23 @@ def main() -> int:
         refined_widths=(0.25,),
         finished_widths=(0.3125, 0.25),
     )
-    num_seeds = arguments.seeds
     if arguments.quick:
-        num_seeds = 1
+        arguments.seeds = 1
         settings = replace(settings, num_epochs=4, family_epochs=6, refine_epochs=1, finish_epochs=2,
                            sparse_epochs=1, num_train=8000, base_width=32, widths=(0.5, 0.25),
                            refined_widths=(0.25,), finished_widths=(0.25,))  # fmt: skip
+    return settings
+
+
+def main() -> int:
+    arguments = arguments_of((__doc__ or "").splitlines()[0]).parse_args()
+    settings = settings_of(arguments)
     torch.set_num_threads(1)
     seeds: list[dict[str, Any]] = []
     try:
         bench = None if arguments.report else prepared(settings, arguments.cache)
-        for seed in range(num_seeds):
-            path = arguments.cache / f"seed-{named(asdict(settings), seed)}.json"
+        for seed in range(arguments.seeds):
+            path = seed_path(arguments.cache, settings, seed)
             if bench is not None and not path.exists():
                 path.write_text(json.dumps(run_seed(bench, seed), indent=2))
             if path.exists():
@@ -151,6 +161,11 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(seeds, indent=2))
     return 0
+
+
+def seed_path(cache: Path, settings: Settings, seed: int) -> Path:
+    """Where a complete seed's figures lie."""
+    return cache / f"seed-{named(asdict(settings), seed)}.json"
 
 
 def prepared(settings: Settings, cache: Path) -> Bench:

@@ -27,8 +27,8 @@ from typing import Any
 
 from benchmarks import delivery_agent as one
 from benchmarks import delivery_fleet as fleet
-from benchmarks.agent import conv_graph
 from benchmarks.delivery_broker import HOST, running_broker
+from benchmarks.networks import conv_graph
 from cloud.registry import Registry
 from edgeloop import artifact, topics, trust
 from edgeloop.artifact import BLOCK_SIZE_BYTES

@@ -23,10 +23,11 @@ import numpy as np
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.agent import DEVICE_ID, SIZE, WORKLOAD, Fleet, Gateway, conv_graph, publish, samples
 from benchmarks.delivery_broker import HOST, Broker, memory_bytes, running_broker
 from benchmarks.delivery_fleet import Subscriber
-from benchmarks.serving import INFER, grpc_request
+from benchmarks.gateway import DEVICE_ID, WORKLOAD, Fleet, Gateway, publish
+from benchmarks.networks import SIZE, conv_graph, samples
+from benchmarks.serving import grpc_request, infer_over
 from edgeloop import topics, trust
 from edgeloop.mqtt import MqttSession
 from edgeloop.v1 import artifact_pb2, fleet_service_pb2_grpc
@@ -229,7 +230,7 @@ def restarts_after_a_kill(folder: Path, data: bytes, num_starts: int) -> tuple[l
             # Its port is in the status file, which a dead process has left behind: `wait` looks at the pid.
             status = place.gateway.wait(lambda status: bool(status["grpc_address"]))
             with grpc.insecure_channel(status["grpc_address"]) as channel:
-                channel.unary_unary(INFER)(request, timeout=10, wait_for_ready=True)
+                infer_over(channel)(request, timeout=10, wait_for_ready=True)
             over_grpc_s.append(time.monotonic() - start_s)
             within_s.append(
                 place.gateway.wait(lambda status: status["first_inference_s"] > 0)["first_inference_s"]
@@ -260,7 +261,7 @@ def memory_of_an_update(folder: Path) -> UpdateMemory:
         )
         with grpc.insecure_channel(status["grpc_address"]) as channel:
             for _ in range(500):
-                channel.unary_unary(INFER)(grpc_request(samples(1)), timeout=10)
+                infer_over(channel)(grpc_request(samples(1)), timeout=10)
         second = publish(place.session, place.key, conv_graph(25, 2), generation=2)
         process = place.gateway.process
         assert process is not None

@@ -32,12 +32,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from benchmarks.fleet_devices import Counts, Plan, run_devices
-from benchmarks.fleet_stack import WORKLOAD, ControlPlane, new_keys, start_broker, start_postgres
+from benchmarks.fleet_stack import (
+    WORKLOAD,
+    ControlPlane,
+    busy_s,
+    cpu_s,
+    new_keys,
+    start_broker,
+    start_postgres,
+)
 from cloud.registry import Registry
 
 _LOAD_START_S = 120.0
 #: After the last device connected: then all of them were told what to run, too.
 _SETTLE_S = 60.0
+#: From this share of its time on, a core counts as the limit.
+_BUSY = 0.85
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -74,13 +84,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             hold_s=args.hold_s,
             interval_s=args.interval_s,
         )
-        pipes = _start_load(plan, plane, args, others, stack)
+        pipes, pids = _start_load(plan, plane, args, others, stack)
         found = {
             "devices": args.devices,
             "database": "PostgreSQL" if postgres else "SQLite",
             "broker": "Mosquitto" if broker else "embedded",
             "cores": len(cores),
-            "enrolment": _enrol(pipes, plane, args.devices),
+            "enrolment": _enrol(pipes, pids, plane, args.devices, core, others),
         }
         if args.hold_s > 0:
             found["hold"] = _hold(pipes, plane, args)
@@ -92,10 +102,10 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _start_load(
     plan: Plan, plane: ControlPlane, args: argparse.Namespace, cores: set[int], stack: ExitStack
-) -> list[Connection]:
+) -> tuple[list[Connection], list[int]]:
     tokens = plane.new_tokens([f"gw-{number:05d}" for number in range(args.devices)])
     context = multiprocessing.get_context("spawn")
-    pipes = []
+    pipes, pids = [], []
     for number in range(args.processes):
         ours, theirs = context.Pipe()
         share = dict(list(tokens.items())[number :: args.processes])
@@ -103,42 +113,73 @@ def _start_load(
         load.start()
         stack.callback(load.join, 10)
         pipes.append(ours)
+        assert load.pid is not None
+        pids.append(load.pid)
     for pipe in pipes:
         if not pipe.poll(_LOAD_START_S):
             raise SystemExit("a load process did not start: see above")
         pipe.recv()
-    return pipes
+    return pipes, pids
 
 
-def _enrol(pipes: list[Connection], plane: ControlPlane, num_devices: int) -> dict[str, float]:
-    before, began_s = plane.process.usage(), time.monotonic()
+def _enrol(
+    pipes: list[Connection],
+    pids: list[int],
+    plane: ControlPlane,
+    num_devices: int,
+    core: int,
+    others: set[int],
+) -> dict[str, Any]:
+    def spent() -> list[float]:
+        return [plane.process.usage().cpu_s, busy_s({core}), busy_s(others), sum(map(cpu_s, pids))]
+
+    before, began_s = spent(), time.monotonic()
     for pipe in pipes:
         pipe.send("enrol")
     latencies_s = sorted(latency for pipe in pipes for latency in pipe.recv())
     elapsed_s = time.monotonic() - began_s
-    cpu_s = plane.process.usage().cpu_s - before.cpu_s
+    plane_s, core_s, others_s, devices_s = (
+        after - earlier for after, earlier in zip(spent(), before, strict=True)
+    )
     with _database(plane) as connection:
         (certificates,) = connection.execute(sa.text("SELECT count(*) FROM certificates")).one()
-        (spent,) = connection.execute(
+        (num_spent,) = connection.execute(
             sa.text("SELECT count(*) FROM enrolment_tokens WHERE use_time_s > 0")
         ).one()
         (audited,) = connection.execute(
             sa.text("SELECT count(*) FROM audit WHERE action = 'Enrol' AND outcome = 'done'")
         ).one()
-    if (certificates, spent, audited) != (num_devices, num_devices, num_devices):
+    if (certificates, num_spent, audited) != (num_devices, num_devices, num_devices):
         raise SystemExit(
-            f"{num_devices} devices enrolled, but the database holds {certificates} certificates, {spent} "
-            f"spent tokens and {audited} entries of the audit log"
+            f"{num_devices} devices enrolled, but the database holds {certificates} certificates, "
+            f"{num_spent} spent tokens and {audited} entries of the audit log"
         )
     return {
         "elapsed_s": elapsed_s,
         "enrolments_per_s": num_devices / elapsed_s,
-        "cpu_s": cpu_s,
-        "enrolments_per_cpu_s": num_devices / cpu_s,
-        "cpu_share": cpu_s / elapsed_s,
+        "cpu_s": plane_s,
+        "enrolments_per_cpu_s": num_devices / plane_s,
+        "cpu_share": plane_s / elapsed_s,
+        "core_share": core_s / elapsed_s,
+        "other_cores_share": others_s / elapsed_s / len(others),
+        "devices_share": devices_s / elapsed_s / len(others),
         "p50_s": statistics.median(latencies_s),
         "p99_s": _p99(latencies_s),
     }
+
+
+def limit_of(enrolment: dict[str, Any]) -> str:
+    """Which side the rate by the clock was the limit of."""
+    if enrolment["cpu_share"] >= _BUSY:
+        return "the limit was the control plane"
+    if enrolment["other_cores_share"] >= _BUSY:
+        return (
+            f"the limit was not the control plane: the other cores were {enrolment['other_cores_share']:.0%} "
+            f"busy, {enrolment['devices_share']:.0%} with the devices themselves"
+        )
+    if enrolment["core_share"] >= _BUSY:
+        return "the limit was the control plane's core, which others used as well"
+    return "no core was busy all the time: the limit was what each enrolment waits for, disk and connections"
 
 
 def _hold(pipes: list[Connection], plane: ControlPlane, args: argparse.Namespace) -> dict[str, Any]:
@@ -223,6 +264,7 @@ def show(found: dict[str, Any]) -> bool:
         f"{enrolment['cpu_share']:.0%} of its core); p50 {enrolment['p50_s'] * 1e3:.0f} ms, "
         f"p99 {enrolment['p99_s'] * 1e3:.0f} ms; each with its spent token, certificate and audit entry"
     )
+    print(f"              {limit_of(enrolment)}")
     hold = found.get("hold")
     if hold is None:
         return True

@@ -208,7 +208,12 @@ class Device:
             self.counts.num_acknowledged += reply.num_accepted
             del self._waiting[: len(sent)]
 
-    async def _wait_for_reports(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _wait_for_reports(
+        self,
+        call: grpc.aio.StreamStreamCall[
+            fleet_service_pb2.StreamReportsRequest, fleet_service_pb2.StreamReportsResponse
+        ],
+    ) -> None:
         """Until there is one, or the stream ended; then its error is raised."""
         made = asyncio.ensure_future(self._made.wait())
         ended = asyncio.ensure_future(call.code())

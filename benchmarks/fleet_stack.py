@@ -49,6 +49,23 @@ class Usage:
     peak_rss_bytes: int
 
 
+def busy_s(cores: set[int]) -> float:
+    """Processor seconds of these cores since the machine started, spent by anybody on anything."""
+    found = 0.0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
+            idle = int(ticks[3]) + int(ticks[4])  # the second of them waits for the disk
+            found += (sum(map(int, ticks[:8])) - idle) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _as_user(user: str) -> dict[str, Any]:
     """Keywords of ``subprocess``; none for whoever runs this."""
     return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
@@ -81,11 +98,10 @@ class Process:
             time.sleep(0.05)
 
     def usage(self) -> Usage:
-        stat = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         values = dict(line.split(":", 1) for line in status.splitlines())
         return Usage(
-            cpu_s=(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+            cpu_s=cpu_s(self._process.pid),
             rss_bytes=int(values["VmRSS"].split()[0]) << 10,
             peak_rss_bytes=int(values["VmHWM"].split()[0]) << 10,
         )
@@ -142,7 +158,7 @@ def start_postgres(folder: Path, cores: set[int]) -> tuple[Process, str] | None:
     server = Process("postgres", command, folder=folder, cores=cores, user=user)
 
     def answers() -> bool:
-        asked = [programs / "pg_isready", "-h", home, "-q"]
+        asked = [str(programs / "pg_isready"), "-h", str(home), "-q"]
         return subprocess.run(asked, check=False, capture_output=True).returncode == 0
 
     server.wait_for("PostgreSQL", answers)

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloud.compute_host import ComputeHost, NoCompute
+from cloud.compute_host import COMPUTE_KEY, ComputeHost, NoCompute
 from cloud.controller import Controller
 from cloud.deltas import DeltaShelf
+from cloud.departures import Departures
 from cloud.director_keys import DirectorKeys
 from cloud.elector import CONTROLLER
 from cloud.jobrunner import JobRunner
@@ -90,6 +91,7 @@ class Acting:
         """Begin to act under this epoch of the lease."""
         parts, stack = self._parts, self._stack
         store = parts.store.fenced(lease_fence(CONTROLLER, epoch))
+        await asyncio.to_thread(store.set_meta, COMPUTE_KEY, parts.settings.compute)
         compute = self._compute = parts.new_compute()
         stack.push_async_callback(asyncio.to_thread, compute.stop)
         compute.start()
@@ -127,6 +129,7 @@ class Acting:
             runner=runner,
             compute=compute,
             presence=presence,
+            departures=Departures(store, publisher.clear),
             step_interval_s=parts.settings.step_interval_s,
         )
         session.on_state(publisher.on_connected)

@@ -16,6 +16,9 @@ from edgeloop.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
+#: The setting ``compute`` of the control plane that acts, in the store: others answer people, too.
+COMPUTE_KEY = "acting-compute"
+
 #: How old the description of a cluster gets, at first (machines join one after the other) and in the end.
 #: More looks would cost recovery: while a head is gone and nobody knows it yet, a look waits for it.
 DESCRIBE_INTERVAL_S = 5.0

@@ -21,7 +21,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from cloud.deltas import DeltaShelf
 from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
@@ -33,7 +33,9 @@ from cloud.domain.policy import decide
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.reconcile import reconcile
 from cloud.domain.rollout import (
+    DeploymentIntent,
     FleetDevice,
+    GroupEvidence,
     Rollout,
     RolloutState,
     abort,
@@ -58,6 +60,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSED_KEY = "controller-paused"
+#: Devices that are told in one transaction when a fleet must be brought in line: theirs, and on SQLite all,
+#: reports wait until it ends.
+MAX_ISSUED_A_TURN: Final = 500
 _HOUSEKEEPING_INTERVAL_S = 600.0
 _REPORTS_KEPT_S = 7 * 86_400.0
 _DECISIONS_KEPT_S = 30 * 86_400.0
@@ -92,9 +97,10 @@ class Controller:
         self._deployer = Deployer(store, director, ship, deployment_lifetime_s, release, deltas)
         self._last_errors: dict[str, str] = {}
         self._housekeeping_s = float("-inf")
+        self._more = False
 
-    def step(self, now_s: float) -> None:
-        """One round over the whole fleet."""
+    def step(self, now_s: float) -> bool:
+        """One round over the whole fleet. True when more remains to be said to it than fits one round."""
         paused = self._guarded("the controller's switch", self._paused, True)
         profiles: list[DeviceProfile] = self._guarded("profiles", self._store.profiles, [])
         for profile in profiles:
@@ -112,6 +118,7 @@ class Controller:
         self._guarded("generations", partial(self._deployer.reissue_ignored, now_s), None)
         self._guarded("deployments", partial(self._deployer.ship, now_s), None)
         self._guarded("the database", partial(self._tidy, now_s), None)
+        return self._more
 
     def _paused(self) -> bool:
         return self._store.get_meta(PAUSED_KEY) == "1"
@@ -137,6 +144,7 @@ class Controller:
             now_s=now_s,
             settings=self._settings,
             search=workload.search,
+            num_branches=self._num_branches(workload),
         )
         with self._store.transaction():
             if (self._busy(profile, workload, paused), self._store.current_digest(profile.name)) != (
@@ -145,6 +153,10 @@ class Controller:
             ):
                 return  # someone started something meanwhile: decide again with that in sight
             self._commit(profile, decision, state, now_s)
+
+    def _num_branches(self, workload: Workload) -> int:
+        teacher = self._store.teacher(workload.teacher_key)
+        return 0 if teacher is None else teacher.num_branches
 
     def _commit(self, profile: DeviceProfile, decision: Decision, state: PolicyState, now_s: float) -> None:
         key = f"decision-number/{profile.name}"
@@ -197,7 +209,8 @@ class Controller:
             return f"rollout {rollout.rollout_id} is {rollout.state.value}"
         for job in self._store.jobs(unfinished_only=True):
             if job.kind is JobKind.COMPRESS and job.profile == profile.name:
-                return f"job {job.job_id} is building students"
+                doing = job.message if job.message.startswith("waits") else "is building students"
+                return f"job {job.job_id} {doing}"
             if job.kind is JobKind.TRAIN and job.workload == workload.name:
                 return f"job {job.job_id} is training the teacher of {workload.name}"
         if paused:
@@ -212,11 +225,16 @@ class Controller:
 
     def _advance(self, rollout_id: str, now_s: float) -> None:
         store = self._store
+        seen = store.rollout(rollout_id)
+        if seen is None or seen.state.is_terminal:
+            return
+        profile = store.profile(seen.profile)
+        # A large fleet's reports take seconds to read, and others wait for a transaction that does so.
+        evidence = self._evidence(seen, profile, now_s) if profile is not None else None
         with store.transaction():
             rollout = store.rollout(rollout_id)
-            if rollout is None or rollout.state.is_terminal:
-                return
-            profile = store.profile(rollout.profile)
+            if rollout != seen or store.profile(seen.profile) != profile:
+                return  # someone changed it meanwhile: judge it again with that in sight
             if profile is None:
                 store.save_rollout(
                     replace(
@@ -227,18 +245,6 @@ class Controller:
                     now_s,
                 )
                 return
-            group = running_group(rollout)
-            evidence = None
-            if group is not None:
-                evidence = group_evidence(
-                    rollout,
-                    group,
-                    profile=profile,
-                    windows=self._windows(profile, now_s),
-                    state=store.policy_state(profile.name),
-                    settings=self._settings,
-                    now_s=now_s,
-                )
             after, intents = advance(rollout, fleet(store), now_s, evidence=evidence)
             if after != rollout:
                 store.save_rollout(after, now_s)
@@ -254,6 +260,20 @@ class Controller:
         if after.state is not rollout.state:
             logger.info("rollout %s %s: %s", rollout_id, after.state.value, after.message)
 
+    def _evidence(self, rollout: Rollout, profile: DeviceProfile, now_s: float) -> GroupEvidence | None:
+        group = running_group(rollout)
+        if group is None:
+            return None
+        return group_evidence(
+            rollout,
+            group,
+            profile=profile,
+            windows=self._windows(profile, now_s),
+            state=self._store.policy_state(profile.name),
+            settings=self._settings,
+            now_s=now_s,
+        )
+
     def _windows(self, profile: DeviceProfile, now_s: float) -> Sequence[Window]:
         """What the profile's devices measured lately, without what this machine's own work did to them."""
         since_s = now_s - self._settings.max_age_s
@@ -264,16 +284,24 @@ class Controller:
         return without_own_load(windows, busy_spans(recent, now_s))
 
     def _reconcile(self, now_s: float) -> None:
+        # Asked first without a transaction: mostly there is nothing to say, and nobody need wait for that.
+        self._more = False
+        if not self._unsaid(now_s):
+            return
+        with self._store.transaction():
+            intents = self._unsaid(now_s)
+            self._more = len(intents) > MAX_ISSUED_A_TURN
+            self._deployer.issue(intents[:MAX_ISSUED_A_TURN], now_s)
+
+    def _unsaid(self, now_s: float) -> list[DeploymentIntent]:
         store = self._store
-        with store.transaction():
-            intents = reconcile(
-                profiles=store.profiles(),
-                devices=fleet(store),
-                rollouts=store.rollouts(),
-                targets=store.targets(),
-                now_s=now_s,
-            )
-            self._deployer.issue(intents, now_s)
+        return reconcile(
+            profiles=store.profiles(),
+            devices=fleet(store),
+            rollouts=store.rollouts(),
+            targets=store.targets(),
+            now_s=now_s,
+        )
 
     def _tidy(self, now_s: float) -> None:
         if now_s - self._housekeeping_s < _HOUSEKEEPING_INTERVAL_S:

@@ -8,6 +8,8 @@ Rules that this module keeps:
   what somebody holds back expires, what is still wanted never does.
 * A deployment that is signed for the first time may offer a delta from what its device serves; signed again,
   it offers what it did for as long as the device has not ended it.
+* Signatures are stored many in a transaction, and all of them before the first is published: a process that
+  is killed in between has published nothing, and signs again.
 * Nothing is named to a device before it was released (TUF), and every round says so again.
 * Persist, then act: what is handed to the publisher has been committed.
 """
@@ -16,11 +18,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import islice
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from cloud.deltas import DeltaShelf
-from cloud.domain.devices import Deployment
+from cloud.domain.devices import Deployment, Device
 from cloud.domain.fleet_device import deployments_by_host
 from cloud.domain.rollout import DeploymentIntent
 from cloud.publisher import Shipment
@@ -33,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a device that first sees a deployment may accept it.
 DEFAULT_LIFETIME_S = 30 * 86_400.0
+#: Signatures stored in one transaction: SQLite's other writers wait for it.
+MAX_STORED_AT_ONCE: Final = 500
 
 
 class Deployer:
@@ -54,22 +60,21 @@ class Deployer:
         self._lifetime_s = lifetime_s
         self._release = release
         self._shipped: dict[str, Shipment] | None = None
+        self._devices: dict[str, Device] | None = None
 
     def issue(self, intents: Iterable[DeploymentIntent], now_s: float) -> None:
         """Give each intent its generation. Call it within the transaction of what asked for it."""
-        # In order, as reports are written: two that lock rows of devices never wait for each other in a ring.
-        for intent in sorted(intents, key=lambda intent: intent.device_id):
-            try:
-                deployment = self._store.issue_deployment(intent, now_s)
-            except RejectedError as error:
-                logger.warning("device %s gets no deployment: %s", intent.device_id, error)
+        wanted = sorted(intents, key=lambda intent: (intent.device_id, intent.workload))
+        for intent, outcome in zip(wanted, self._store.issue_deployments(wanted, now_s), strict=True):
+            if isinstance(outcome, RejectedError):
+                logger.warning("device %s gets no deployment: %s", intent.device_id, outcome)
                 continue
             logger.info(
                 "device %s should run %s (generation %d, rollout %s)",
-                deployment.device_id,
-                deployment.digest[:12],
-                deployment.generation,
-                deployment.rollout_id or "-",
+                outcome.device_id,
+                outcome.digest[:12],
+                outcome.generation,
+                outcome.rollout_id or "-",
             )
 
     def reissue_ignored(self, now_s: float) -> None:
@@ -77,8 +82,11 @@ class Deployer:
 
         It happens when the database was restored from a backup: say the same again, above what it accepted.
         """
+        ahead = self._store.devices_ahead()
+        if not ahead:
+            return
         with self._store.transaction():
-            devices = self._store.devices()
+            devices = [device for device in self._store.devices() if device.device_id in ahead]
             newest = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
             ignored = [
                 deployment
@@ -93,6 +101,8 @@ class Deployer:
         """Sign what is not signed yet and state the whole desired state to the publisher."""
         director = self._director()
         shipments: dict[str, Shipment] = {}
+        unsaved: dict[tuple[str, int], bytes] = {}
+        self._devices = None
         if self._deltas is not None:
             self._deltas.begin_round()
         newest = deployments_by_host(self._store.deployments(), self._store.hosting_devices())
@@ -102,6 +112,8 @@ class Deployer:
             except EdgeloopError as error:
                 logger.error("deployment of %s cannot be signed: %s", device_id, error)
                 continue
+            if payload != deployment.signed:
+                unsaved[device_id, deployment.generation] = payload
             shipments[f"{device_id}/{workload}" if workload else device_id] = Shipment(
                 device_id=device_id,
                 workload=workload,
@@ -110,6 +122,7 @@ class Deployer:
                 payload=payload,
                 delta="" if offer is None else self._noted(deployment.digest, offer),
             )
+        self._save(unsaved)
         if self._deltas is not None:
             self._deltas.keep_only({shipment.delta for shipment in shipments.values()})
         # Also where nothing changed: what says that things are fresh must be renewed in time.
@@ -118,6 +131,17 @@ class Deployer:
         if shipments != self._shipped:
             self._ship(shipments)
             self._shipped = shipments
+
+    def _save(self, unsaved: Mapping[tuple[str, int], bytes]) -> None:
+        waiting = iter(unsaved.items())
+        while chunk := dict(islice(waiting, MAX_STORED_AT_ONCE)):
+            self._store.set_signed(chunk)
+
+    def _serving(self, device_id: str) -> Device | None:
+        """As it was when this round first asked: one look for all devices."""
+        if self._devices is None:
+            self._devices = {device.device_id: device for device in self._store.devices()}
+        return self._devices.get(device_id)
 
     def _noted(self, digest: str, offer: deployment_pb2.Delta) -> str:
         if self._deltas is None:
@@ -131,7 +155,7 @@ class Deployer:
         if before is not None:
             keeps = before.HasField("delta") and not deployment.state.terminal
             return before.delta if keeps else None
-        device = self._store.device(deployment.device_id) if self._deltas is not None else None
+        device = self._serving(deployment.device_id) if self._deltas is not None else None
         if self._deltas is None or device is None:
             return None
         serves = [host.serving_digest for host in device.hosts if host.workload in ("", deployment.workload)]
@@ -160,7 +184,6 @@ class Deployer:
                 delta=offer,
             ),
         )
-        self._store.set_signed(deployment.device_id, deployment.generation, payload)
         return payload, offer
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cloud.resources import KINDS, Document, WorkloadDocument, known_keys, path_text, problems_of
+from cloud.document_problems import known_keys, path_text, problems_of
+from cloud.resources import KINDS, Document, WorkloadDocument
 from edgeloop.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 20

@@ -14,6 +14,7 @@ import time
 from typing import Protocol
 
 from cloud.controller import Controller
+from cloud.departures import Departures
 from cloud.job_parts import Compute
 from cloud.jobrunner import JobRunner
 from cloud.presence import PresenceBook
@@ -51,12 +52,14 @@ class ControlLoop:
         runner: JobRunner,
         compute: ComputeSource,
         presence: PresenceBook,
+        departures: Departures,
         step_interval_s: float,
     ) -> None:
         self._controller = controller
         self._runner = runner
         self._compute = compute
         self._presence = presence
+        self._departures = departures
         self._step_interval_s = step_interval_s
         self._poked = threading.Event()
         self._stopping = threading.Event()
@@ -89,10 +92,11 @@ class ControlLoop:
                 due |= self._presence.write(time.time())
                 began_s = time.monotonic()
                 if began_s >= next_step_s or (due and began_s >= rested_s):
-                    self._controller.step(time.time())
+                    left = self._departures.look()
+                    due = self._controller.step(time.time())
+                    self._departures.clear(left, time.time())
                     rested_s = rested_at(began_s, time.monotonic())
                     next_step_s = max(began_s + self._step_interval_s, rested_s)
-                    due = False
             except Exception:
                 logger.exception("a control step failed; going on")
             self._poked.wait(_TICK_S)

@@ -27,7 +27,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -151,6 +151,7 @@ class Publisher:
         self._director_keys_there = b""
         self._tuf: dict[str, bytes] = {}
         self._tuf_there: dict[str, bytes] = {}
+        self._leaving: list[tuple[set[str], Callable[[], None]]] = []
         self._retry_at_s = 0.0
         self._unreadable: dict[tuple[str, str], float] = {}
         self._tokens: dict[str, tuple[float, float]] = {}
@@ -170,6 +171,13 @@ class Publisher:
         """The whole desired state, replacing what was said before. Each shipment has a key of its own."""
         copy = dict(shipments)
         self._post(lambda: self._take_desired(copy))
+
+    def clear(self, left: Collection[str], on_cleared: Callable[[], None]) -> None:
+        """Take these retained messages off the broker, then call ``on_cleared`` on the publisher's thread.
+
+        A topic that is desired is waited for until it is not. What raises ``TransientError`` is tried again.
+        """
+        self._post(lambda: self._leaving.append((set(left), on_cleared)))
 
     def set_director_keys(self, chain: bytes) -> None:
         """Every change of the director's keys, for devices to follow; empty when there was none."""
@@ -265,7 +273,7 @@ class Publisher:
             return
         if not self._confirmed:
             self._confirm()
-        changed = self._publish_missing() | self._clear_undesired()
+        changed = self._publish_missing() | self._clear_undesired() | self._clear_left()
         if changed or self._sentinel != self._expected_sentinel():
             self._sequence += 1
             self._deliver([(topics.SENTINEL, self._expected_sentinel())])
@@ -437,6 +445,23 @@ class Publisher:
         self._published.save()
         logger.info("cleared %d artifacts from the broker that no device should run", len(old))
         return True
+
+    def _clear_left(self) -> bool:
+        """Empty retained payloads for what deleted devices leave behind."""
+        desired = {shipment.topic for shipment in self._desired.values()}
+        changed = False
+        for left, on_cleared in tuple(self._leaving):
+            gone = left - desired
+            if gone:
+                self._deliver([(topic, b"") for topic in sorted(gone)])
+                for topic in gone:
+                    self._deployments_there.pop(topic, None)
+                left -= gone
+                changed = True
+            if not left:
+                on_cleared()
+                self._leaving.remove((left, on_cleared))
+        return changed
 
     def _load(self, digest: str, manifest_digest: str) -> tuple[list[bytes], bytes]:
         """The artifact's blocks as its manifest cuts them, and the manifest. Raises ``EdgeloopError``."""

@@ -31,7 +31,7 @@ from cloud.cli import (
     workload,
 )
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
-from cloud.cli.output import Output, make_table, show_values, stderr, stdout
+from cloud.cli.output import Output, show_values, stderr, stdout
 from cloud.cli.plain import plain
 from cloud.documents import load_documents
 from cloud.resources import KINDS
@@ -137,7 +137,10 @@ def info(
     else:
         if answer.tuf_root:  # some thousand digits say nothing to people
             values["tuf_root"] = f"{len(answer.tuf_root)} bytes, as 'edgeloop info -o json' shows in hex"
-        stdout.print(make_table(["FIELD", "VALUE"], [[key, str(value)] for key, value in values.items()]))
+        indent = max(map(len, values))
+        for key, value in values.items():
+            # Never wrapped: people copy the director's key from here.
+            stdout.print(f"{key:<{indent}}  {value}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

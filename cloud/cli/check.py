@@ -65,6 +65,7 @@ def _plain(found: Preview) -> dict[str, object]:
         ],
         "frozen": [asdict(frozen) for frozen in found.frozen],
         "rewritten": list(found.rewritten),
+        "branches": list(found.branches),
         "sizes": [asdict(one) for one in found.sizes],
     }
 
@@ -112,6 +113,9 @@ def _show(found: Preview) -> None:
         stdout.print()
         rows = [[frozen.operation, frozen.reason] for frozen in found.frozen]
         stdout.print(make_table(["KEPT WHOLE AT", "WHY"], rows))
+    if found.branches:
+        names = ", ".join(found.branches)
+        stdout.print(f"\ndepth_ratio may leave out all but one of: {names}", soft_wrap=True, markup=False)
     if found.rewritten:
         stdout.print(f"\nwritten out, computing the same: {', '.join(found.rewritten)}", soft_wrap=True)
     for one in found.sizes[:1]:

@@ -17,13 +17,15 @@ def _state(message: pb.JobInfo | pb.RolloutInfo | deployment_pb2.DeploymentStatu
 
 
 def spec_text(spec_json: str) -> str:
-    """A CompressionSpec in a few words: road, width, precision asked for."""
+    """A CompressionSpec in a few words: road, width, depth, what was done to its weights."""
     if not spec_json:
         return "-"
     spec = json.loads(spec_json)
     if spec["road"] == "rules":
         return f"rules {spec['rules']['kind']} {spec['rules']['max_depth']}"
     text = f"{spec['road']} x{spec['width_ratio']:g}"
+    if depth := spec.get("depth_ratio"):
+        text += f" deep {depth:g}"
     if rounded := spec.get("quantisation"):
         text += f" {rounded['scheme']} {rounded['bits']} bits"
     if zeros := spec.get("sparsity"):

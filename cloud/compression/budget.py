@@ -55,8 +55,16 @@ def check_rule_bytes(constraints: Constraints, num_classes: int, profile: str) -
 
 
 def check_epochs(spec: CompressionSpec) -> None:
-    """Raises ``ConfigError`` when a network of random weights would ship as it is."""
-    if spec.num_epochs == 0 and spec.road is not Road.PRUNED:
+    """Raises ``ConfigError`` when a network would ship that was never trained as what it is."""
+    if spec.num_epochs or spec.road is Road.PRUNED:
+        return
+    if spec.road is Road.ELASTIC and spec.depth_ratio is not None:
+        raise ConfigError(
+            f"depth_ratio is {spec.depth_ratio:g} with num_epochs 0 on road elastic: the family was trained "
+            "with all of its branches, and without some it must learn anew; give num_epochs at least 1",
+            code="budget-too-small",
+        )
+    if spec.road is not Road.ELASTIC:
         raise ConfigError(
             f"num_epochs is 0 on road {spec.road}: a network of random weights would ship untrained; give "
             "search.num_epochs at least 1, or take road=pruned",

@@ -26,6 +26,7 @@ from cloud.compression.budget import check_artifact_bytes, check_calibration, ch
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.cost import count_parameters, measure_cost
 from cloud.compression.dependency import trace_channels
+from cloud.compression.depth import as_deep_as, find_branches
 from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.family import cut_student
@@ -105,6 +106,7 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
         train_s=trainer.train_s,
         metric=dataset.loss.metric,
         num_inputs=math.prod(dataset.input_shape),
+        num_branches=len(find_branches(open_attention(model), dataset.input_shape)),
     )
 
 
@@ -209,11 +211,8 @@ def make_student(
     check_epochs(spec)
     check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
-    opened = open_attention(teacher)
+    opened = as_deep_as(spec, open_attention(teacher), dataset, batch_size=training.batch_size, device=device)
     _check_bytes(task, opened, dataset)
-
-    def distilling(fraction: float, message: str) -> None:
-        report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, message)
 
     def train(student: nn.Module, num_epochs: int, rule: Sparsifier | None = None) -> DistilResult:
         lesson = replace(spec, num_epochs=num_epochs)
@@ -226,7 +225,7 @@ def make_student(
             spec=lesson,
             training=training,
             device=device,
-            report=distilling,
+            report=_part(report, DISTIL_FROM, DISTIL_TO),
             rule=rule,
         )
 
@@ -263,23 +262,25 @@ def make_elastic(
     """Cut from the teacher's elastic family, then distilled when the spec has epochs for it."""
     if task.family is None:
         raise RejectedError("the student's elastic family was not trained yet", code="family-missing")
+    spec, training = task.spec, task.workload.training
+    check_epochs(spec)
     check_calibration(task.workload, dataset)
     _check_bytes(task, teacher, dataset)
     report(0.05, "cutting")
-    width = task.spec.width_ratio
     student = cut_student(
-        task.family, teacher, dataset, task.workload, width, registry=registry, device=device
+        task.family, teacher, dataset, task.workload, spec.width_ratio, registry=registry, device=device
     )
+    student = as_deep_as(spec, student, dataset, batch_size=training.batch_size, device=device)
     rule = _sparsifier(task, dataset)
-    if task.spec.num_epochs or rule is not None:
+    if spec.num_epochs or rule is not None:
         distil(
             student,
             teacher if wisdom is None else wisdom,
             dataset,
-            spec=task.spec,
-            training=task.workload.training,
+            spec=spec,
+            training=training,
             device=device,
-            report=lambda fraction, text: report(DISTIL_FROM + (DISTIL_TO - DISTIL_FROM) * fraction, text),
+            report=_part(report, DISTIL_FROM, DISTIL_TO),
             rule=rule,
         )
     return student.cpu().eval()

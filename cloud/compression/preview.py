@@ -17,6 +17,7 @@ from cloud.compression.attention import open_attention
 from cloud.compression.budget import check_calibration, narrowest
 from cloud.compression.cost import Cost, measure_cost
 from cloud.compression.dependency import Frozen
+from cloud.compression.depth import find_branches
 from cloud.compression.export import export_onnx
 from cloud.compression.importance import magnitude
 from cloud.compression.prune import choose_removed, count_kept, remove_units
@@ -54,7 +55,8 @@ class Size:
 class Preview:
     """``sizes`` are of the teacher, and of the narrowest student. ``rewritten`` are layers by their names.
 
-    ``least_parameters`` is what the narrowest network has that the floors allow.
+    ``branches`` may be left out by ``depth_ratio``. ``least_parameters`` is what the narrowest network has
+    that the floors allow.
     """
 
     workload: str
@@ -68,6 +70,7 @@ class Preview:
     rewritten: tuple[str, ...]
     sizes: tuple[Size, Size]
     least_parameters: int
+    branches: tuple[str, ...]
 
 
 def preview(workload: Workload) -> Preview:
@@ -104,6 +107,7 @@ def preview(workload: Workload) -> Preview:
             _size(student, min(widths), workload, dataset),
         ),
         least_parameters=narrowest(opened, graph, dataset.input_shape).num_parameters,
+        branches=tuple(branch.name for branch in find_branches(opened, dataset.input_shape)),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 from torch import nn
 
 from cloud.compression.dependency import trace_channels
+from cloud.compression.depth import absent_branches, find_branches, without_branches
 from cloud.compression.prune import choose_removed, remove_units
 from cloud.domain.specs import CompressionSpec, Precision
 from cloud.domain.tasks import StudentTask
@@ -72,7 +73,8 @@ def training_key(task: StudentTask) -> str:
         "student": task.workload.student,
         "spec": spec.to_json(),
     }
-    if json.loads(spec.to_json()).keys() - json.loads(CompressionSpec().to_json()).keys():
+    plain = {*json.loads(CompressionSpec().to_json()), "depth_ratio"}
+    if json.loads(spec.to_json()).keys() - plain:
         # Further dimensions may train for the arithmetic of the target.
         identity["instruction_sets"] = ",".join(sorted(task.profile.instruction_sets))
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -82,12 +84,16 @@ def training_key(task: StudentTask) -> str:
 def _restore(
     data: bytes, spec: CompressionSpec, teacher: nn.Module, input_shape: tuple[int, ...]
 ) -> nn.Module | None:
-    """Which units left does not matter for the shapes, only how many of each group."""
+    """Which units left does not matter for the shapes, only how many; branches that left have no weights."""
     try:
         state = checkpoints.from_bytes(data)
-        graph = trace_channels(teacher, input_shape)
+        whole = teacher
+        if spec.depth_ratio is not None:
+            gone = absent_branches(find_branches(whole, input_shape), state["model"])
+            whole = without_branches(whole, gone, input_shape)
+        graph = trace_channels(whole, input_shape)
         scores = {unit: 0.0 for group in graph.groups for unit in group.units}
-        student = remove_units(teacher, graph, choose_removed(graph, scores, spec.width_ratio), input_shape)
+        student = remove_units(whole, graph, choose_removed(graph, scores, spec.width_ratio), input_shape)
         student.load_state_dict(state["model"])
     except (EdgeloopError, KeyError, RuntimeError):
         return None

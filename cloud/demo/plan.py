@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cloud.document_problems import path_text, problems_of
 from cloud.documents import load_documents
-from cloud.resources import FleetDocument, Name, WorkloadDocument, path_text, problems_of
+from cloud.resources import FleetDocument, Name, WorkloadDocument
 from edgeloop.errors import ConfigError
 
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.live import Live
 
-from cloud.cli.client import ControlClient
 from cloud.cli.output import job_progress, percent, size
 from cloud.demo import screen
 from cloud.demo.calibration import calibrate
-from cloud.demo.outcome import ProfileOutcome, Span, behind, busy_spans, judge, rounds_of
+from cloud.demo.control import POLL_S, DemoControl
+from cloud.demo.outcome import ProfileOutcome, behind, judge, rounds_of
 from cloud.demo.plan import DemoProfile, load_example
 from cloud.demo.processes import Child, Processes
 from cloud.demo.report import Demonstration, write_report
@@ -30,11 +29,9 @@ from cloud.demo.state import hold, open_state
 from cloud.domain.specs import CompressionSpec
 from cloud.resources import FleetDocument
 from cloud.training.datasets import load_dataset
-from edgeloop.errors import RejectedError, TransientError
+from edgeloop.errors import RejectedError
 from edgeloop.v1 import control_service_pb2 as pb
 
-Reply = TypeVar("Reply")
-POLL_S = 0.5
 #: Recorded inputs that the agents replay: enough to differ, small enough to keep six agents light.
 NUM_REPLAY_SAMPLES = 128
 
@@ -50,7 +47,13 @@ class Demo:
         self._state = open_state(self._folder, example, resume=resume, now_s=time.time())
         self._console = console
         self._processes = Processes(lambda text: console.print(f"  {text}", style="yellow"))
-        self._client = ControlClient(f"127.0.0.1:{self._state.control_port}", timeout_s=20.0)
+        self._control = DemoControl(
+            self._state.control_port,
+            self._processes,
+            workload=self._workload.name,
+            source=self._state.example,
+            logs=self._folder / "logs",
+        )
 
     def run(self) -> bool:
         """Run all stages and write the report. Returns whether the loop closed, by measurement."""
@@ -85,7 +88,7 @@ class Demo:
             )
             raise
         finally:
-            self._client.close()
+            self._control.close()
             self._processes.stop()
 
     @property
@@ -101,28 +104,6 @@ class Demo:
         self._state.stages[name] = self._state.stages.get(name, 0.0) + seconds
         self._state.save(self._folder)
         self._console.print(f"  done in {seconds:.1f} s", style="dim")
-
-    def _call(self, method: str, request: object, reply: type[Reply], *, timeout_s: float = 90.0) -> Reply:
-        """Call the control plane; while it is being restarted, wait for it."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return self._client.call(method, request, reply)
-            except TransientError:
-                self._processes.tend()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(POLL_S)
-
-    def _wait(self, what: str, done: Callable[[], bool], *, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not done():
-            self._processes.tend()
-            if time.monotonic() > deadline:
-                raise TransientError(
-                    f"{what} took over {timeout_s:.0f} s: see {self._folder / 'logs'}", code="demo-timeout"
-                )
-            time.sleep(POLL_S)
 
     # -- control plane, teacher, students
 
@@ -142,7 +123,7 @@ class Demo:
         self._processes.add(
             Child(name="control plane", command=command, log=self._folder / "logs" / "cloud.log")
         )
-        server = self._call("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
+        server = self._control.call("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
         self._director_key = server.director_public_key.hex()
         self._tuf_root = self._folder / "root.json"
         self._tuf_root.write_bytes(server.tuf_root)
@@ -150,19 +131,11 @@ class Demo:
             f"  {server.compute}; broker at {server.broker_host}:{server.broker_port}", style="dim"
         )
         # The stages set the scene by hand, as an operator would; the controller acts from the last one on.
-        self._pause(not self._state.objectives)
-        self._apply(self._workload.kind, self._workload.model_dump_json())
+        self._control.pause(not self._state.objectives)
+        self._control.apply(self._workload.kind, self._workload.model_dump_json())
         # Objectives come later, from what the devices measure; until then the fleet has none.
         fleet = self._with_objectives(self._state.objectives)
-        self._apply(fleet.kind, fleet.model_dump_json())
-
-    def _pause(self, paused: bool) -> None:
-        request = pb.SetControllerPausedRequest(paused=paused)
-        self._call("SetControllerPaused", request, pb.SetControllerPausedResponse)
-
-    def _apply(self, kind: str, text: str) -> None:
-        document = pb.Document(kind=kind, json=text, source=self._state.example)
-        self._call("Apply", pb.ApplyRequest(documents=[document]), pb.ApplyResponse)
+        self._control.apply(fleet.kind, fleet.model_dump_json())
 
     def _with_objectives(self, objectives: dict[str, float]) -> FleetDocument:
         profiles = [
@@ -179,17 +152,13 @@ class Demo:
 
     def _train(self) -> None:
         request = pb.TrainTeacherRequest(workload=self._workload.name)
-        job = self._call("TrainTeacher", request, pb.TrainTeacherResponse).job
+        job = self._control.call("TrainTeacher", request, pb.TrainTeacherResponse).job
         self._watch([job.job_id])
-        teacher = self._teacher()
+        teacher = self._control.teacher()
         self._console.print(
             f"  {percent(teacher.accuracy)} on the validation split, {teacher.macs / 1e6:.2f} MMAC, "
             f"{size(teacher.artifact_bytes)}"
         )
-
-    def _teacher(self) -> pb.TeacherInfo:
-        answer = self._call("ListWorkloads", pb.ListWorkloadsRequest(), pb.ListWorkloadsResponse)
-        return next(item.teacher for item in answer.workloads if item.name == self._workload.name)
 
     def _first_specs(self, item: DemoProfile) -> list[CompressionSpec]:
         epochs = self._workload.search.num_epochs
@@ -202,9 +171,11 @@ class Demo:
             request = pb.CompressStudentsRequest(
                 workload=self._workload.name, profile=item.profile, spec_json=specs
             )
-            jobs.append(self._call("CompressStudents", request, pb.CompressStudentsResponse).job.job_id)
+            jobs.append(
+                self._control.call("CompressStudents", request, pb.CompressStudentsResponse).job.job_id
+            )
         self._watch(jobs)
-        candidates = [c for item in self._plan.profiles for c in self._candidates(item.profile)]
+        candidates = [c for item in self._plan.profiles for c in self._control.candidates(item.profile)]
         self._console.print(screen.student_table(candidates))
 
     def _watch(self, job_ids: list[str]) -> None:
@@ -214,7 +185,7 @@ class Demo:
             tasks = {job_id: bar.add_task("waiting", total=1.0, name="") for job_id in job_ids}
             open_states = (pb.JOB_STATE_PENDING, pb.JOB_STATE_RUNNING)
             while True:
-                listed = self._call("ListJobs", pb.ListJobsRequest(), pb.ListJobsResponse).jobs
+                listed = self._control.call("ListJobs", pb.ListJobsRequest(), pb.ListJobsResponse).jobs
                 jobs = [job for job in listed if job.job_id in tasks]
                 for job in jobs:
                     name = f"{job.kind} {job.profile or job.workload}"
@@ -228,10 +199,6 @@ class Demo:
                 raise RejectedError(
                     f"{job.kind} {job.profile or job.workload}: {job.message}", code="demo-job"
                 )
-
-    def _candidates(self, profile: str) -> list[pb.CandidateInfo]:
-        request = pb.ListCandidatesRequest(profile=profile)
-        return list(self._call("ListCandidates", request, pb.ListCandidatesResponse).candidates)
 
     # -- agents and their first students
 
@@ -259,27 +226,22 @@ class Demo:
                 self._processes.add(
                     Child(name=name, command=command, log=self._folder / "logs" / f"{name}.log")
                 )
-        self._wait("registering", lambda: len(self._devices()) >= self._num_devices, timeout_s=90)
-        names = sorted(device.registration.device_id for device in self._devices())
+        self._control.wait(
+            "registering", lambda: len(self._control.devices()) >= self._num_devices, timeout_s=90
+        )
+        names = sorted(device.registration.device_id for device in self._control.devices())
         self._console.print(f"  registered: {', '.join(names)}", style="dim")
 
-    def _devices(self) -> list[pb.DeviceInfo]:
-        return list(self._call("ListDevices", pb.ListDevicesRequest(), pb.ListDevicesResponse).devices)
-
-    def _profiles(self) -> dict[str, pb.ProfileInfo]:
-        answer = self._call("ListProfiles", pb.ListProfilesRequest(), pb.ListProfilesResponse)
-        return {profile.name: profile for profile in answer.profiles}
-
     def _roll_out(self) -> None:
-        profiles = self._profiles()
+        profiles = self._control.profiles()
         for item in self._plan.profiles:
-            if profiles[item.profile].current_digest or self._rollouts(item.profile):
+            if profiles[item.profile].current_digest or self._control.rollouts(item.profile):
                 continue
             first = self._first_specs(item)[0].to_json()
             digest = next(
                 (
                     c.digest
-                    for c in self._candidates(item.profile)
+                    for c in self._control.candidates(item.profile)
                     if json.loads(c.spec_json) == json.loads(first)
                 ),
                 "",
@@ -287,47 +249,34 @@ class Demo:
             request = pb.StartRolloutRequest(
                 profile=item.profile, digest=digest, canary_share=1.0, request_id=f"first-{item.profile}"
             )
-            self._call("StartRollout", request, pb.StartRolloutResponse)
+            self._control.call("StartRollout", request, pb.StartRolloutResponse)
 
         def all_active() -> bool:
-            devices = self._devices()
+            devices = self._control.devices()
             return len(devices) >= self._num_devices and not any(
                 behind([device], device.desired_digest) for device in devices
             )
 
-        self._wait("the first rollout", all_active, timeout_s=120)
-
-    def _rollouts(self, profile: str) -> list[pb.RolloutInfo]:
-        request = pb.ListRolloutsRequest(profile=profile)
-        return list(self._call("ListRollouts", request, pb.ListRolloutsResponse).rollouts)
+        self._control.wait("the first rollout", all_active, timeout_s=120)
 
     # -- objectives and the loop
 
-    def _measurements(self, profile: str) -> list[pb.Measurement]:
-        request = pb.ListMeasurementsRequest(profile=profile)
-        return list(self._call("ListMeasurements", request, pb.ListMeasurementsResponse).measurements)
-
-    def _busy(self) -> list[Span]:
-        """When this machine was building, as the control plane itself counts it."""
-        jobs = self._call("ListJobs", pb.ListJobsRequest(), pb.ListJobsResponse).jobs
-        return busy_spans(jobs, time.time())
-
     def _rounds(self, profile: str) -> ProfileOutcome:
         item = next(item for item in self._plan.profiles if item.profile == profile)
-        decisions = self._call(
+        decisions = self._control.call(
             "ListDecisions",
             pb.ListDecisionsRequest(profile=profile, limit=10_000, changes_only=True),
             pb.ListDecisionsResponse,
         ).decisions
         rounds = rounds_of(
-            self._measurements(profile),
-            self._candidates(profile),
+            self._control.measurements(profile),
+            self._control.candidates(profile),
             decisions,
-            self._rollouts(profile),
-            self._busy(),
+            self._control.rollouts(profile),
+            self._control.busy(),
         )
         objective_p95_ms = self._state.objectives.get(profile, float("inf"))
-        devices = [device for device in self._devices() if device.profile == profile]
+        devices = [device for device in self._control.devices() if device.profile == profile]
         return judge(profile, item.outcome, objective_p95_ms, rounds, devices)
 
     def _settled(self) -> dict[str, float]:
@@ -337,14 +286,14 @@ class Demo:
         found: dict[str, tuple[float | None, bool]] = {}
 
         def settled() -> bool:
-            busy = self._busy()
+            busy = self._control.busy()
             for item in self._plan.profiles:
-                windows = self._measurements(item.profile)
+                windows = self._control.measurements(item.profile)
                 found[item.profile] = calibrate(windows, item.num_devices, needed, busy)
             enough = all(p95_ms is not None for p95_ms, _ in found.values())
             return enough and (time.monotonic() > deadline or all(done for _, done in found.values()))
 
-        self._wait("calibration", settled, timeout_s=120 + 12 * needed * self._plan.report_interval_s)
+        self._control.wait("calibration", settled, timeout_s=120 + 12 * needed * self._plan.report_interval_s)
         if restless := sorted(profile for profile, (_, done) in found.items() if not done):
             self._console.print(
                 f"  what {', '.join(restless)} measures did not settle: the newest figures are taken",
@@ -360,8 +309,8 @@ class Demo:
             self._state.objective_time_s = time.time()
             self._state.save(self._folder)
         fleet = self._with_objectives(self._state.objectives)
-        self._apply(fleet.kind, fleet.model_dump_json())
-        self._pause(False)
+        self._control.apply(fleet.kind, fleet.model_dump_json())
+        self._control.pause(False)
         outcomes = {item.profile: self._rounds(item.profile) for item in self._plan.profiles}
         self._console.print(screen.objective_table(self._plan, outcomes))
 
@@ -375,7 +324,7 @@ class Demo:
             while True:
                 self._processes.tend()
                 outcomes = [self._rounds(item.profile) for item in self._plan.profiles]
-                profiles = self._profiles()
+                profiles = self._control.profiles()
                 live.update(screen.progress_table(outcomes, profiles))
                 now = {outcome.name: profiles[outcome.name].current_digest for outcome in outcomes}
                 if any(outcome.problems for outcome in outcomes) or now != digests:
@@ -396,13 +345,13 @@ class Demo:
             workload=self._workload.name,
             wall_s=wall_s,
             stages=dict(self._state.stages),
-            teacher=self._teacher(),
+            teacher=self._control.teacher(),
             outcomes=outcomes,
-            devices=self._devices(),
-            measurements={name: self._measurements(name) for name in names},
-            candidates={name: self._candidates(name) for name in names},
-            busy=self._busy(),
+            devices=self._control.devices(),
+            measurements={name: self._control.measurements(name) for name in names},
+            candidates={name: self._control.candidates(name) for name in names},
+            busy=self._control.busy(),
             slowdowns={item.profile: item.slowdown for item in self._plan.profiles},
-            verdicts={name: profile.message for name, profile in self._profiles().items()},
+            verdicts={name: profile.message for name, profile in self._control.profiles().items()},
             objective_time_s=self._state.objective_time_s,
         )

@@ -37,8 +37,6 @@ class Sketch(Protocol):
 
     def quantile(self, q: float, /) -> float: ...
 
-    def merge(self, other: Self, /) -> Self: ...
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:

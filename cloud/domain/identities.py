@@ -94,3 +94,11 @@ class AuditEntry:
     outcome: str = "done"
     message: str = ""
     peer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Departure:
+    """A device that was deleted: the workloads that it was ever told of ("" for its only one)."""
+
+    workloads: tuple[str, ...]
+    delete_time_s: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -16,10 +17,10 @@ from cloud.domain.sparsity import SparsitySpec
 #: How a network is narrowed and taught: rules have none of it.
 _OF_NETWORKS = (
     "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
-    "hint_weight",
+    "hint_weight", "depth_ratio",
 )  # fmt: skip
 #: Fields that were not there in the first version: None asks for what was done then.
-_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight"})
+_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio"})
 
 
 class Road(StrEnum):
@@ -56,6 +57,8 @@ class CompressionSpec:
     steps of equal ratio, with training between them (None: at once). ``hint_weight`` adds the difference of
     inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name; left
     out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
+    ``depth_ratio`` is the share of the branches beside shortcuts that stays, at least one of them (None, as
+    which 1 counts: all); channels are chosen in what is left.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -75,6 +78,7 @@ class CompressionSpec:
     hint_weight: float | None = None
     rules: RuleSpec | None = None
     sparsity: SparsitySpec | None = None
+    depth_ratio: float | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -87,12 +91,15 @@ class CompressionSpec:
             ("version", 1, 1),
             ("pruning_steps", 1, 16),
             ("hint_weight", 0.0, 1000.0),
+            ("depth_ratio", 0.01, 1.0),
         ):
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+        if self.depth_ratio == 1.0:  # one identity for what is the same
+            object.__setattr__(self, "depth_ratio", None)
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
             raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
         if self.sparsity is not None and not isinstance(self.sparsity, SparsitySpec):
@@ -158,9 +165,20 @@ class CompressionSpec:
         return cls(**checked)
 
     @property
+    def label(self) -> str:
+        """Road, width and, where it is less than all, depth: for people."""
+        deep = "" if self.depth_ratio is None else f" deep {self.depth_ratio:g}"
+        return f"{self.road} {self.width_ratio:g}{deep}"
+
+    @property
     def digest(self) -> str:
         """First 12 hex digits of the sha256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def count_branches_kept(num_branches: int, depth_ratio: float) -> int:
+    """How many branches beside shortcuts stay: the nearest number, and at least one."""
+    return min(num_branches, max(1, math.floor(num_branches * depth_ratio + 0.5)))
 
 
 def _check_ignored(kind: type[CompressionSpec], values: Mapping[str, Any]) -> None:

@@ -21,8 +21,9 @@ class TeacherResult:
     """A trained teacher. ``checkpoint_digest`` is its weights, ``artifact_digest`` its fp32 ONNX graph.
 
     ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``. ``num_inputs`` is how many
-    values one input has, 0 where an older release trained it. ``other_checkpoints`` are the weights of the
-    other teachers of an ensemble: students learn from all, and are narrowed from this one.
+    values one input has, and ``num_branches`` how many branches beside shortcuts the network has that may be
+    left out; both are 0 where an older release trained it. ``other_checkpoints`` are the weights of the other
+    teachers of an ensemble: students learn from all, and are narrowed from this one.
     """
 
     workload: str
@@ -41,6 +42,7 @@ class TeacherResult:
     metric: str = "accuracy"
     num_inputs: int = 0
     other_checkpoints: tuple[str, ...] = ()
+    num_branches: int = 0
 
     @property
     def identity(self) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cloud.document_problems import parse_document
 from cloud.domain.devices import Device, matched
 from cloud.domain.profiles import DeviceProfile, match_profile
 from cloud.domain.settings import PolicySettings
 from cloud.domain.workloads import Workload
-from cloud.resources import FleetDocument, WorkloadDocument, parse_document
+from cloud.resources import FleetDocument, WorkloadDocument
 from cloud.retirement import change_teacher
 from cloud.services.fit import why_nothing_fits
 from cloud.store import Change, Store

@@ -14,9 +14,10 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from cloud.document_problems import path_text, problems_of
 from cloud.domain.jobs import Job
 from cloud.domain.settings import PolicySettings
-from cloud.resources import ConstraintsSection, path_text, problems_of
+from cloud.resources import ConstraintsSection
 from cloud.services import views
 from cloud.services.applying import CHANGES, match_devices
 from cloud.services.fit import why_nothing_fits

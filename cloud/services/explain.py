@@ -118,6 +118,8 @@ def _candidate(situation: Situation) -> list[str]:
     kind = (
         f"{spec.road} student of width {spec.width_ratio:g}" if spec.rules is None else spec.rules.kind.value
     )
+    if spec.depth_ratio is not None:
+        kind += f" and depth {spec.depth_ratio:g}"
     text = (
         f"{_short(candidate.digest)} is a {kind}, "
         f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, {_size(metrics)}, "

@@ -13,7 +13,6 @@ connection begins. What it cannot do is done here:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextvars import ContextVar
@@ -90,14 +89,13 @@ class IdentityGuard(grpc.aio.ServerInterceptor):
             cut.set_result(revoked_error(known.name))
         claims = requests if isinstance(requests, Message) else _checked(requests, known.name, cut)
         replies = inner(claims, context)
+        following: asyncio.Future[Any] | None = None
         try:
             while True:
                 following = asyncio.ensure_future(anext(replies))
                 await asyncio.wait({following, cut}, return_when=asyncio.FIRST_COMPLETED)
                 if cut.done():
-                    following.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, Exception):
-                        await following
+                    await _ended(following)
                     await self._refuse(method, context, cut.result(), known)
                 try:
                     reply = following.result()
@@ -107,6 +105,8 @@ class IdentityGuard(grpc.aio.ServerInterceptor):
         finally:
             timer.cancel()
             del self._live[cut]
+            if following is not None:  # when the call was cancelled: a generator that runs cannot be closed
+                await _ended(following)
             close = getattr(replies, "aclose", None)
             if close is not None:
                 await close()
@@ -143,6 +143,14 @@ class IdentityGuard(grpc.aio.ServerInterceptor):
         _, text, metadata = abort_args(error)
         kind = grpc.StatusCode.PERMISSION_DENIED if known is not None else grpc.StatusCode.UNAUTHENTICATED
         await context.abort(kind, text, metadata)
+
+
+async def _ended(following: asyncio.Future[Any]) -> None:
+    """The last reply is not wanted any more. How it ended is looked at, or asyncio would log it as lost."""
+    following.cancel()
+    await asyncio.wait({following})
+    if not following.cancelled():
+        following.exception()
 
 
 def _expired(known: CertificateFacts) -> ConfigError:

@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cloud.compute_host import COMPUTE_KEY
 from cloud.controller import PAUSED_KEY, fleet
 from cloud.domain.candidates import Candidate
 from cloud.domain.jobs import Job, JobKind, JobState
-from cloud.domain.methods import reserved_trials, size_levers
+from cloud.domain.methods import reserved_trials, shorter_students, size_levers
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState, abort, pause, plan_rollout, resume, supersede
 from cloud.domain.rungs import is_cut
@@ -69,6 +70,7 @@ class Operations:
         with self._store.transaction():
             workload = self._queries.workload(request.workload)
             job = self._training_of(workload, force=request.force)
+            self._check_is_run(job)
             if job is None:
                 job = train_job(_new_id("train", workload.name), workload, self._now_s(), force=request.force)
                 self._store.create_job(job)
@@ -99,6 +101,7 @@ class Operations:
             workload = self._queries.workload(profile.workload)
             specs = _specs(request.spec_json)
             job = self._compression_of(profile, specs)
+            self._check_is_run(job)
             if job is None:
                 max_trials = 0 if specs else request.max_trials or workload.search.max_trials
                 reasons: dict[str, str] = {}
@@ -116,6 +119,15 @@ class Operations:
                 self._store.create_job(job)
         self._poke()
         return pb.CompressStudentsResponse(job=views.job_info(job))
+
+    def _check_is_run(self, job: Job | None) -> None:
+        """Raises ``ConfigError`` where nothing would ever run what is new or unfinished."""
+        if (job is None or not job.state.finished) and self._store.get_meta(COMPUTE_KEY) == "none":
+            raise ConfigError(
+                "nothing would run this job: the control plane that acts was started with --compute none; "
+                "start it again without that, or with --ray-address HEAD:6379 for a cluster elsewhere",
+                code="compute-none",
+            )
 
     def _profile_for(self, request: pb.CompressStudentsRequest) -> DeviceProfile:
         if request.profile:
@@ -156,13 +168,16 @@ class Operations:
         candidates = current(self._store.candidates(profile.name, workload.name))
         taken = [spec.digest for spec in self._store.failed_specs(profile.name)]
         found: tuple[CompressionSpec, ...] = ()
+        num_branches = self._num_branches(workload)
         first = propose(
             profile, candidates, target_latency_ms=None, direction=Direction.INITIAL, budget=budget,
-            exclude=taken,
+            exclude=taken, num_branches=num_branches,
         )  # fmt: skip
         if first and is_cut(first[0]):
             return first  # what is worth training follows from how these measure
-        kept = reserved_trials(profile.constraints, budget.methods, budget.max_trials)
+        kept = reserved_trials(
+            profile.constraints, budget.methods, budget.max_trials, num_branches=num_branches
+        )
         for direction in (Direction.INITIAL, Direction.SMALLER, Direction.LARGER):
             found += propose(
                 profile,
@@ -171,6 +186,7 @@ class Operations:
                 direction=direction,
                 budget=budget,
                 exclude=[*taken, *(spec.digest for spec in found)],
+                num_branches=num_branches,
             )
         if not found:
             raise RejectedError(
@@ -194,7 +210,19 @@ class Operations:
         reasons = {
             spec.digest: f"first of the search: {spec.road} at width {spec.width_ratio:g}" for spec in specs
         }
-        return reasons | {lever.spec.digest: lever.reason for lever in levers}
+        shorter = shorter_students(
+            candidates,
+            constraints=profile.constraints,
+            methods=workload.search.methods,
+            num_epochs=workload.search.num_epochs,
+            num_branches=self._num_branches(workload),
+        )
+        return reasons | {proposal.spec.digest: proposal.reason for proposal in (*levers, *shorter)}
+
+    def _num_branches(self, workload: Workload) -> int:
+        """How many of the teacher's branches may be left out; 0 before it is trained."""
+        teacher = self._store.teacher(workload.teacher_key)
+        return 0 if teacher is None else teacher.num_branches
 
     def cancel(self, request: pb.CancelJobRequest) -> pb.CancelJobResponse:
         with self._store.transaction():

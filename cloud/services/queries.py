@@ -23,7 +23,7 @@ from cloud.domain.workloads import Workload
 from cloud.services import views
 from cloud.services.convert import registration_to_proto, seconds, timestamp
 from cloud.services.fit import why_nothing_fits
-from cloud.store import Store
+from cloud.store import Store, sketch_of
 from edgeloop.errors import RejectedError
 from edgeloop.sketch import LatencySketch
 from edgeloop.v1 import control_service_pb2 as pb
@@ -260,8 +260,7 @@ def _host_p95_ms(host: HostedWorkload, windows: Iterable[Window]) -> float:
 def _merged_p95_ms(windows: Iterable[Window]) -> float:
     merged = LatencySketch.empty()
     for window in windows:
-        if isinstance(window.latency, LatencySketch):
-            merged = merged.merge(window.latency)
+        merged = merged.merge(sketch_of(window.latency))
     return merged.quantile(0.95) if merged.count else 0.0
 
 

@@ -10,7 +10,7 @@ from cloud.domain.rollout import Rollout, started_devices
 from cloud.services import views
 from cloud.services.convert import timestamp
 from cloud.services.queries import named
-from cloud.store import Store
+from cloud.store import Store, sketch_of
 from edgeloop.sketch import LatencySketch
 from edgeloop.v1 import control_service_pb2 as pb
 
@@ -52,9 +52,8 @@ def _measured(store: Store, rollout: Rollout) -> LatencySketch:
     told = started_devices(rollout)
     merged = LatencySketch.empty()
     for window in store.windows(profile=rollout.profile, since_s=rollout.create_time_s):
-        mine = window.digest == rollout.digest and window.device_id in told
-        if mine and isinstance(window.latency, LatencySketch):
-            merged = merged.merge(window.latency)
+        if window.digest == rollout.digest and window.device_id in told:
+            merged = merged.merge(sketch_of(window.latency))
     return merged
 
 

@@ -13,8 +13,7 @@ from cloud.domain.profiles import Constraints
 from cloud.domain.rollout import Rollout, RolloutDeviceState, RolloutGroup, RolloutState
 from cloud.domain.tasks import TeacherResult
 from cloud.services.convert import status_to_proto, timestamp
-from cloud.store import LedgerEntry
-from edgeloop.sketch import LatencySketch
+from cloud.store import LedgerEntry, sketch_of
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1 import deployment_pb2
 
@@ -204,6 +203,5 @@ def measurement(window: Window, profile: str) -> pb.Measurement:
         rss_bytes=window.rss_bytes,
         emulated_slowdown=window.emulated_slowdown,
     )
-    if isinstance(window.latency, LatencySketch):
-        found.latency.CopyFrom(window.latency.to_proto())
+    found.latency.CopyFrom(sketch_of(window.latency).to_proto())
     return found

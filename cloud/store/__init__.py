@@ -8,7 +8,7 @@ from cloud.store.base import Change
 from cloud.store.identities import replayed_error, used_token_error
 from cloud.store.leases import Lease, lease_fence
 from cloud.store.ledger import LedgerEntry
-from cloud.store.reports import ReportRow
+from cloud.store.reports import ReportRow, sketch_of
 from cloud.store.store import Store
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "Store",
     "lease_fence",
     "replayed_error",
+    "sketch_of",
     "used_token_error",
 ]

@@ -2,11 +2,7 @@
 
 Rules kept here:
 
-- A device's generations only grow: a new one is above every one that was issued to it and above every one
-  that it ever claimed to have accepted. Issuing reads and writes in one transaction.
-- A device that hosts several workloads has one sequence of generations for all of them, and a newest
-  deployment of each.
-- The same wish is issued once: a controller that restarts and asks again gets the deployment that it had.
+- How a device's generations grow is said in ``cloud.store.issuing``; what it accepted never goes down.
 - A deployment ends in the first terminal state that was reported; what is said of it later changes nothing.
 - What a device serves is ordered by the device's own clock within one boot: old word never replaces newer.
 """
@@ -19,7 +15,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloud.domain.devices import Deployment, DeploymentState, DeploymentStatus
-from cloud.domain.rollout import DeploymentIntent
 from cloud.store import schema
 from cloud.store.base import Database
 from cloud.store.hosted import (
@@ -41,55 +36,6 @@ _TERMINAL = [state.value for state in DeploymentState if state.terminal]
 class DeploymentTables(Database):
     """Deployments and what became of each."""
 
-    def issue_deployment(self, intent: DeploymentIntent, now_s: float) -> Deployment:
-        """Give the device a new generation, above every one that was issued to it or that it ever reported.
-
-        The same (rollout_id, digest, manifest_digest) as its newest deployment returns that one, unchanged,
-        as long as the device has not reported a higher generation (it would not obey it then). Where it
-        hosts several workloads, newest and reported are those of the intent's.
-        Raises RejectedError "device-unknown" for a device that never registered, and "workload-not-hosted".
-        """
-        with self._write() as connection:
-            devices = schema.devices.c
-            # The row is held until commit, so that two control planes on one database take turns.
-            reported = connection.scalar(
-                sa.select(devices.generation).where(devices.device_id == intent.device_id).with_for_update()
-            )
-            if reported is None:
-                raise RejectedError(
-                    f"device {intent.device_id} never registered: start its agent first",
-                    code="device-unknown",
-                )
-            newest = said = _newest(connection, intent.device_id)
-            accepted = reported
-            hosted = hosted_workloads(connection, intent.device_id).get(intent.device_id, ())
-            if hosted:
-                host = next((host for host in hosted if host.workload == intent.workload), None)
-                if host is None:
-                    raise RejectedError(
-                        f"device {intent.device_id} does not host workload {intent.workload}: add a "
-                        "[[workload]] table to its settings",
-                        code="workload-not-hosted",
-                    )
-                accepted = host.generation
-                said = _newest(connection, intent.device_id, intent.workload)
-            if said is not None and said.generation >= accepted and _same_wish(said, intent):
-                return said
-            deployment = Deployment(
-                device_id=intent.device_id,
-                workload=intent.workload,
-                profile=intent.profile,
-                generation=max(reported, newest.generation if newest else 0) + 1,
-                digest=intent.digest,
-                manifest_digest=intent.manifest_digest,
-                rollout_id=intent.rollout_id,
-                decision_id=intent.decision_id,
-                issue_time_s=now_s,
-                update_time_s=now_s,
-            )
-            connection.execute(sa.insert(schema.deployments).values(**_deployment_row(deployment)))
-        return deployment
-
     def deployments(self, profile: str | None = None) -> list[Deployment]:
         """The newest of each device, by device id; of each of its workloads where it hosts several."""
         table = schema.deployments
@@ -109,14 +55,14 @@ class DeploymentTables(Database):
         if profile is not None:
             statement = statement.where(table.c.profile == profile)
         with self._read() as connection:
-            found = [_deployment(row) for row in connection.execute(statement)]
+            found = [deployment_from(row) for row in connection.execute(statement)]
             if not any_hosted(connection):
                 return found
             hosting = hosted_workloads(connection).keys()
             found = [deployment for deployment in found if deployment.device_id not in hosting]
             found += [
                 deployment
-                for deployment in map(_deployment, newest_deployments(connection))
+                for deployment in map(deployment_from, newest_deployments(connection))
                 if profile is None or deployment.profile == profile
             ]
         return sorted(found, key=lambda deployment: (deployment.device_id, deployment.workload))
@@ -125,16 +71,6 @@ class DeploymentTables(Database):
         """The newest, of one workload or of all; None when it was never told to run anything."""
         with self._read() as connection:
             return _newest(connection, device_id, workload)
-
-    def set_signed(self, device_id: str, generation: int, signed: bytes) -> None:
-        """Keep the bytes that are published."""
-        table = schema.deployments
-        with self._write() as connection:
-            connection.execute(
-                sa.update(table)
-                .where(table.c.device_id == device_id, table.c.generation == generation)
-                .values(signed=signed)
-            )
 
     def record_status(self, status: DeploymentStatus, now_s: float) -> bool:
         """False when it was known already, or came after a terminal state of the same generation.
@@ -276,21 +212,13 @@ def _comes_after(state: DeploymentState, known: Iterable[str]) -> bool:
     return all(_ORDER[state.value] >= _ORDER[other] for other in known)
 
 
-def _same_wish(deployment: Deployment, intent: DeploymentIntent) -> bool:
-    return (deployment.rollout_id, deployment.digest, deployment.manifest_digest) == (
-        intent.rollout_id,
-        intent.digest,
-        intent.manifest_digest,
-    )
-
-
 def _newest(connection: sa.Connection, device_id: str, workload: str | None = None) -> Deployment | None:
     table = schema.deployments
     statement = sa.select(table).where(table.c.device_id == device_id)
     if workload is not None:
         statement = statement.where(table.c.workload == workload)
     row = connection.execute(statement.order_by(table.c.generation.desc()).limit(1)).one_or_none()
-    return None if row is None else _deployment(row)
+    return None if row is None else deployment_from(row)
 
 
 def _one_deployment(connection: sa.Connection, device_id: str, generation: int) -> Deployment | None:
@@ -298,7 +226,7 @@ def _one_deployment(connection: sa.Connection, device_id: str, generation: int) 
     row = connection.execute(
         sa.select(table).where(table.c.device_id == device_id, table.c.generation == generation)
     ).one_or_none()
-    return None if row is None else _deployment(row)
+    return None if row is None else deployment_from(row)
 
 
 def _update_deployment(connection: sa.Connection, status: DeploymentStatus, now_s: float) -> None:
@@ -334,13 +262,8 @@ def _trim_history(connection: sa.Connection, device_id: str) -> None:
         connection.execute(sa.delete(table).where(table.c.device_id == device_id, table.c.generation <= cut))
 
 
-def _deployment_row(deployment: Deployment) -> dict[str, Any]:
-    return {column.name: getattr(deployment, column.name) for column in schema.deployments.columns} | {
-        "state": deployment.state.value
-    }
-
-
-def _deployment(row: sa.Row[Any]) -> Deployment:
+def deployment_from(row: sa.Row[Any]) -> Deployment:
+    """From a whole row of the table."""
     return Deployment(**{**row._mapping, "state": DeploymentState(row.state), "signed": bytes(row.signed)})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -188,10 +189,16 @@ def _device_row(device: Device, *, serving_time_s: float) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=16_384)
+def _registered(text: str) -> Device:
+    """Every turn of the controller reads all devices; what one of them registered seldom changes."""
+    return from_json(Device, text)
+
+
 def _device(row: sa.Row[Any], hosted: tuple[HostedWorkload, ...]) -> Device:
     """The columns are newer than the text beside them, which is as the device last registered."""
     return replace(
-        from_json(Device, row.registration_json),
+        _registered(row.registration_json),
         hosted=hosted,
         profile=row.profile,
         message=row.message,

@@ -16,13 +16,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloud.domain.codec import from_json, to_json
-from cloud.domain.identities import AuditEntry, CertificateRecord, DeviceIdentity, Operator, Role
+from cloud.domain.identities import (
+    AuditEntry,
+    CertificateRecord,
+    Departure,
+    DeviceIdentity,
+    Operator,
+    Role,
+)
 from cloud.store import schema
 from cloud.store.base import Database
 from edgeloop.errors import RejectedError, TransientError
 
 MAX_AUDIT_ENTRIES = 100_000
 _AUDIT_SLACK = 1_000
+#: Keys in ``meta`` of devices that were deleted, until the broker holds nothing of them.
+_LEFT = "departed-device/"
 
 
 class IdentityTables(Database):
@@ -79,8 +88,19 @@ class IdentityTables(Database):
         return known
 
     def forget_device(self, device_id: str, now_s: float) -> bool:
-        """Revoke it and forget all but its certificates and what it measured. False when it is not known."""
+        """Revoke it and forget all but its certificates and what it measured. False when it is not known.
+
+        What may lie on the broker of it is remembered for ``departures``.
+        """
+        told = schema.deployments.c
         with self._write() as connection:
+            workloads = connection.scalars(
+                sa.select(told.workload).where(told.device_id == device_id).distinct().order_by(told.workload)
+            )
+            left = {
+                "key": f"{_LEFT}{device_id}",
+                "value": to_json(Departure(workloads=tuple(workloads), delete_time_s=now_s)),
+            }
             self._revoke_certificates(connection, device_id, now_s)
             self._drop_tokens(connection, device_id)
             known = 0
@@ -92,7 +112,23 @@ class IdentityTables(Database):
                 schema.identities,
             ):
                 known += connection.execute(sa.delete(table).where(table.c.device_id == device_id)).rowcount
+            if known:
+                self._upsert(connection, schema.meta, left)
         return known > 0
+
+    def departures(self) -> dict[str, Departure]:
+        """By device, of those that were deleted and may have left something on the broker."""
+        table = schema.meta.c
+        with self._read() as connection:
+            rows = connection.execute(
+                sa.select(table.key, table.value).where(table.key.startswith(_LEFT, autoescape=True))
+            ).all()
+        return {row.key.removeprefix(_LEFT): from_json(Departure, row.value) for row in rows}
+
+    def forget_departure(self, device_id: str) -> None:
+        """The broker holds nothing of it any more."""
+        with self._write() as connection:
+            connection.execute(sa.delete(schema.meta).where(schema.meta.c.key == f"{_LEFT}{device_id}"))
 
     def add_token(self, token_hash: str, device_id: str, *, now_s: float, expire_time_s: float) -> None:
         """A token for the device; unused ones that it had count no more."""

@@ -178,6 +178,7 @@ deployment_history = Table(
     Column("progress", Double, nullable=False),
     Column("event_time_s", Double, nullable=False),
     Column("receive_time_s", Double, nullable=False),
+    Index("deployment_history_by_time", "receive_time_s"),
 )
 
 decisions = Table(

@@ -22,7 +22,7 @@ from cloud.domain.settings import PolicySettings
 from cloud.metrics import PlaneState
 from cloud.services.queries import Queries
 from cloud.services.summary import summarise
-from cloud.store import Store
+from cloud.store import Store, sketch_of
 from cloud.web.page import BAD_VERDICTS, render
 from cloud.web.values import DecisionRow, FleetView, JobRow, Notice, Point, ProfileRow, RolloutRow
 from edgeloop import __version__
@@ -162,8 +162,7 @@ def history(windows: Iterable[Window], now_s: float) -> tuple[Point, ...]:
     for number, group in groupby(sorted(fresh, key=minute), key=minute):
         merged = LatencySketch()
         for window in group:
-            if isinstance(window.latency, LatencySketch):
-                merged = merged.merge(window.latency)
+            merged = merged.merge(sketch_of(window.latency))
         if merged.count:
             points.append(Point(time_s=(number + 0.5) * _HISTORY_STEP_S, p95_ms=merged.quantile(0.95)))
     return tuple(points)

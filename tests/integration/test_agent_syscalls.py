@@ -58,6 +58,7 @@ class Scene:
         cloud.publish(self.new)
         self.signed = cloud.deploy("gw-1", self.new, 2)
         self.number = 0
+        self._counts: dict[str, dict[str, int]] = {}
 
     def prepare(self, way: str) -> AgentProcess:
         self.number += 1
@@ -103,6 +104,24 @@ class Scene:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
 
+    def counts(self, way: str) -> dict[str, int]:
+        """The most that one thread makes of each call: strace counts by thread. Asked once for each way."""
+        if way not in self._counts:
+            agent = self.prepare(way)
+            trace = agent.state_dir.parent / "trace"
+            self.run(agent, "-e", f"trace={','.join(SYSCALLS)}", "-o", str(trace))
+            found: collections.Counter[tuple[str, str]] = collections.Counter()
+            for line in trace.read_text(errors="replace").splitlines():
+                if call := re.match(r"(\d+) +(\w+)\(", line):
+                    found[call[1], call[2]] += 1
+            counts: dict[str, int] = {}
+            for (_, name), number in found.items():
+                counts[name] = max(counts.get(name, 0), number)
+            assert {"write", "fsync", "rename"} <= set(counts), counts
+            shutil.rmtree(agent.state_dir.parent)
+            self._counts[way] = counts
+        return self._counts[way]
+
     def check(self, agent: AgentProcess, way: str, point: tuple[str, int, str]) -> None:
         """Started again without any fault."""
         state = Journal(agent.state_dir).load()
@@ -137,32 +156,16 @@ class Scene:
         shutil.rmtree(agent.state_dir.parent)
 
 
-@pytest.fixture
-def scene(mosquitto, tmp_path: Path) -> Iterator[Scene]:
+@pytest.fixture(scope="module")
+def scene(module_mosquitto, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """One for all: each point gets a copy of its own of the stopped agent."""
     strace = shutil.which("strace")
     if strace is None:
         missing("strace")
     assert strace is not None
-    cloud = Cloud(mosquitto.host, mosquitto.port)
-    yield Scene(cloud, tmp_path, strace)
+    cloud = Cloud(module_mosquitto.host, module_mosquitto.port)
+    yield Scene(cloud, tmp_path_factory.mktemp("syscalls"), strace)
     cloud.close()
-
-
-def count_calls(scene: Scene, way: str) -> dict[str, int]:
-    """The most that one thread makes of each call: strace counts by thread."""
-    agent = scene.prepare(way)
-    trace = agent.state_dir.parent / "trace"
-    scene.run(agent, "-e", f"trace={','.join(SYSCALLS)}", "-o", str(trace))
-    found: collections.Counter[tuple[str, str]] = collections.Counter()
-    for line in trace.read_text(errors="replace").splitlines():
-        if call := re.match(r"(\d+) +(\w+)\(", line):
-            found[call[1], call[2]] += 1
-    counts: dict[str, int] = {}
-    for (_, name), number in found.items():
-        counts[name] = max(counts.get(name, 0), number)
-    assert {"write", "fsync", "rename"} <= set(counts), counts
-    shutil.rmtree(agent.state_dir.parent)
-    return counts
 
 
 @pytest.mark.slow  # every point starts an agent twice
@@ -170,7 +173,7 @@ def count_calls(scene: Scene, way: str) -> dict[str, int]:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("way", ["update", "rollback"])
 def test_stopped_at_any_write_it_serves_old_or_new_and_all_of_it_verifies(scene, way, fault) -> None:
-    counts = count_calls(scene, way)
+    counts = scene.counts(way)
     points = [(name, n) for name, number in sorted(counts.items()) for n in range(1, number + 1)]
     if not FULL:
         assert NUM_PARTS == 1, "EDGELOOP_SWEEP_PART is for EDGELOOP_SWEEP=full"

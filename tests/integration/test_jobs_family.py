@@ -20,7 +20,7 @@ from cloud.registry import Registry
 from cloud.training.teacher import TeacherTrainer
 
 #: Ray, then Ray Train with its helpers, start in some 15 s on two idle cores; neighbours make it longer.
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow, pytest.mark.alone]
 
 NUM_EPOCHS = 30
 

@@ -36,7 +36,7 @@ from cloud.jobs import RayCompute
 from cloud.registry import Registry
 
 #: Ray, then Ray Train with its helpers, start in some 15 s on two idle cores; neighbours make it longer.
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow, pytest.mark.alone]
 
 #: A control plane of its own, to be killed: it trains until then, and prints what it is told.
 DRIVER = """

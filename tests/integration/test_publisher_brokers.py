@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,20 @@ def test_a_device_can_fetch_what_was_shipped(cloud: Cloud, broker: AnyBroker) ->
     artifact = cloud.make(1)
     cloud.ship(shipment(artifact))
     check_whole(broker, artifact)
+
+
+def test_what_a_deleted_device_left_is_gone_from_the_broker(cloud: Cloud, broker: AnyBroker) -> None:
+    artifact = cloud.make(1)
+    gone = [replace(shipment(artifact), device_id="gone", workload=name) for name in ("digits", "sounds")]
+    cloud.publisher.set_desired({item.topic: item for item in [shipment(artifact), *gone]})
+    assert cloud.publisher.wait_settled(WAIT_S)
+    left = [item.topic for item in gone]
+    assert set(fetch(broker, left)) == set(left)
+    cleared: list[str] = []
+    cloud.publisher.clear(left, lambda: cleared.append("cleared"))
+    cloud.ship(shipment(artifact))
+    assert cleared == ["cleared"]
+    assert set(fetch(broker, [*left, shipment(artifact).topic], timeout_s=1.0)) == {shipment(artifact).topic}
 
 
 def test_a_broker_that_loses_everything_gets_it_again(cloud: Cloud, broker: AnyBroker) -> None:

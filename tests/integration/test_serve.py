@@ -20,6 +20,7 @@ from conftest import free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from cloud.job_plans import train_job
 from cloud.store import Store
 from edgeloop import topics
 from edgeloop.artifact import build_manifest, encode_manifest, golden_set
@@ -225,7 +226,15 @@ def test_errors_come_through_with_their_kind_and_code(served: Served) -> None:
 def test_a_job_is_watched_until_it_ends(served: Served) -> None:
     served.start()
     served.apply(DIGITS)
-    job = served.control.TrainTeacher(pb.TrainTeacherRequest(workload="digits"), timeout=WAIT_S).job
+    with pytest.raises(grpc.RpcError) as refused:
+        served.control.TrainTeacher(pb.TrainTeacherRequest(workload="digits"), timeout=WAIT_S)
+    assert error_from_grpc(refused.value).code == "compute-none"
+    assert "--compute none" in str(refused.value.details())
+    store = Store(f"sqlite:///{served.state_dir}/edgeloop.db")
+    (workload,) = store.workloads()
+    job = train_job("left-by-another", workload, 1.0)
+    store.create_job(job)
+    store.close()
     seen = []
     for answer in served.control.WatchJob(pb.WatchJobRequest(job_id=job.job_id), timeout=WAIT_S):
         seen.append(answer.job)

@@ -197,6 +197,6 @@ def fill(store: Store) -> None:
     store.commit_decision("decision-3", QUIET, STATE, 113.0)
     store.set_current(PROFILE.name, D1, manifest_digest=M1, rollout_id="rollout-1", now_s=114.0)
     store.issue_deployment(INTENT, 115.0)
-    store.set_signed("gw-1", 1, b"signed bytes")
+    store.set_signed({("gw-1", 1): b"signed bytes"})
     store.record_status(STATUS, 121.0)
     store.insert_reports([report(0), report(1)], 140.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from control_plane_fakes import PROFILE, WORKLOAD, World, build, digest_of, prepared
 
+from cloud import controller as controller_module
+from cloud import deployer as deployer_module
 from cloud.controller import PAUSED_KEY, Controller
 from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
 from cloud.domain.decisions import Action
 from cloud.domain.devices import DeploymentState
 from cloud.domain.jobs import JobKind
 from cloud.domain.profiles import RolloutPlan
-from cloud.domain.rollout import RolloutState
+from cloud.domain.rollout import RolloutState, abort
 from cloud.store import Store
 from edgeloop.trust import DirectorKey, timestamp_s
 
@@ -304,8 +306,8 @@ CUTS: list[tuple[type, str, bool]] = [
     (Store, "save_rollout", False),
     (Store, "save_rollout", True),
     (Store, "set_current", True),
-    (Store, "issue_deployment", False),
-    (Store, "issue_deployment", True),
+    (Store, "issue_deployments", False),
+    (Store, "issue_deployments", True),
     (Store, "set_signed", False),
     (Store, "set_signed", True),
     (Deployer, "ship", False),
@@ -355,6 +357,102 @@ def test_killed_anywhere_it_goes_on_without_a_second_generation_for_a_decision(
     assert len(built) == len(set(built))
     jobs = [job for job in world.store.jobs() if job.kind is JobKind.COMPRESS]
     assert len({job.decision_id for job in jobs}) == len(jobs)
+
+
+def test_a_fleet_is_told_a_bounded_number_of_devices_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_module, "MAX_ISSUED_A_TURN", 2)
+    (candidate,) = build(world.store, PROFILE, 0.55)
+    world.store.set_current(
+        PROFILE.name, candidate.digest, manifest_digest=candidate.manifest_digest, rollout_id="", now_s=1.0
+    )
+    for number in range(3, 6):
+        world.register(f"gw-{number}")
+    has_more, num_told = [], []
+    for _ in range(4):
+        world.now_s += 1.0
+        has_more.append(world.controller.step(world.now_s))
+        num_told.append(len(world.shipped))
+    assert has_more == [True, True, False, False]
+    assert num_told == [2, 4, 5, 5]
+    assert set(map(tuple, world.generations.values())) == {(1,)}
+
+
+def test_killed_while_signatures_are_stored_it_has_told_nobody_and_signs_the_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployer_module, "MAX_STORED_AT_ONCE", 2)
+    for number in range(3, 6):
+        world.register(f"gw-{number}")
+    plain = Store.set_signed
+    batches: list[int] = []
+
+    def fragile(store: Store, payloads: Mapping[tuple[str, int], bytes]) -> None:
+        batches.append(len(payloads))
+        if len(batches) == 2:
+            raise KilledError
+        plain(store, payloads)
+
+    monkeypatch.setattr(Store, "set_signed", fragile)
+    with pytest.raises(KilledError):
+        serve_width(world, 0.55)
+    assert world.shipped == {}
+    first = {deployment.device_id: deployment.signed for deployment in world.store.deployments()}
+    assert sum(map(bool, first.values())) == 2
+    world.restart()
+    world.step()
+    assert batches == [2, 2, 2, 1]
+    assert {name: shipment.payload for name, shipment in world.shipped.items()} == {
+        deployment.device_id: deployment.signed for deployment in world.store.deployments()
+    }
+    assert all(world.shipped[name].payload == signed for name, signed in first.items() if signed)
+    assert set(map(tuple, world.generations.values())) == {(1,)}
+
+
+def test_nobody_waits_while_it_looks_over_a_fleet_that_needs_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading all devices, and all that they measured, takes long in a large fleet."""
+    serve_width(world, 0.55)
+    live(world, 5)
+    in_transaction: list[str] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        plain = getattr(Store, name)
+
+        def read(store: Store, **kwargs: Any) -> Any:
+            if getattr(store._local, "connection", None) is not None:
+                in_transaction.append(name)
+            return plain(store, **kwargs)
+
+        return read
+
+    for name in ("devices", "deployments", "windows"):
+        monkeypatch.setattr(Store, name, watched(name))
+    live(world, 3)
+    assert in_transaction == []
+
+
+def test_a_rollout_that_was_aborted_while_it_was_judged_stays_aborted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(world.store, PROFILE, 0.5)
+    world.step()
+    (rollout,) = world.store.rollouts(unfinished_only=True)
+    plain = controller_module.group_evidence
+
+    def aborted_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        world.store.save_rollout(abort(rollout, world.now_s), world.now_s)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(controller_module, "group_evidence", aborted_meanwhile)
+    world.obey(DEVICES)
+    measure(world)
+    world.step()
+    found = world.store.rollout(rollout.rollout_id)
+    assert found is not None
+    assert found.state is RolloutState.ABORTED
 
 
 def deployments_ever(world: World) -> list[Any]:

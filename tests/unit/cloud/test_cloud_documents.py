@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.document_problems import parse_document
 from cloud.documents import load_documents
 from cloud.resources import (
     BUILT_IN_DATASETS,
@@ -14,7 +15,6 @@ from cloud.resources import (
     KINDS,
     FleetDocument,
     WorkloadDocument,
-    parse_document,
 )
 from edgeloop.errors import ConfigError
 

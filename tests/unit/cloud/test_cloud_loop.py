@@ -29,20 +29,21 @@ class Clock:
 class Controller:
     """Each step takes ``step_s``; after ``num_steps`` the loop ends."""
 
-    def __init__(self, clock: Clock, step_s: float, num_steps: int) -> None:
-        self.clock, self.step_s, self.num_steps = clock, step_s, num_steps
+    def __init__(self, clock: Clock, step_s: float, num_steps: int, has_more: bool = False) -> None:
+        self.clock, self.step_s, self.num_steps, self.has_more = clock, step_s, num_steps, has_more
         self.began_s: list[float] = []
         self.done = threading.Event()
 
-    def step(self, now_s: float) -> None:
+    def step(self, now_s: float) -> bool:
         self.began_s.append(self.clock.now_s)
         self.clock.now_s += self.step_s
         if len(self.began_s) == self.num_steps:
             self.done.set()
+        return self.has_more
 
 
 class Idle:
-    """No jobs, no compute, nobody comes or goes."""
+    """No jobs, no compute, nobody comes, goes or is deleted."""
 
     ready, message = None, ""
 
@@ -53,6 +54,11 @@ class Idle:
 
     def write(self, now_s: float) -> bool:
         return False
+
+    def look(self) -> dict[str, object]:
+        return {}
+
+    def clear(self, left: dict[str, object], now_s: float) -> None: ...
 
 
 class Poked(threading.Event):
@@ -70,25 +76,27 @@ class Poked(threading.Event):
 
 
 @pytest.mark.parametrize(
-    ("step_s", "always_poked", "gap_s"),
+    ("step_s", "always_poked", "has_more", "gap_s"),
     [
-        pytest.param(0.1, False, 2.0, id="quick: at the interval"),
-        pytest.param(1.0, False, 3.0, id="slow: two thirds of the time are for others"),
-        pytest.param(10.0, False, 30.0, id="slower than the interval: still"),
-        pytest.param(0.5, True, 1.5, id="poked without end: no more often than that"),
+        pytest.param(0.1, False, False, 2.0, id="quick: at the interval"),
+        pytest.param(1.0, False, False, 3.0, id="slow: two thirds of the time are for others"),
+        pytest.param(10.0, False, False, 30.0, id="slower than the interval: still"),
+        pytest.param(0.5, True, False, 1.5, id="poked without end: no more often than that"),
+        pytest.param(0.5, False, True, 1.5, id="more to say than fits a turn: as soon as it rested"),
     ],
 )
 def test_how_often_the_controller_steps(
-    monkeypatch: pytest.MonkeyPatch, step_s: float, always_poked: bool, gap_s: float
+    monkeypatch: pytest.MonkeyPatch, step_s: float, always_poked: bool, has_more: bool, gap_s: float
 ) -> None:
     clock, idle = Clock(), Idle()
     monkeypatch.setattr(loop_module, "time", clock)
-    controller = Controller(clock, step_s, num_steps=5)
+    controller = Controller(clock, step_s, num_steps=5, has_more=has_more)
     loop = ControlLoop(
         controller=controller,  # type: ignore[arg-type]
         runner=idle,  # type: ignore[arg-type]
         compute=idle,
         presence=idle,  # type: ignore[arg-type]
+        departures=idle,  # type: ignore[arg-type]
         step_interval_s=2.0,
     )
     loop._poked = Poked(clock, always_poked)

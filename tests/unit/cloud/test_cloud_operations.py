@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from control_plane_fakes import PROFILE, SETTINGS, WORKLOAD, World, build, prepared, teacher_of
 
+from cloud.compute_host import COMPUTE_KEY
 from cloud.domain.jobs import JobKind, JobState
 from cloud.domain.profiles import Constraints
 from cloud.domain.rollout import RolloutState
@@ -381,3 +382,29 @@ def test_a_job_of_a_removed_profile_ends_with_the_reason(desk: Desk) -> None:
     ended = desk.operations.job(job.job_id)
     assert (ended.state, ended.kind) == (JobState.FAILED, JobKind.COMPRESS)
     assert "removed" in ended.message
+
+
+def test_where_nothing_runs_jobs_that_is_said_at_once_and_none_is_left_behind(desk: Desk) -> None:
+    world = desk.world
+    prepared(world)
+    done = desk.operations.train(pb.TrainTeacherRequest(workload="digits", force=True)).job
+    world.runner.step()
+    world.compute.finish()
+    world.runner.step()
+    world.store.set_meta(COMPUTE_KEY, "none")
+    for ask in (
+        lambda: desk.operations.train(pb.TrainTeacherRequest(workload="digits", force=True)),
+        lambda: desk.operations.compress(pb.CompressStudentsRequest(profile="gateway")),
+    ):
+        with pytest.raises(ConfigError, match="--compute none") as caught:
+            ask()
+        assert caught.value.code == "compute-none"
+    assert [job.job_id for job in world.store.jobs()] == [done.job_id]
+    # What is there already needs nobody to run it.
+    assert desk.operations.train(pb.TrainTeacherRequest(workload="digits")).job.job_id == done.job_id
+    world.store.set_meta(COMPUTE_KEY, "ray")
+    waiting = desk.operations.compress(pb.CompressStudentsRequest(profile="gateway")).job
+    world.store.set_meta(COMPUTE_KEY, "none")
+    with pytest.raises(ConfigError):
+        desk.operations.compress(pb.CompressStudentsRequest(profile="gateway"))
+    assert desk.operations.job(waiting.job_id).state is JobState.PENDING

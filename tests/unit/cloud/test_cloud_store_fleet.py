@@ -5,14 +5,16 @@ from __future__ import annotations
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from cloud_store_values import D1, D2, DEVICE, INTENT, M2, PROFILE, STATUS, report
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cloud.domain.devices import DeploymentState, Device
+from cloud.domain.devices import Deployment, DeploymentState, Device
 from cloud.store import Store
 from cloud.store.deployments import MAX_HISTORY_PER_DEVICE
 from edgeloop.errors import RejectedError
@@ -99,8 +101,7 @@ def test_a_device_that_never_registered_is_told_nothing(store: Store) -> None:
 def test_signed_bytes_stay_with_their_generation(store: Store) -> None:
     register(store)
     store.issue_deployment(INTENT, 1.0)
-    store.set_signed("gw-1", 1, b"\x00signed")
-    store.set_signed("gw-1", 9, b"no such generation")
+    store.set_signed({("gw-1", 1): b"\x00signed", ("gw-1", 9): b"no such generation"})
     assert [deployment.signed for deployment in store.deployments(profile=PROFILE.name)] == [b"\x00signed"]
     assert store.deployments(profile="other") == []
 
@@ -198,6 +199,75 @@ def test_what_a_device_serves_is_its_newest_word_within_a_boot(store: Store) -> 
     assert found(store).serving_digest == D1
     store.insert_reports([report(0, boot_id="boot-2", digest=D2, generation=2)], 5.0)
     assert found(store).serving_digest == D2
+
+
+def test_a_whole_fleet_is_told_in_a_few_statements(store: Store) -> None:
+    """Devices' rows are held meanwhile, and reports wait for them."""
+    names = [f"gw-{number:04d}" for number in range(1, 1201)]
+    with store.transaction():
+        for name in names:
+            register(store, replace(DEVICE, device_id=name, generation=40 if name == "gw-0002" else 0))
+    store.issue_deployment(replace(INTENT, device_id="gw-0001"), 1.0)
+    wishes = [replace(INTENT, device_id=name) for name in [*names, "stranger", "gw-0003"]]
+    statements: list[str] = []
+
+    def heard(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    sa.event.listen(store._engine, "before_cursor_execute", heard)
+    outcomes = store.issue_deployments(wishes, 2.0)
+    store.set_signed({(name, 1): b"signed" for name in names})
+    sa.event.remove(store._engine, "before_cursor_execute", heard)
+    assert len(statements) <= 12
+    stranger, twice = outcomes[1200:]
+    assert isinstance(stranger, RejectedError)
+    assert stranger.code == "device-unknown"
+    assert twice == outcomes[2]
+    found = {deployment.device_id: deployment for deployment in store.deployments()}
+    assert [found[name] for name in names if name != "gw-0002"] == [
+        replace(outcome, signed=b"signed")
+        for outcome in outcomes[:1200]
+        if isinstance(outcome, Deployment) and outcome.device_id != "gw-0002"
+    ]
+    assert found["gw-0001"].issue_time_s == 1.0
+    assert (found["gw-0002"].generation, found["gw-0002"].signed) == (41, b"")
+    again = store.issue_deployments(wishes[:1200], 3.0)
+    assert [outcome.generation for outcome in again if isinstance(outcome, Deployment)] == [
+        found[name].generation for name in names
+    ]
+
+
+def test_devices_that_accepted_more_than_they_were_told_are_found(store: Store) -> None:
+    for name, generation in (("ahead", 9), ("level", 1), ("untold", 9)):
+        register(store, replace(DEVICE, device_id=name))
+        if name != "untold":
+            store.issue_deployment(replace(INTENT, device_id=name), 1.0)
+        register(store, replace(DEVICE, device_id=name, generation=generation))
+    assert store.devices_ahead() == {"ahead"}
+
+
+def test_what_was_told_lately_is_read_by_time_and_not_by_reading_all(store: Store) -> None:
+    register(store)
+    asked: list[tuple[str, Any]] = []
+
+    def heard(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        asked.append((statement, parameters))
+
+    sa.event.listen(store._engine, "before_cursor_execute", heard)
+    store.statuses_since(100.0, limit=10)
+    sa.event.remove(store._engine, "before_cursor_execute", heard)
+    ((statement, parameters),) = (item for item in asked if "deployment_history" in item[0])
+    with store._read() as connection:
+        explain = "EXPLAIN QUERY PLAN"
+        if connection.dialect.name == "postgresql":
+            explain = "EXPLAIN"
+            # A table of no rows is read whole and sorted, whatever indexes there are.
+            for way in ("seqscan", "bitmapscan", "sort"):
+                connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        plan = "\n".join(map(str, connection.exec_driver_sql(f"{explain} {statement}", parameters)))
+    assert "deployment_history_by_time" in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_two_control_planes_issue_one_generation_for_one_wish(store_url: str) -> None:

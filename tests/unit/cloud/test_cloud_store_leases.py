@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import MagicMock
 
 import pytest
+import sqlalchemy as sa
 from cloud_store_values import DECISION, STATE
 
 from cloud.store import Store, lease_fence
@@ -84,6 +87,55 @@ def test_who_was_replaced_writes_nothing(store: Store, other: Store) -> None:
     assert store.decisions() == []
     # What does not need the lease (reports, registrations, people) goes on through the store itself.
     store.set_meta("note", "by a servicer")
+
+
+#: What needs no lease: taking it, giving it back, and the schema, which each control plane sees to first.
+_UNFENCED = {"claim_lease", "renew_lease", "release_lease", "migrate"}
+
+
+def test_no_write_of_a_store_with_a_fence_gets_past_it(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is added to the store later: each change begins with the fence, in its own transaction."""
+    mine = store.claim_lease("controller", "a", 0.0)
+    assert mine is not None
+    acting = store.fenced(lease_fence("controller", mine.epoch))
+    assert other.claim_lease("controller", "b", 60.0) is not None
+    statements: list[str] = []
+
+    def heard(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement.lstrip().partition(" ")[0].upper())
+
+    sa.event.listen(store._engine, "before_cursor_execute", heard)
+    changed: dict[str, list[str]] = {}
+    refused: set[str] = set()
+    for name, method in inspect.getmembers(acting, inspect.ismethod):
+        if name.startswith("_") or name in _UNFENCED or name in ("close", "fenced", "transaction"):
+            continue
+        statements.clear()
+        given = [
+            MagicMock()
+            for parameter in inspect.signature(method).parameters.values()
+            if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        keywords = {
+            parameter.name: MagicMock()
+            for parameter in inspect.signature(method).parameters.values()
+            if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+        }
+        try:
+            method(*given, **keywords)
+        except RejectedError as error:
+            refused.update([name] if error.code == "lease-lost" else [])
+        except Exception:  # noqa: BLE001 - mocks are no values; what matters is which statements went out
+            pass
+        found = [word for word in statements if word in ("INSERT", "UPDATE", "DELETE")]
+        if found:
+            changed[name] = found
+    sa.event.remove(store._engine, "before_cursor_execute", heard)
+    assert changed == {}
+    expected = {"set_meta", "update_job", "create_job", "set_current", "set_presence", "prune_decisions"}
+    assert expected | {"save_candidate", "forget_device", "set_device_labels"} <= refused
 
 
 def test_taking_over_waits_for_the_write_that_is_under_way(store: Store, other: Store) -> None:

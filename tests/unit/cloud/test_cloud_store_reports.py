@@ -10,8 +10,10 @@ from cloud_store_values import DEVICE, PROFILE, REFERENCE, SKETCH, report
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloud.store import Store
+from cloud.store import Store, sketch_of
+from cloud.store import reports as stored_reports
 from edgeloop.errors import TransientError
+from edgeloop.sketch import LatencySketch
 
 
 @pytest.fixture
@@ -72,7 +74,27 @@ def test_sketches_come_back_as_they_were_measured(store: Store) -> None:
     store.insert_reports([report(0)], 1.0)
     (window,) = store.windows()
     assert (window.latency, window.reference) == (SKETCH, REFERENCE)
-    assert window.latency.merge(window.latency).count == 2 * SKETCH.count
+    assert sketch_of(window.latency).merge(sketch_of(window.latency)).count == 2 * SKETCH.count
+
+
+def test_counting_samples_decodes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a controller asks of most windows of a large fleet."""
+    decoded: list[bytes] = []
+    whole = LatencySketch.from_bytes
+    stored_reports._decoded.cache_clear()
+
+    def counted(raw: bytes) -> LatencySketch:
+        decoded.append(raw)
+        return whole(raw)
+
+    monkeypatch.setattr(LatencySketch, "from_bytes", counted)
+    other = LatencySketch.of([1.0, 2.0, 4.5]).to_bytes()
+    store.insert_reports([report(0)._replace(latency=other, num_samples=3)], 1.0)
+    (window,) = store.windows()
+    assert window.latency.count == 3
+    assert decoded == []
+    assert window.latency.quantile(0.5) == whole(other).quantile(0.5)
+    assert decoded == [other]
 
 
 def test_pruning_drops_what_ended_before(store: Store) -> None:
