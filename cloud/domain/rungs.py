@@ -118,6 +118,11 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
     for place in (0, 1):
         for c in kept:
             road = roads_for(c.spec.width_ratio)[place]
-            spec = CompressionSpec(road=road, width_ratio=c.spec.width_ratio, num_epochs=budget.num_epochs)
+            spec = CompressionSpec(
+                road=road,
+                width_ratio=c.spec.width_ratio,
+                num_epochs=budget.num_epochs,
+                depth_ratio=c.spec.depth_ratio,
+            )
             wanted.append(Proposal(spec=spec, reason=f"{road} challenges the cut {c.digest[:12]}"))
     return wanted

@@ -147,6 +147,7 @@ def first_rung(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[Co
     With a family, its cuts alone: what is worth training follows from how they measure (``rungs``).
     """
     cuts = _unbuilt(_cuts(budget.width_ratios, budget), taken, budget, limit=limit)
+    cuts += _short_cuts(budget, {*taken, *(spec.digest for spec in cuts)}, limit=limit - len(cuts))
     if cuts:
         return cuts
     wanted = [(width, roads_for(width)[0]) for width in budget.width_ratios]
@@ -160,6 +161,16 @@ def _cuts(widths: Iterable[float], budget: SearchBudget) -> list[tuple[float, Ro
         return []
     narrowest = FamilySettings(num_epochs=budget.family_epochs).narrowest
     return [(width, Road.ELASTIC) for width in widths if width >= narrowest - 1e-9]
+
+
+def _short_cuts(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[CompressionSpec, ...]:
+    """Cuts of the family's shorter networks, at every width."""
+    specs = [
+        CompressionSpec(road=road, width_ratio=width, num_epochs=0, depth_ratio=depth)
+        for depth in budget.shorter_depths
+        for width, road in _cuts(budget.width_ratios, budget)
+    ]
+    return tuple(spec for spec in specs if spec.digest not in taken)[: max(0, limit)]
 
 
 def _unbuilt(

@@ -13,6 +13,7 @@ from compute_here import Here
 from control_plane_fakes import SETTINGS, World
 
 from cloud.cli.columns import spec_text
+from cloud.cli.jobs import parse_spec
 from cloud.compression.build import build_student, finish_teacher
 from cloud.domain.jobs import JobState
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
@@ -25,6 +26,7 @@ from cloud.services.operations import Operations
 from cloud.services.queries import Queries
 from cloud.services.trade_off import trade_off
 from cloud.training.teacher import TeacherTrainer
+from edgeloop.errors import ConfigError
 from edgeloop.v1 import control_service_pb2 as pb
 
 torch.set_num_threads(1)
@@ -129,3 +131,11 @@ def test_where_latency_binds_a_shorter_student_follows_and_says_why(tmp_path: Pa
                 if json.loads(p.spec_json).get("depth_ratio"))  # fmt: skip
     assert point.proposed_reason == built[0.5].proposed_reason
     assert spec_text(point.spec_json) == "pruned x0.5 deep 0.5"
+
+
+def test_a_depth_is_asked_for_on_the_command_line() -> None:
+    assert parse_spec("road=pruned,depth_ratio=0.5,width_ratio=0.25") == CompressionSpec(
+        depth_ratio=0.5, width_ratio=0.25
+    )
+    with pytest.raises(ConfigError, match=r"depth_ratio is 2: it must be a number from 0.01 to 1"):
+        parse_spec("depth_ratio=2")

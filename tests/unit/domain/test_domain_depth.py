@@ -8,6 +8,7 @@ import pytest
 from domain_values import NOW_S, candidate, digest_of, fleet_windows, profile
 
 from cloud.domain.candidates import Candidate
+from cloud.domain.families import FamilySettings, family_key
 from cloud.domain.methods import Method, Proposal, reserved_trials, shorter, shorter_students
 from cloud.domain.policy import Action, PolicySettings, decide, replay
 from cloud.domain.profiles import Constraints
@@ -16,6 +17,7 @@ from cloud.domain.search import Direction, propose, width_for
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.state import PolicyState
 from cloud.domain.workloads import SearchBudget, Workload
+from cloud.family_plans import family_settings
 
 BUDGET = SearchBudget(max_trials=8)
 PROFILE = profile()
@@ -142,3 +144,36 @@ def test_a_decision_names_the_depth_and_is_replayed_with_it() -> None:
 def test_a_workload_may_name_depth_alone() -> None:
     workload = Workload(name="w", dataset="digits", search=SearchBudget(methods=(Method.DEPTH,)))
     assert Workload.from_json(workload.to_json()) == workload
+
+
+def test_a_family_of_several_depths_is_cut_at_each_and_the_road_goes_on_at_that_depth() -> None:
+    budget = replace(BUDGET, family_epochs=4, width_ratios=(0.5, 0.25), depth_ratios=(1.0, 0.5))
+    specs = propose(PROFILE, [], target_latency_ms=None, direction=Direction.INITIAL, budget=budget)
+    assert [(spec.width_ratio, spec.depth_ratio) for spec in specs] == [
+        (0.5, None), (0.25, None), (0.5, 0.5), (0.25, 0.5),
+    ]  # fmt: skip
+    assert {(spec.road, spec.num_epochs) for spec in specs} == {(Road.ELASTIC, 0)}
+    made = [
+        student(spec.width_ratio, 0.95, 3.0, road=Road.ELASTIC, num_epochs=0, depth_ratio=spec.depth_ratio)
+        for spec in specs[2:3]
+    ]
+    more = next_rung(specs, made, constraints=Constraints(), budget=budget, max_trials=8)
+    assert more
+    assert {proposal.spec.depth_ratio for proposal in more} == {0.5}
+    assert more[0].spec.num_epochs == budget.num_epochs
+    few = replace(budget, max_trials=3)
+    assert len(propose(PROFILE, [], target_latency_ms=None, direction=Direction.INITIAL, budget=few)) == 3
+
+
+def test_depths_of_a_family_are_part_of_what_it_is_and_none_leave_it_as_it_was() -> None:
+    assert "depth_ratios" not in FamilySettings().identity()
+    assert family_key("t", FamilySettings(depth_ratios=(0.5,))) != family_key("t", FamilySettings())
+    for depths, text in (((1.0,), "holds 1.0"), ((0.25, 0.5), "deepest first"), ((0.5, 0.5), "each once")):
+        with pytest.raises(ValueError, match=text):
+            FamilySettings(depth_ratios=depths)
+    plain = Workload(name="w", dataset="digits")
+    assert "depth_ratios" not in plain.to_json()
+    deep = replace(plain, search=SearchBudget(depth_ratios=(1.0, 0.25, 0.5)))
+    assert Workload.from_json(deep.to_json()) == deep
+    assert family_settings(deep).depth_ratios == (0.5, 0.25)
+    assert deep.teacher_key == plain.teacher_key
