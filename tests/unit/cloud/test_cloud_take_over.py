@@ -14,7 +14,8 @@ from memory_registry import Memory
 from test_cloud_publisher import FakeBus, make_artifact, shipment
 
 from cloud import tuf_root
-from cloud.publisher import Publisher, Shipment
+from cloud.publisher import Publisher
+from cloud.shipment import Shipment
 from cloud.store import Store, lease_fence
 from cloud.tuf_files import TufFiles
 from cloud.tuf_repository import TufRepository
