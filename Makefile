@@ -47,6 +47,7 @@ bench: $(STAMP)
 # Hours on a CPU; '$(BIN)/python -m benchmarks.compression --quick' takes minutes.
 bench-compression: $(STAMP)
 	$(BIN)/python -m benchmarks.compression
+	$(BIN)/python -m benchmarks.compression_depth
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -38,15 +38,16 @@ from benchmarks.compression import (
     taught,
 )
 from benchmarks.compression_table import Entry, Row, spread
+from cloud.compression.branches import find_branches
 from cloud.compression.cost import measure_cost
-from cloud.compression.depth import find_branches, shorten
+from cloud.compression.depth import shorten
 from cloud.compression.narrow import narrow
 from cloud.domain.specs import CompressionSpec, Road
 from edgeloop.errors import EdgeloopError
 
 #: (depth_ratio, width_ratio) of the students that are trained unless others are named.
 PAIRS = ("0.67:0.5", "0.67:0.4375", "0.67:0.375", "0.34:0.5")
-LATENCY_WIDTHS = (0.625, 0.5, 0.375, 0.25, 0.125)
+LATENCY_WIDTHS = (0.5, 0.3125, 0.125)
 LATENCY_DEPTHS = (1.0, 0.67, 0.34)
 
 

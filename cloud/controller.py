@@ -144,6 +144,7 @@ class Controller:
             now_s=now_s,
             settings=self._settings,
             search=workload.search,
+            num_branches=self._num_branches(workload),
         )
         with self._store.transaction():
             if (self._busy(profile, workload, paused), self._store.current_digest(profile.name)) != (
@@ -152,6 +153,10 @@ class Controller:
             ):
                 return  # someone started something meanwhile: decide again with that in sight
             self._commit(profile, decision, state, now_s)
+
+    def _num_branches(self, workload: Workload) -> int:
+        teacher = self._store.teacher(workload.teacher_key)
+        return 0 if teacher is None else teacher.num_branches
 
     def _commit(self, profile: DeviceProfile, decision: Decision, state: PolicyState, now_s: float) -> None:
         key = f"decision-number/{profile.name}"

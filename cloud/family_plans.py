@@ -29,7 +29,10 @@ class MetaStore(Protocol):
 
 def family_settings(workload: Workload) -> FamilySettings:
     """How the workload's family is trained."""
-    return FamilySettings(num_epochs=workload.search.family_epochs or DEFAULT_NUM_EPOCHS)
+    search = workload.search
+    return FamilySettings(
+        num_epochs=search.family_epochs or DEFAULT_NUM_EPOCHS, depth_ratios=search.shorter_depths
+    )
 
 
 def family_key_of(workload: Workload, teacher: TeacherResult) -> str:

@@ -111,13 +111,19 @@ class SearchSection(Section):
         list[Annotated[float, Field(gt=0, le=1)]],
         Field(min_length=1, max_length=64, description="shares of the teacher's channels to start from"),
     ] = [0.75, 0.5, 0.25]
+    depth_ratios: Annotated[
+        list[Annotated[float, Field(ge=0.01, le=1)]],
+        Field(
+            min_length=1, max_length=8, description="shares of its branches with which the family is trained"
+        ),
+    ] = [1.0]
     num_calibration_samples: Annotated[int, Field(ge=8, le=100_000)] = 256
     family_epochs: Annotated[
         int, Field(ge=0, le=1000, description="of the elastic family that all profiles share; 0: none")
     ] = 0
     methods: Annotated[
-        list[Literal["quantisation", "sparsity", "qat", "rules"]] | None,
-        Field(max_length=4, description="what to try beside widths and roads; all that suit when left out"),
+        list[Literal["quantisation", "sparsity", "qat", "rules", "depth"]] | None,
+        Field(max_length=5, description="what to try beside widths and roads; all that suit when left out"),
     ] = None
     tolerance: Annotated[float, Field(ge=0, le=1, description="accuracy that int8 may cost")] = 0.01
 
@@ -161,6 +167,7 @@ class WorkloadDocument(Section):
                 **{
                     **self.search.model_dump(),
                     "width_ratios": tuple(self.search.width_ratios),
+                    "depth_ratios": tuple(self.search.depth_ratios),
                     "methods": None
                     if self.search.methods is None
                     else tuple(map(Method, self.search.methods)),

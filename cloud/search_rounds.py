@@ -44,6 +44,7 @@ class SearchRounds:
             budget=workload.search,
             max_trials=job.max_trials,
             num_inputs=teacher.num_inputs if workload.loss is Loss.CROSS_ENTROPY else 0,
+            num_branches=teacher.num_branches,
             exclude=[*(c.spec.digest for c in built), *(spec.digest for spec in failed)],
         )
 

@@ -105,6 +105,7 @@ class ControlPlane:
         stack.callback(store.close)
         await self._await_database(store)
         registry = Registry(settings.registry)
+        settings.director.mkdir(mode=0o700, parents=True, exist_ok=True)
         director = self._director = DirectorKeys(settings.director)
         tuf_root.ensure(TufFiles(settings.director), now_s=time.time())
 

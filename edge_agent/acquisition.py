@@ -235,6 +235,9 @@ class Acquisition:
                             self.deltas.finish(whole)
                         else:
                             self._blobs.assemble(whole)
+                            logger.info(
+                                "made of its blocks digest=%s bytes=%d", whole.digest[:12], whole.size_bytes
+                            )
                         self.deltas.forget(fetcher.slot)
                         self.stop()
                         return self._whole(fetcher.slot, whole)

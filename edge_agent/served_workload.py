@@ -19,9 +19,9 @@ from edge_agent.runtime import ReferenceKernel
 from edge_agent.selftest import SelfTestProcess
 from edge_agent.status_file import WorkloadStatus
 from edge_agent.trial import TrialMeter
-from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored, Stopping
 from edge_agent.update_state import Slot, StatusNote, UpdateState
+from edge_agent.update_steps import UpdateSettings
 from edge_agent.updater import Updater
 from edge_agent.workload_settings import WorkloadSettings
 

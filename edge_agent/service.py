@@ -7,6 +7,7 @@ Rules:
 - It writes one line a record to stderr, and ends with the exit codes of the command line.
 """
 
+import gc
 import json
 import logging
 import os
@@ -55,6 +56,8 @@ def command(config_file: Path | None, flags: Mapping[str, object]) -> list[str]:
 
 
 def run(config_file: Path | None, flags: Mapping[str, object]) -> None:
+    # Until the agent has started: what imports make is no garbage.
+    gc.disable()
     config = load_or_serve(config_file, flags)
     setup_logging(config.log_level)
     with StateLock(config.state_dir):

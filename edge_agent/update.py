@@ -23,15 +23,23 @@ Rules:
   in the state's outbox until the report spool has them on disk.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
+from edge_agent.crash_loop import (
+    start_fetching,
+    start_resting,
+    start_testing,
+    start_trial,
+    start_verifying,
+    steady,
+    stopping,
+    stopping_resting,
+)
 from edge_agent.update_events import (
     EVENT_TYPES,
     Activate,
-    ActivateLater,
     ActivationFailed,
-    CollectGarbage,
     DeltaGivenUp,
     DeploymentSeen,
     Effect,
@@ -53,105 +61,25 @@ from edge_agent.update_events import (
     VerifyFailed,
 )
 from edge_agent.update_state import (
-    TERMINAL_STATES,
     UNFINISHED_STATES,
-    Slot,
     State,
-    StatusNote,
     UpdateState,
 )
+from edge_agent.update_steps import (
+    Handler,
+    Step,
+    UpdateSettings,
+    add_note,
+    commit,
+    enter,
+    reject,
+    roll_back,
+    serve_good,
+    target_of,
+)
 
-MAX_QUARANTINE = 64
-MAX_OUTBOX = 64
 # What the blob store says of bytes that it cannot give back as it got them.
 STORAGE_CODES = frozenset({"artifact-missing", "artifact-altered", "manifest-missing", "manifest-altered"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateSettings:
-    trial_requests: int = 20
-    trial_s: float = 30.0
-    # A trial with this many failed requests is over.
-    max_trial_errors: int = 3
-    # A process that starts this often in one risky state is in a crash loop.
-    max_starts: int = 3
-    # The committed model may be followed by so many starts in a row, each of a process that did not last...
-    max_unsteady_starts: int = 3
-    # ...this long.
-    steady_s: float = 60.0
-    # Stored bytes of one generation that are lost or damaged this often mean a broken disk.
-    max_refetches: int = 2
-
-
-Step = tuple[UpdateState, tuple[Effect, ...]]
-Handler = Callable[[UpdateState, Event, float, UpdateSettings], Step]
-
-
-# --- building blocks --------------------------------------------------------------------------------
-
-
-def _target(state: UpdateState) -> Slot:
-    """Every state but idle has one."""
-    assert state.target is not None
-    return state.target
-
-
-def _note(
-    state: UpdateState,
-    reported: State,
-    now_s: float,
-    code: str = "",
-    message: str = "",
-    slot: Slot | None = None,
-) -> UpdateState:
-    """Adds a status of the slot (the target) to the outbox, which keeps endings longer than progress."""
-    slot = slot or _target(state)
-    note = StatusNote(
-        generation=slot.generation,
-        digest=slot.digest,
-        state=reported,
-        code=code,
-        message=message,
-        event_s=now_s,
-    )
-    # Only the newest word about how far the same generation has come is worth sending.
-    outbox = tuple(
-        old for old in state.outbox if old.generation != note.generation or old.state in TERMINAL_STATES
-    )
-    return replace(state, outbox=(*outbox, note)[-MAX_OUTBOX:])
-
-
-def _enter(state: UpdateState, new: State, now_s: float, code: str = "", message: str = "") -> UpdateState:
-    moved = replace(state, state=new, num_starts=0, code=code, message=message)
-    return _note(moved, new, now_s, code, message)
-
-
-def _serve_good(state: UpdateState) -> tuple[Effect, ...]:
-    return (Activate(slot=state.committed),) if state.committed else ()
-
-
-def _reject(state: UpdateState, now_s: float, code: str, message: str) -> Step:
-    return _enter(state, State.REJECTED, now_s, code, message), (CollectGarbage(),)
-
-
-def _quarantined(state: UpdateState, digest: str) -> UpdateState:
-    others = [known for known in state.quarantine if known != digest]
-    return replace(state, quarantine=(*others, digest)[-MAX_QUARANTINE:])
-
-
-def _roll_back(state: UpdateState, now_s: float, code: str, message: str) -> Step:
-    back = _enter(_quarantined(state, _target(state).digest), State.ROLLED_BACK, now_s, code, message)
-    serve: tuple[Effect, ...] = _serve_good(back) or (StopServing(),)
-    return back, (*serve, CollectGarbage())
-
-
-def _commit(state: UpdateState, now_s: float) -> Step:
-    committed, previous = state.committed, state.previous
-    # The same artifact under a new generation is no predecessor to return to.
-    if committed is not None and committed.digest != _target(state).digest:
-        previous = committed
-    done = replace(state, committed=_target(state), previous=previous, num_unsteady=0)
-    return _enter(done, State.ACTIVE, now_s), (CollectGarbage(),)
 
 
 # --- handlers ---------------------------------------------------------------------------------------
@@ -177,7 +105,7 @@ def _deployment(state: UpdateState, event: Event, now_s: float, settings: Update
         )
     effects: list[Effect] = []
     if state.state in UNFINISHED_STATES:
-        state = _note(
+        state = add_note(
             state,
             State.SUPERSEDED,
             now_s,
@@ -190,65 +118,65 @@ def _deployment(state: UpdateState, event: Event, now_s: float, settings: Update
         elif state.state is State.TRIAL:
             # An unproven model does not go on serving when nobody waits for its proof any more; but
             # without a good one it is the best there is.
-            effects.extend(_serve_good(state))
+            effects.extend(serve_good(state))
     accepted = replace(state, target=new, num_refetches=0)
     if new.digest in state.quarantine:
-        rejected, more = _reject(
+        ended, more = reject(
             accepted,
             now_s,
             "digest-quarantined",
             f"artifact {new.digest[:12]} failed on this device before; deploy another one",
         )
-        return rejected, (*effects, *more)
-    return _enter(accepted, State.FETCHING, now_s), (*effects, Fetch(slot=new))
+        return ended, (*effects, *more)
+    return enter(accepted, State.FETCHING, now_s), (*effects, Fetch(slot=new))
 
 
 def _fetched(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    return _enter(state, State.VERIFYING, now_s), (Verify(slot=_target(state)),)
+    return enter(state, State.VERIFYING, now_s), (Verify(slot=target_of(state)),)
 
 
 def _verified(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    if state.committed is not None and state.committed.digest == _target(state).digest:
+    if state.committed is not None and state.committed.digest == target_of(state).digest:
         # The bytes that serve already, under a new generation: proven here, nothing to try out.
-        done, effects = _commit(state, now_s)
-        return done, (Activate(slot=_target(state)), *effects)
-    return _enter(state, State.TESTING, now_s), (SelfTest(slot=_target(state)),)
+        done, effects = commit(state, now_s)
+        return done, (Activate(slot=target_of(state)), *effects)
+    return enter(state, State.TESTING, now_s), (SelfTest(slot=target_of(state)),)
 
 
 def _tested(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    return _enter(state, State.TRIAL, now_s), (Activate(slot=_target(state)),)
+    return enter(state, State.TRIAL, now_s), (Activate(slot=target_of(state)),)
 
 
 def _failed(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
     assert isinstance(event, FetchFailed | SelfTestFailed)
-    return _reject(state, now_s, event.code, event.message)
+    return reject(state, now_s, event.code, event.message)
 
 
 def _delta_given_up(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
     assert isinstance(event, DeltaGivenUp)
-    return _note(state, State.FETCHING, now_s, event.code, event.message), ()
+    return add_note(state, State.FETCHING, now_s, event.code, event.message), ()
 
 
 def _refetch(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
     """The stored bytes are not what was stored: the disk lost them, the deployment is not to blame."""
     assert isinstance(event, VerifyFailed | ActivationFailed)
     if event.code not in STORAGE_CODES or state.num_refetches >= settings.max_refetches:
-        return _reject(state, now_s, event.code, event.message)
-    again = _enter(state, State.FETCHING, now_s, event.code, event.message)
-    return replace(again, num_refetches=state.num_refetches + 1), (Fetch(slot=_target(state)),)
+        return reject(state, now_s, event.code, event.message)
+    again = enter(state, State.FETCHING, now_s, event.code, event.message)
+    return replace(again, num_refetches=state.num_refetches + 1), (Fetch(slot=target_of(state)),)
 
 
 def _progress(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
     assert isinstance(event, TrialProgress)
     if event.num_errors >= settings.max_trial_errors:
-        return _roll_back(
+        return roll_back(
             state,
             now_s,
             "trial-errors",
             f"{event.num_errors} of {event.num_good + event.num_errors} requests failed on trial",
         )
     if event.num_good >= settings.trial_requests or event.clean_s >= settings.trial_s:
-        return _commit(state, now_s)
+        return commit(state, now_s)
     return state, ()
 
 
@@ -261,12 +189,12 @@ def _activation_failed(state: UpdateState, event: Event, now_s: float, settings:
             return replace(state, previous=None), ()
         return state, ()
     fallen = replace(state, committed=state.previous, previous=None, num_unsteady=0)
-    serve: tuple[Effect, ...] = _serve_good(fallen) or (StopServing(),)
+    serve: tuple[Effect, ...] = serve_good(fallen) or (StopServing(),)
     if state.state is State.ACTIVE:
         # The target itself is what was damaged, and the cloud still has it.
-        return _enter(fallen, State.FETCHING, now_s, event.code, event.message), (
+        return enter(fallen, State.FETCHING, now_s, event.code, event.message), (
             *serve,
-            Fetch(slot=_target(state)),
+            Fetch(slot=target_of(state)),
         )
     return fallen, serve
 
@@ -275,111 +203,17 @@ def _trial_activation_failed(
     state: UpdateState, event: Event, now_s: float, settings: UpdateSettings
 ) -> Step:
     assert isinstance(event, ActivationFailed)
-    if event.slot.digest == _target(state).digest:
+    if event.slot.digest == target_of(state).digest:
         if event.code in STORAGE_CODES:
             fetching, effects = _refetch(state, event, now_s, settings)
-            return fetching, (*_serve_good(fetching), *effects)
-        return _roll_back(state, now_s, event.code, event.message)
+            return fetching, (*serve_good(fetching), *effects)
+        return roll_back(state, now_s, event.code, event.message)
     return _activation_failed(state, event, now_s, settings)
 
 
 def _delivered(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
     assert isinstance(event, StatusDelivered)
     return replace(state, outbox=tuple(note for note in state.outbox if note != event.note)), ()
-
-
-def _stopping(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    """-1 start: the one that follows a stop on purpose counts back to what it was. Once a stop is enough."""
-    return replace(state, num_starts=max(state.num_starts - 1, -1)), ()
-
-
-def _stopping_resting(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    """Whoever is stopped on purpose did not crash: its start does not count."""
-    return replace(state, num_unsteady=max(state.num_unsteady - 1, 0)), ()
-
-
-def _steady(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    return replace(state, num_unsteady=0), ()
-
-
-def _serve_steady(state: UpdateState, now_s: float, settings: UpdateSettings) -> Step:
-    """Counts this start, and what is to serve in it."""
-    bad, before = state.committed, state.previous
-    if bad is None:
-        return state, ()
-    # It need not grow for ever.
-    state = replace(state, num_unsteady=min(state.num_unsteady + 1, settings.max_unsteady_starts + 2))
-    if state.num_unsteady <= settings.max_unsteady_starts:
-        return state, _serve_good(state)
-    ended = f"the agent ended {settings.max_unsteady_starts} times soon after it began to serve this"
-    if before is None:
-        if state.num_unsteady == settings.max_unsteady_starts + 1:
-            message = f"{ended}, and no model is before it: it is loaded late from now on; deploy another"
-            state = _note(state, State.ROLLED_BACK, now_s, "crash-loop", message, slot=bad)
-        return state, (ActivateLater(slot=bad),)
-    state = replace(_quarantined(state, bad.digest), committed=before, previous=None, num_unsteady=0)
-    if state.state is State.ACTIVE:
-        state = _enter(state, State.ROLLED_BACK, now_s, "crash-loop", ended)
-    elif bad.generation != state.generation:
-        state = _note(state, State.ROLLED_BACK, now_s, "crash-loop", ended, slot=bad)
-    return state, _serve_good(state)
-
-
-def _start_resting(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    state, serve = _serve_steady(state, now_s, settings)
-    return state, (*serve, CollectGarbage())
-
-
-def _start_fetching(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    state, serve = _serve_steady(state, now_s, settings)
-    if _target(state).digest in state.quarantine:
-        state, more = _reject(
-            state,
-            now_s,
-            "digest-quarantined",
-            f"artifact {_target(state).digest[:12]} failed on this device before; deploy another one",
-        )
-        return state, (*serve, *more)
-    return state, (*serve, Fetch(slot=_target(state)))
-
-
-def _counted(state: UpdateState) -> UpdateState:
-    return replace(state, num_starts=state.num_starts + 1)
-
-
-def _start_verifying(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    state = _counted(state)
-    if state.num_starts >= settings.max_starts:
-        rejected, effects = _reject(
-            state,
-            now_s,
-            "crash-loop",
-            f"the agent was killed {state.num_starts} times while it verified this",
-        )
-        return rejected, (*_serve_good(rejected), *effects)
-    return state, (*_serve_good(state), Verify(slot=_target(state)))
-
-
-def _start_testing(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    state = _counted(state)
-    if state.num_starts >= settings.max_starts:
-        rejected, effects = _reject(
-            state, now_s, "crash-loop", f"the agent was killed {state.num_starts} times while it tested this"
-        )
-        return rejected, (*_serve_good(rejected), *effects)
-    return state, (*_serve_good(state), SelfTest(slot=_target(state)))
-
-
-def _start_trial(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    state = _counted(state)
-    if state.num_starts >= settings.max_starts:
-        return _roll_back(
-            state,
-            now_s,
-            "crash-loop",
-            f"the agent was killed {state.num_starts} times while this was on trial",
-        )
-    return state, (Activate(slot=_target(state)),)
 
 
 def _row(**handlers: Handler) -> dict[type[Event], Handler]:
@@ -390,9 +224,9 @@ def _row(**handlers: Handler) -> dict[type[Event], Handler]:
             DeploymentSeen: _deployment,
             StatusDelivered: _delivered,
             ActivationFailed: _activation_failed,
-            Started: _start_resting,
-            Steady: _steady,
-            Stopping: _stopping_resting,
+            Started: start_resting,
+            Steady: steady,
+            Stopping: stopping_resting,
         }
     )
     names = {event.__name__: event for event in EVENT_TYPES}
@@ -403,21 +237,21 @@ def _row(**handlers: Handler) -> dict[type[Event], Handler]:
 TABLE: Mapping[State, Mapping[type[Event], Handler]] = {
     State.IDLE: _row(),
     State.FETCHING: _row(
-        Started=_start_fetching, FetchCompleted=_fetched, FetchFailed=_failed, DeltaGivenUp=_delta_given_up
+        Started=start_fetching, FetchCompleted=_fetched, FetchFailed=_failed, DeltaGivenUp=_delta_given_up
     ),
     State.VERIFYING: _row(
-        Started=_start_verifying, Stopping=_stopping, Verified=_verified, VerifyFailed=_refetch
+        Started=start_verifying, Stopping=stopping, Verified=_verified, VerifyFailed=_refetch
     ),
     State.TESTING: _row(
-        Started=_start_testing,
-        Stopping=_stopping,
+        Started=start_testing,
+        Stopping=stopping,
         SelfTestPassed=_tested,
         SelfTestFailed=_failed,
         VerifyFailed=_refetch,
     ),
     State.TRIAL: _row(
-        Started=_start_trial,
-        Stopping=_stopping,
+        Started=start_trial,
+        Stopping=stopping,
         TrialProgress=_progress,
         ActivationFailed=_trial_activation_failed,
     ),

@@ -4,6 +4,8 @@ Rules:
 - Runs on the agent's own thread alone; what other threads find out comes back through the inbox.
 - A new state is saved before any effect of it. While it cannot be saved (full disk), nothing is done about
   it: the event waits and is tried again, and what serves goes on serving.
+- What fails in a way that nobody foresaw ends the step that it was, as any failure of it does: no event is
+  tried twice for it, and no state waits for an answer that never comes.
 - Nothing is loaded for serving but bytes that were hashed on this read, under a manifest that was.
 """
 
@@ -14,19 +16,17 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent import fetch, update
+from edge_agent import update
 from edge_agent.acquisition import Acquisition, Wire
-from edge_agent.batching import prove_batches
 from edge_agent.blobs import BlobStore
 from edge_agent.delta_source import DeltaSource, names_of
 from edge_agent.fetch import FetchSettings
-from edge_agent.inference import InferenceEngine, ServedModel
+from edge_agent.inference import InferenceEngine
 from edge_agent.journal import Journal
+from edge_agent.model_loader import ModelLoader, served_as
 from edge_agent.release_gate import Gate
-from edge_agent.runtime import Runtime, load_artifact
-from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
+from edge_agent.selftest import SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
-from edge_agent.update import UpdateSettings
 from edge_agent.update_events import (
     Activate,
     ActivateLater,
@@ -35,6 +35,7 @@ from edge_agent.update_events import (
     Effect,
     Event,
     Fetch,
+    FetchFailed,
     Ignored,
     SelfTest,
     SelfTestFailed,
@@ -50,16 +51,16 @@ from edge_agent.update_events import (
     VerifyFailed,
 )
 from edge_agent.update_state import Slot, State, StatusNote
+from edge_agent.update_steps import UpdateSettings
 from edgeloop import topics
-from edgeloop.artifact import golden_arrays
 from edgeloop.errors import RejectedError, TransientError
-from edgeloop.v1 import artifact_pb2
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 5.0
 # Time for the cloud to be heard before a model is loaded that may end this process.
 LATER_S = 60.0
+INTERNAL = "update-internal"
 
 
 class Updater:
@@ -101,8 +102,6 @@ class Updater:
         self._deliver = deliver
         self._on_ignored = on_ignored
         self._update_settings = update_settings
-        self._self_test_timeout_s = self_test_timeout_s
-        self._num_threads = num_threads
         self._kept_elsewhere = kept_elsewhere
         self._acquisition = Acquisition(
             blobs=blobs,
@@ -113,6 +112,13 @@ class Updater:
             kept=self._kept,
             rng=rng,
             monotonic=monotonic,
+        )
+        self._loader = ModelLoader(
+            blobs,
+            check_limit=self._acquisition.check_limit,
+            num_threads=num_threads,
+            self_test_timeout_s=self_test_timeout_s,
+            max_batch_size=engine.batching.max_batch_size,
         )
         self._begin_test = begin_test
         self._clock = clock
@@ -238,15 +244,15 @@ class Updater:
 
     def _work(self) -> None:
         while self._pending:
-            event = self._pending[0]
+            event = self._pending.popleft()
             new, effects = update.step(self.state, event, self._clock(), self._update_settings)
             if new != self.state:
                 try:
                     self._journal.save(new)
                 except OSError as error:
+                    self._pending.appendleft(event)
                     self._stall(f"state cannot be saved ({error.strerror})")
                     return
-            self._pending.popleft()
             if new.state is not self.state.state or new.generation != self.state.generation:
                 logger.info(
                     "deployment state=%s generation=%d digest=%s%s",
@@ -259,7 +265,11 @@ class Updater:
                     self._meter.end_trial()
             self.state = new
             for effect in effects:
-                self._pending.extend(self._carry_out(effect))
+                try:
+                    self._pending.extend(self._carry_out(effect))
+                except Exception as error:
+                    logger.exception("an update failed in an unforeseen way")
+                    self._pending.extend(_failure(effect, error))
             if not self._pending:
                 self._flush_outbox()
 
@@ -316,24 +326,16 @@ class Updater:
 
     def _verify(self, slot: Slot) -> list[Event]:
         try:
-            manifest = self._blobs.read_manifest(slot.manifest_digest)
-            fetch.check_fits(slot, manifest)
-            self._acquisition.check_limit(manifest)
-            self._blobs.read_artifact(manifest)
+            self._loader.verify(slot)
         except RejectedError as error:
             return [VerifyFailed(generation=slot.generation, code=error.code, message=error.message)]
         return [Verified(generation=slot.generation)]
 
     def _begin_self_test(self, slot: Slot) -> None:
         self._stop_self_test()
-        job = SelfTestJob(
-            artifact_path=self._blobs.artifact_path(slot.digest),
-            manifest_path=self._blobs.manifest_path(slot.manifest_digest),
-            manifest_digest=slot.manifest_digest,
-            num_threads=self._num_threads,
-            timeout_s=self._self_test_timeout_s,
+        process = SelfTestProcess(
+            self._loader.self_test(slot), lambda result: self._post_self_test(process, result)
         )
-        process = SelfTestProcess(job, lambda result: self._post_self_test(process, result))
         self._self_test = process
         self._begin_test(process)
 
@@ -346,20 +348,11 @@ class Updater:
         serving = self._engine.serving
         try:
             if serving is not None and serving.digest == slot.digest:
-                # The same bytes under another generation: nothing to load.
-                model = self._served(
-                    serving.runtime, slot, serving.metric, max_batch_size=serving.max_batch_size
-                )
+                model = served_as(slot, serving)
                 if serving.generation != slot.generation:
                     self._engine.swap(model)
             else:
-                manifest = self._blobs.read_manifest(slot.manifest_digest)
-                fetch.check_fits(slot, manifest)
-                data = self._blobs.read_artifact(manifest)
-                runtime = load_artifact(data, manifest, num_threads=self._num_threads)
-                model = self._served(
-                    runtime, slot, manifest.metric, max_batch_size=self._proven_batch(runtime, manifest)
-                )
+                model = self._loader.load(slot)
                 self._engine.swap(model)
         except RejectedError as error:
             logger.error(
@@ -369,40 +362,6 @@ class Updater:
         if self.state.state is State.TRIAL and slot == self.state.target:
             self._meter.begin_trial(model.key)
         return []
-
-    def _proven_batch(self, runtime: Runtime, manifest: artifact_pb2.Manifest) -> int:
-        """How many samples may share a run of this model; 1 where batching is off, or not for this one."""
-        wanted = self._engine.batching.max_batch_size
-        if wanted == 1:
-            return 1
-        inputs, _ = golden_arrays(manifest)
-        try:
-            prove_batches(
-                runtime,
-                inputs,
-                max_batch_size=wanted,
-                absolute_tolerance=manifest.golden.absolute_tolerance,
-            )
-        except RejectedError as error:
-            logger.warning(
-                "requests to this model are not batched digest=%s code=%s reason=%s",
-                manifest.digest[:12],
-                error.code,
-                error,
-            )
-            return 1
-        return wanted
-
-    @staticmethod
-    def _served(runtime: Runtime, slot: Slot, metric: str, *, max_batch_size: int) -> ServedModel:
-        return ServedModel(
-            runtime=runtime,
-            digest=slot.digest,
-            generation=slot.generation,
-            workload=slot.workload,
-            metric=metric,
-            max_batch_size=max_batch_size,
-        )
 
     def _kept(self) -> tuple[Slot, ...]:
         return (*self.state.kept, *self._kept_elsewhere())
@@ -420,3 +379,19 @@ class Updater:
         else:
             if num_removed:
                 logger.info("old artifacts deleted entries=%d", num_removed)
+
+
+def _failure(effect: Effect, error: Exception) -> list[Event]:
+    """What the update rules are to hear of an effect that ended with something else than an error of ours."""
+    message = f"the agent failed ({error!r}): its log has more"[:500]
+    match effect:
+        case Fetch(slot=slot):
+            return [FetchFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case Verify(slot=slot):
+            return [VerifyFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case SelfTest(slot=slot):
+            return [SelfTestFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case Activate(slot=slot):
+            return [ActivationFailed(slot=slot, code=INTERNAL, message=message)]
+        case _:
+            return []

@@ -127,7 +127,7 @@ class ControlClient:
                 )
             return TransientError(
                 f"cannot reach the control plane at {self.address} ({_reason(text)}): start it with "
-                "'edgeloop serve', or name it with --server",
+                "'edgeloop serve', or name it with --server, or its folder with --state-dir",
                 code="server-unreachable",
             )
         if status is grpc.StatusCode.UNIMPLEMENTED:

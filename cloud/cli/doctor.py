@@ -19,6 +19,7 @@ def doctor(
         Path | None, typer.Option(help="the control plane's folder", show_default=".edgeloop")
     ] = None,
     database_url: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
+    director_dir: Annotated[Path | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     broker: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     ray_address: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     tls_dir: Annotated[Path | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
@@ -31,6 +32,7 @@ def doctor(
     flags = {
         "state_dir": state_dir,
         "database_url": database_url,
+        "director_dir": director_dir,
         "broker": broker,
         "ray_address": ray_address,
         "tls_dir": tls_dir,

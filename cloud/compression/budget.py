@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -54,14 +54,18 @@ def check_rule_bytes(constraints: Constraints, num_classes: int, profile: str) -
         )
 
 
-def check_epochs(spec: CompressionSpec) -> None:
-    """Raises ``ConfigError`` when a network would ship that was never trained as what it is."""
+def check_epochs(spec: CompressionSpec, family_depths: Collection[float] = ()) -> None:
+    """Raises ``ConfigError`` when a network would ship that was never trained as what it is.
+
+    ``family_depths`` are those under 1 at which the elastic family was trained.
+    """
     if spec.num_epochs or spec.road is Road.PRUNED:
         return
-    if spec.road is Road.ELASTIC and spec.depth_ratio is not None:
+    if spec.road is Road.ELASTIC and spec.depth_ratio not in (None, *family_depths):
         raise ConfigError(
-            f"depth_ratio is {spec.depth_ratio:g} with num_epochs 0 on road elastic: the family was trained "
-            "with all of its branches, and without some it must learn anew; give num_epochs at least 1",
+            f"depth_ratio is {spec.depth_ratio:g} with num_epochs 0 on road elastic: the family was not "
+            "trained at this depth, at which it must learn anew; give num_epochs at least 1, or name the "
+            "depth in search.depth_ratios",
             code="budget-too-small",
         )
     if spec.road is not Road.ELASTIC:

@@ -22,11 +22,12 @@ from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
+from cloud.compression.branches import find_branches
 from cloud.compression.budget import check_artifact_bytes, check_calibration, check_epochs, narrowest
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.cost import count_parameters, measure_cost
 from cloud.compression.dependency import trace_channels
-from cloud.compression.depth import as_deep_as, find_branches
+from cloud.compression.depth import as_deep_as
 from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.family import cut_student
@@ -211,7 +212,7 @@ def make_student(
     check_epochs(spec)
     check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
-    opened = as_deep_as(spec, open_attention(teacher), dataset, batch_size=training.batch_size, device=device)
+    opened = as_deep_as(spec, open_attention(teacher), dataset, training, device)
     _check_bytes(task, opened, dataset)
 
     def train(student: nn.Module, num_epochs: int, rule: Sparsifier | None = None) -> DistilResult:
@@ -263,26 +264,22 @@ def make_elastic(
     if task.family is None:
         raise RejectedError("the student's elastic family was not trained yet", code="family-missing")
     spec, training = task.spec, task.workload.training
-    check_epochs(spec)
+    check_epochs(spec, task.family.depth_ratios)
     check_calibration(task.workload, dataset)
     _check_bytes(task, teacher, dataset)
     report(0.05, "cutting")
+    held = spec.depth_ratio in task.family.depth_ratios
     student = cut_student(
-        task.family, teacher, dataset, task.workload, spec.width_ratio, registry=registry, device=device
-    )
-    student = as_deep_as(spec, student, dataset, batch_size=training.batch_size, device=device)
+        task.family, teacher, dataset, task.workload, spec.width_ratio, registry=registry, device=device,
+        depth_ratio=spec.depth_ratio if held else None,
+    )  # fmt: skip
+    if not held:
+        student = as_deep_as(spec, student, dataset, training, device)
     rule = _sparsifier(task, dataset)
     if spec.num_epochs or rule is not None:
-        distil(
-            student,
-            teacher if wisdom is None else wisdom,
-            dataset,
-            spec=spec,
-            training=training,
-            device=device,
-            report=_part(report, DISTIL_FROM, DISTIL_TO),
-            rule=rule,
-        )
+        learnt_from, progress = teacher if wisdom is None else wisdom, _part(report, DISTIL_FROM, DISTIL_TO)
+        distil(student, learnt_from, dataset, spec=spec, training=training, device=device, report=progress,
+               rule=rule)  # fmt: skip
     return student.cpu().eval()
 
 

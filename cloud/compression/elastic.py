@@ -13,7 +13,7 @@ is narrower, and gradients flow back through the slices.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cloud.compression.dependency import ChannelGraph, ChannelGroup
+from cloud.compression.branches import without_branches
+from cloud.compression.channels import FIXED
+from cloud.compression.dependency import ChannelGraph, ChannelGroup, trace_channels
 from cloud.compression.prune import choose_removed, remove_units
 from edgeloop.errors import ConfigError
 
@@ -43,13 +45,21 @@ class _View:
 class ElasticNetwork:
     """``model`` as the widest of a family; it is trained in place.
 
-    ``scores`` says how much each unit of ``graph`` matters: the least go first.
+    ``scores`` says how much each unit of ``graph`` matters: the least go first. ``shape`` is the network that
+    is run where that is a part of ``model``, whose parameters it uses by their names; ``graph`` is its own.
     """
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, scores: Mapping[int, float], input_shape: Sequence[int]
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        scores: Mapping[int, float],
+        input_shape: Sequence[int],
+        *,
+        shape: nn.Module | None = None,
     ) -> None:
         self.model = model
+        self._shape = model if shape is None else shape
         self.graph = graph
         self.scores = dict(scores)
         self._input_shape = tuple(input_shape)
@@ -66,7 +76,7 @@ class ElasticNetwork:
     def forward(self, width_ratio: float, inputs: Tensor) -> Tensor:
         """Logits of the network of this width, on the shared parameters, in training mode."""
         removed = self._removed(width_ratio)
-        if not removed:
+        if not removed and self._shape is self.model:
             widest: Tensor = self.model.train()(inputs)
             return widest
         view = self._view(removed, inputs.device)
@@ -85,9 +95,18 @@ class ElasticNetwork:
     def cut(self, width_ratio: float) -> nn.Module:
         """A network of its own. Its BatchNorm statistics are the widest's: measure them afresh."""
         removed = self._removed(width_ratio)
-        if not removed:
-            return copy.deepcopy(self.model)
-        return remove_units(self.model, self.graph, removed, self._input_shape)
+        whole = copy.deepcopy(self._shape)
+        if self._shape is not self.model:
+            state = self.model.state_dict()
+            whole.load_state_dict({name: state[name] for name in whole.state_dict()})
+        return remove_units(whole, self.graph, removed, self._input_shape) if removed else whole
+
+    def without_branches(self, layers: Collection[tuple[str, ...]]) -> ElasticNetwork:
+        """The same family without the branches of these ``layers``, on the same parameters."""
+        shape = without_branches(self.model, layers, self._input_shape)
+        graph = trace_channels(shape, self._input_shape)
+        scores = _scores_of_part(graph, self.graph, self.scores)
+        return ElasticNetwork(self.model, graph, scores, self._input_shape, shape=shape)
 
     def _removed(self, width_ratio: float) -> frozenset[int]:
         return choose_removed(self.graph, self.scores, width_ratio)
@@ -95,7 +114,7 @@ class ElasticNetwork:
     def _view(self, removed: frozenset[int], device: torch.device) -> _View:
         view = self._views.get(removed)
         if view is None:
-            network = remove_units(self.model, self.graph, removed, self._input_shape).to(device).train()
+            network = remove_units(self._shape, self.graph, removed, self._input_shape).to(device).train()
             positions = self._positions(removed)
             shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
             on_device = {name: None if at is None else at.to(device) for name, at in positions.items()}
@@ -104,7 +123,7 @@ class ElasticNetwork:
 
     def _positions(self, removed: frozenset[int]) -> dict[str, Tensor | None]:
         digits = [self._narrowed_digit(removed, high=high) for high in (True, False)]
-        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        sizes = {name: parameter.numel() for name, parameter in self._shape.named_parameters()}
         positions: dict[str, Tensor | None] = {}
         for name, high in digits[0].items():
             flat = high.long().flatten() * _DIGIT + digits[1][name].long().flatten()
@@ -112,7 +131,7 @@ class ElasticNetwork:
         return positions
 
     def _narrowed_digit(self, removed: frozenset[int], *, high: bool) -> dict[str, Tensor]:
-        carrier = copy.deepcopy(self.model).cpu().eval()
+        carrier = copy.deepcopy(self._shape).cpu().eval()
         with torch.no_grad():
             for parameter in carrier.parameters():
                 at = torch.arange(parameter.numel())
@@ -120,6 +139,19 @@ class ElasticNetwork:
                 parameter.copy_(digit.view(parameter.shape))
         narrowed = remove_units(carrier, self.graph, removed, self._input_shape)
         return {name: parameter.detach() for name, parameter in narrowed.named_parameters()}
+
+
+def _scores_of_part(part: ChannelGraph, whole: ChannelGraph, scores: Mapping[int, float]) -> dict[int, float]:
+    """Each unit of a part of the network has the score of the unit that stands there in the whole of it.
+
+    What stayed whole there and may go here has none, and goes first.
+    """
+    found = {unit: 0.0 for group in part.groups for unit in group.units}
+    for name, layer in part.layers.items():
+        for unit, same in zip(layer.outputs.tolist(), whole.layers[name].outputs.tolist(), strict=True):
+            if unit != FIXED and same != FIXED:
+                found[unit] = scores[same]
+    return found
 
 
 def scores_to_plain(graph: ChannelGraph, scores: Mapping[int, float]) -> dict[str, list[float]]:

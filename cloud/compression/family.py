@@ -3,7 +3,8 @@
 The sandwich rule and in-place distillation of slimmable networks (Yu & Huang 2019): the widest learns from
 the labels and the teacher that it grew from; the others learn from what the widest and the teacher say
 together. All gradients of a step add up before one move of the shared weights. BatchNorm uses the statistics
-of the batch; a network that is cut out has its own measured afresh.
+of the batch; a network that is cut out has its own measured afresh. A family of several depths leaves
+branches out at random, too (stochastic depth, Huang et al. 2016), and all of them at its narrowest.
 
 Rules: an epoch depends on the settings, the epoch's number and the state before it, on nothing else, so that
 a trainer restored from ``state_dict`` goes on as if it had never stopped. The test split is not touched.
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from cloud.compression.answers import TeacherAnswers
+from cloud.compression.branches import check_depth, find_branches, without_branches
 from cloud.compression.cost import measure_cost
 from cloud.compression.dependency import trace_channels
+from cloud.compression.depth import leaving_order
 from cloud.compression.distil import recalibrate
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
 from cloud.compression.importance import taylor
@@ -103,6 +106,8 @@ class FamilyTrainer:
         model = copy.deepcopy(teacher).to(self.device)
         self.elastic = ElasticNetwork(model, graph, scores, dataset.input_shape)
         self.widths = _widths(self.elastic, settings)
+        self._gone = _gone(self._teacher, dataset, settings, batch_size, self.device)
+        self._short = {depth: self.elastic.without_branches(gone) for depth, gone in self._gone.items()}
         self._answers = answers
         self._augmenter = Augmenter.of(workload.training, dataset.input_shape)
         self._optimizer = torch.optim.AdamW(
@@ -119,7 +124,7 @@ class FamilyTrainer:
         started = time.perf_counter()
         loss = self._train(report)
         self.epoch += 1
-        narrowest = self.cut(self.settings.narrowest)
+        narrowest = self.cut(self.settings.narrowest, min(self._gone, default=None))
         accuracy = measure_accuracy(
             narrowest, _first(self.dataset.validation), self.device, self.dataset.loss
         )
@@ -132,9 +137,12 @@ class FamilyTrainer:
             )
         return EpochMetrics(epoch=self.epoch, loss=loss, validation_accuracy=accuracy, seconds=seconds)
 
-    def cut(self, width_ratio: float) -> nn.Module:
-        """The network of this width, its BatchNorm statistics measured, in evaluation mode."""
-        return finish_cut(self.elastic, width_ratio, self.dataset, self.workload, self.device)
+    def cut(self, width_ratio: float, depth_ratio: float | None = None) -> nn.Module:
+        """The network of this width and depth, its BatchNorm statistics measured, in evaluation mode."""
+        return finish_cut(self._at(depth_ratio), width_ratio, self.dataset, self.workload, self.device)
+
+    def _at(self, depth_ratio: float | None) -> ElasticNetwork:
+        return self.elastic if depth_ratio is None else self._short[depth_ratio]
 
     def _train(self, report: Report | None) -> float:
         training, settings = self.workload.training, self.settings
@@ -151,9 +159,9 @@ class FamilyTrainer:
                 draws = self._augmenter.draw(len(rows), generator)
                 inputs = self._augmenter.apply(self._inputs[rows], draws)
                 drawn = torch.randint(len(widths), (settings.num_random_widths,), generator=generator)
-                narrower = {widths[0], *(widths[i] for i in drawn.tolist())} - {widths[-1]}
+                narrower = self._smaller(drawn.tolist(), generator)
                 taught = self._teach(inputs, rows, draws)
-                loss = self._loss(inputs, self._labels[rows], taught, sorted(narrower))
+                loss = self._loss(inputs, self._labels[rows], taught, narrower)
                 check_loss(
                     loss,
                     epoch=self.epoch + 1,
@@ -170,31 +178,52 @@ class FamilyTrainer:
                     )
         return float(total) / num_batches
 
+    def _smaller(self, drawn: list[int], generator: torch.Generator) -> list[tuple[float, float | None]]:
+        """Widths and depths that learn beside the widest in a step: the least, and those that were drawn."""
+        depths: list[float | None] = [None, *self._gone]
+        chosen = [0] * len(drawn)
+        if self._gone:
+            chosen = torch.randint(len(depths), (len(drawn),), generator=generator).tolist()
+        pairs = {(self.widths[i], depths[j]) for i, j in zip(drawn, chosen, strict=True)}
+        pairs |= {(self.widths[0], depths[-1])}
+        return sorted(pairs - {(self.widths[-1], None)}, key=lambda pair: (pair[0], pair[1] or 1.0))
+
     @torch.no_grad()
     def _teach(self, inputs: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
         if self._answers is not None:
             return self._answers.ask(inputs, rows, draws)
         return arithmetic.run(self._wisdom, inputs, bfloat16=self.workload.training.bfloat16)
 
-    def _loss(self, inputs: Tensor, labels: Tensor, taught: Tensor, narrower: list[float]) -> Tensor:
+    def _loss(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        taught: Tensor,
+        narrower: list[tuple[float, float | None]],
+    ) -> Tensor:
         settings, kind = self.settings, self.dataset.loss
 
         def lesson(logits: Tensor, wisdom: Tensor) -> Tensor:
             soft = soft_loss(kind, logits, wisdom, settings.temperature)
             return settings.alpha * soft + (1.0 - settings.alpha) * label_loss(kind, logits, labels)
 
-        def logits_of(width: float) -> Tensor:
+        def logits_of(width: float, depth: float | None = None) -> Tensor:
             def network(batch: Tensor) -> Tensor:
-                return self.elastic.forward(width, batch)
+                return self._at(depth).forward(width, batch)
 
             return arithmetic.run(network, inputs, bfloat16=self.workload.training.bfloat16)
 
         widest = logits_of(self.widths[-1])
         loss = lesson(widest, taught)
         together = (widest.detach() + taught) / 2
-        for width in narrower:
-            loss = loss + lesson(logits_of(width), together)
+        for width, depth in narrower:
+            loss = loss + lesson(logits_of(width, depth), together)
         return loss / (1 + len(narrower))
+
+    @property
+    def gone(self) -> dict[str, list[list[str]]]:
+        """Layers of the branches that each depth lacks, in plain values."""
+        return {f"{depth:g}": [list(layers) for layers in gone] for depth, gone in self._gone.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on: tensors and plain values, as ``checkpoints.to_bytes`` takes."""
@@ -217,6 +246,7 @@ class FamilyTrainer:
             )
         try:
             self.elastic.scores.update(scores_from_plain(self.elastic.graph, state["scores"]))
+            self._short = {depth: self.elastic.without_branches(gone) for depth, gone in self._gone.items()}
             self.elastic.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.train_s = int(state["epoch"]), float(state["train_s"])
@@ -246,6 +276,7 @@ def finish_family(trainer: FamilyTrainer, teacher: TeacherResult, *, registry: B
         "family_key": trainer.key,
         "model": {name: value.cpu() for name, value in elastic.model.state_dict().items()},
         "scores": scores_to_plain(elastic.graph, elastic.scores),
+        "gone": trainer.gone,
     }
     return FamilyResult(
         workload=trainer.workload.name,
@@ -256,6 +287,7 @@ def finish_family(trainer: FamilyTrainer, teacher: TeacherResult, *, registry: B
         train_s=trainer.train_s,
         narrowest=trainer.settings.narrowest,
         widths=tuple(widths),
+        depth_ratios=trainer.settings.depth_ratios,
     )
 
 
@@ -268,10 +300,11 @@ def cut_student(
     *,
     registry: Blobs,
     device: torch.device,
+    depth_ratio: float | None = None,
 ) -> nn.Module:
-    """The family's network of this width, ready to be exported. ``teacher`` gives the architecture.
+    """The family's network of this width and depth, ready to be exported. ``teacher`` gives the architecture.
 
-    Raises ``RejectedError`` for a width that the family was not trained for.
+    Raises ``RejectedError`` for a width or depth that the family was not trained for.
     """
     state = checkpoints.from_bytes(registry.get(family.checkpoint_digest))
     model = copy.deepcopy(teacher)
@@ -293,6 +326,15 @@ def cut_student(
             "or another road",
             code="family-width",
         )
+    if depth_ratio is not None:
+        gone = state.get("gone", {}).get(f"{depth_ratio:g}")
+        if gone is None:
+            held = ", ".join(f"{depth:g}" for depth in family.depth_ratios) or "its full depth alone"
+            raise RejectedError(
+                f"depth_ratio is {depth_ratio:g}: the family of {family.workload} was trained at {held}",
+                code="family-depth",
+            )
+        elastic = elastic.without_branches([tuple(layers) for layers in gone])
     return finish_cut(elastic, width_ratio, dataset, workload, device)
 
 
@@ -310,6 +352,32 @@ def _widths(elastic: ElasticNetwork, settings: FamilySettings) -> tuple[float, .
     """What the family holds, narrowest first; its least one where nothing lies between the two."""
     widths = elastic.widths(settings.narrowest)
     return tuple(width for width in widths if width <= settings.widest + 1e-9) or widths[:1]
+
+
+def _gone(
+    teacher: nn.Module, dataset: Dataset, settings: FamilySettings, batch_size: int, device: torch.device
+) -> dict[float, tuple[tuple[str, ...], ...]]:
+    """Layers of the branches that each depth lacks, deepest first; a shorter one lacks them too."""
+    if not settings.depth_ratios:
+        return {}
+    least = min(settings.depth_ratios)
+    order = leaving_order(teacher, dataset, depth_ratio=least, batch_size=batch_size, device=device)
+    num_branches = len(find_branches(teacher, dataset.input_shape))
+    lacking = {}
+    for depth in settings.depth_ratios:
+        wanted = check_depth(num_branches, depth, type(teacher).__name__)
+        lacking[depth] = next(
+            order[:count]
+            for count in range(1, len(order) + 1)
+            if count == len(order)
+            or len(
+                find_branches(
+                    without_branches(teacher, order[:count], dataset.input_shape), dataset.input_shape
+                )
+            )
+            <= wanted
+        )
+    return lacking
 
 
 def _first(split: Split) -> Split:

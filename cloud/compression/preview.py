@@ -14,10 +14,10 @@ from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
+from cloud.compression.branches import find_branches
 from cloud.compression.budget import check_calibration, narrowest
 from cloud.compression.cost import Cost, measure_cost
 from cloud.compression.dependency import Frozen
-from cloud.compression.depth import find_branches
 from cloud.compression.export import export_onnx
 from cloud.compression.importance import magnitude
 from cloud.compression.prune import choose_removed, count_kept, remove_units
@@ -79,7 +79,8 @@ def preview(workload: Workload) -> Preview:
     check_calibration(workload, dataset)
     Augmenter.of(workload.training, dataset.input_shape)
     teacher = build_teacher(workload, dataset).eval()
-    graph = check_compressible(teacher, dataset.input_shape, try_export=False)
+    depths = workload.search.shorter_depths
+    graph = check_compressible(teacher, dataset.input_shape, try_export=False, depth_ratios=depths)
     opened = open_attention(teacher)
     widths = workload.search.width_ratios
     removed = choose_removed(graph, magnitude()(opened, graph), min(widths))

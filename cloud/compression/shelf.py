@@ -17,8 +17,8 @@ from typing import Protocol
 
 from torch import nn
 
+from cloud.compression.branches import absent_branches, find_branches, without_branches
 from cloud.compression.dependency import trace_channels
-from cloud.compression.depth import absent_branches, find_branches, without_branches
 from cloud.compression.prune import choose_removed, remove_units
 from cloud.domain.specs import CompressionSpec, Precision
 from cloud.domain.tasks import StudentTask

@@ -19,6 +19,7 @@ class FamilySettings:
     """How a family is trained. ``narrowest`` and ``widest`` are the width ratios that it holds.
 
     A family for small devices costs a fraction when it leaves out the widths near the teacher's own.
+    ``depth_ratios`` are the depths under 1 at which it can be cut, deepest first.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -32,6 +33,7 @@ class FamilySettings:
     seed: int = 0
     version: int = 1
     widest: float = 1.0
+    depth_ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -48,6 +50,11 @@ class FamilySettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+        for depth in self.depth_ratios:
+            if isinstance(depth, bool) or not isinstance(depth, int | float) or not 0.01 <= depth < 1:
+                raise ValueError(f"depth_ratios holds {depth!r}: give numbers from 0.01 to under 1")
+        if list(self.depth_ratios) != sorted(set(self.depth_ratios), reverse=True):
+            raise ValueError(f"depth_ratios are {list(self.depth_ratios)}: give each once, deepest first")
         if self.widest < self.narrowest:
             raise ValueError(f"widest is {self.widest:g}: it must be at least narrowest, {self.narrowest:g}")
 
@@ -56,6 +63,8 @@ class FamilySettings:
         values = asdict(self)
         if self.widest == 1.0:
             del values["widest"]
+        if not self.depth_ratios:
+            del values["depth_ratios"]
         return values
 
 
@@ -72,7 +81,10 @@ class FamilyWidth:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyResult:
-    """A trained family. ``checkpoint_digest`` is its weights and the order in which channels leave."""
+    """A trained family. ``checkpoint_digest`` is its weights and the order in which channels leave.
+
+    ``depth_ratios`` are the depths under 1 at which it can be cut; ``widths`` are of its full depth.
+    """
 
     workload: str
     teacher_key: str
@@ -82,6 +94,7 @@ class FamilyResult:
     train_s: float
     narrowest: float
     widths: tuple[FamilyWidth, ...]
+    depth_ratios: tuple[float, ...] = ()
 
     def of_width(self, width_ratio: float) -> FamilyWidth | None:
         """The network that this width gives; None where the family does not go. ``widths`` rise to 1.

@@ -20,7 +20,10 @@ INPUTS_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecisionInputs:
-    """``candidates`` are the profile's own, by digest; ``state`` is the one before the decision."""
+    """``candidates`` are the profile's own, by digest; ``state`` is the one before the decision.
+
+    ``num_branches`` is how many of the teacher's branches a student may leave out.
+    """
 
     profile: DeviceProfile
     table: EvidenceTable
@@ -31,6 +34,7 @@ class DecisionInputs:
     now_s: float
     settings: PolicySettings
     search: SearchBudget
+    num_branches: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,6 +49,7 @@ class DecisionInputs:
             "now_s": self.now_s,
             "settings": codec.encode(self.settings),
             "search": codec.encode(self.search),
+            "num_branches": self.num_branches,
         }
 
     @classmethod
@@ -65,6 +70,7 @@ class DecisionInputs:
             now_s=float(values["now_s"]),
             settings=codec.decode(PolicySettings, values["settings"]),
             search=codec.decode(SearchBudget, values["search"]),
+            num_branches=int(values.get("num_branches", 0)),
         )
 
 

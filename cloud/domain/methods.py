@@ -13,6 +13,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,7 +25,7 @@ from cloud.domain.profiles import Constraints
 from cloud.domain.quantisation import Estimator, Granularity, QuantisationSpec, Scheme
 from cloud.domain.rules import RuleKind, RuleSpec
 from cloud.domain.sparsity import SparsitySpec
-from cloud.domain.specs import CompressionSpec, Precision, Road
+from cloud.domain.specs import CompressionSpec, Precision, Road, count_branches_kept
 
 
 class Method(StrEnum):
@@ -34,6 +35,7 @@ class Method(StrEnum):
     SPARSITY = "sparsity"  # zero weights
     QAT = "qat"  # training for int8
     RULES = "rules"  # a tree, or boosted trees
+    DEPTH = "depth"  # fewer layers
 
 
 SIZE_METHODS: Final = frozenset({Method.QUANTISATION, Method.SPARSITY})
@@ -97,7 +99,9 @@ def allowed(methods: Sequence[Method] | None) -> frozenset[Method]:
     return frozenset(Method if methods is None else methods)
 
 
-def reserved_trials(constraints: Constraints, methods: Sequence[Method] | None, max_trials: int) -> int:
+def reserved_trials(
+    constraints: Constraints, methods: Sequence[Method] | None, max_trials: int, *, num_branches: int = 0
+) -> int:
     """How many of a search's trials its first rung leaves, since a constraint may come to bind."""
     permitted = allowed(methods)
     kept = 0
@@ -105,6 +109,8 @@ def reserved_trials(constraints: Constraints, methods: Sequence[Method] | None, 
         kept += max(1, max_trials // 2)
     if Method.RULES in permitted and (methods is not None or constraints.min_accuracy is not None):
         kept += max_trials >= 4
+    if constraints.latency_p95_ms is not None and Method.DEPTH in permitted and num_branches > 1:
+        kept += 1
     return min(kept, max_trials - 1)
 
 
@@ -144,6 +150,69 @@ def size_levers(
         if proposal is not None:
             found.setdefault(proposal.spec.digest, proposal)
     return tuple(found.values())
+
+
+def shorter_students(
+    built: Iterable[Candidate],
+    *,
+    constraints: Constraints,
+    methods: Sequence[Method] | None,
+    num_epochs: int,
+    num_branches: int,
+    exclude: Iterable[str] = (),
+) -> tuple[Proposal, ...]:
+    """The best of these students with fewer layers; nothing where latency does not bind.
+
+    Latency is what was measured where they were built: devices are rarely faster, and for what they measure
+    the controller asks (``search``). ``num_branches`` is how many branches the teacher has that may be left
+    out. A student without training of its own gets ``num_epochs``: without some branches it must learn anew.
+    """
+    limit = constraints.latency_p95_ms
+    if limit is None or Method.DEPTH not in allowed(methods):
+        return ()
+    known = [c for c in built if not c.rejected_reason and not violations(c, constraints)]
+    fitting = max((c.metrics.accuracy for c in known if c.metrics.latency_p95_ms <= limit), default=-1.0)
+    bases = sorted(
+        (
+            c
+            for c in known
+            if _is_plain(c.spec) and c.metrics.latency_p95_ms > limit and c.metrics.accuracy > fitting
+        ),
+        key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p95_ms, c.digest),
+    )
+    taken = {c.spec.digest for c in known} | set(exclude)
+    found: dict[str, Proposal] = {}
+    for base in bases[:_PER_RUNG]:
+        spec = shorter(
+            base.spec,
+            latency_ratio=limit / base.metrics.latency_p95_ms,
+            num_branches=num_branches,
+            num_epochs=num_epochs,
+        )
+        if spec is not None and spec.digest not in taken:
+            kept = count_branches_kept(num_branches, spec.depth_ratio or 1.0)
+            reason = (
+                f"latency binds: {base.digest[:12]} takes {base.metrics.latency_p95_ms:.3g} ms of at most "
+                f"{limit:g} where it was built, and {kept} of {num_branches} branches make fewer calls of "
+                "the same width"
+            )
+            found.setdefault(spec.digest, Proposal(spec=spec, reason=reason))
+    return tuple(found.values())
+
+
+def shorter(
+    spec: CompressionSpec, *, latency_ratio: float, num_branches: int, num_epochs: int
+) -> CompressionSpec | None:
+    """``spec`` with fewer layers, for ``latency_ratio`` of its latency; None where none can leave.
+
+    The mildest that could be enough: if all time went into branches, it would fall with their number.
+    """
+    epochs = spec.num_epochs or num_epochs
+    now = count_branches_kept(num_branches, spec.depth_ratio or 1.0)
+    if now < 2 or not epochs:
+        return None
+    kept = max(1, min(now - 1, math.floor(now * latency_ratio)))
+    return replace(spec, depth_ratio=round(kept / num_branches, 3), num_epochs=epochs)
 
 
 def other_methods(

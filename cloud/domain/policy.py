@@ -53,12 +53,12 @@ def decide(
     now_s: float,
     settings: PolicySettings,
     search: SearchBudget,
+    num_branches: int = 0,
 ) -> tuple[Decision, PolicyState]:
-    """One decision for one profile.
+    """A profile's decision: store it and the state, which counts it as taken, in one transaction, then act.
 
-    ``windows`` are the profile's, of all digests; ``current_digest`` is the profile's target ("" when none);
-    ``busy`` says why nothing may be started now, or is "". The returned state counts the action as taken:
-    store both in one transaction, then act.
+    ``windows`` are the profile's, of all digests; ``current_digest`` is its target ("" when none); ``busy``
+    says why nothing may be started now, or is "". ``num_branches`` is as in ``propose``.
     """
     mine = sorted(
         (c for c in candidates if c.profile == profile.name and c.workload == profile.workload),
@@ -83,6 +83,7 @@ def decide(
         now_s=now_s,
         settings=settings,
         search=search,
+        num_branches=num_branches,
     )
     decision, after = _Case(inputs).decide()
     return decision, replace(after, baselines={**state.baselines, **after.baselines})
@@ -256,15 +257,15 @@ class _Case:
             budget=self._inputs.search,
             exclude=self._state.proposed,
             current=self._current,
+            num_branches=self._inputs.num_branches,
         )
         if spent >= limit or not specs:
-            ended = (
-                "nothing new is left to build" if spent < limit else f"{spent} rounds of building are spent"
-            )
+            left = "nothing new is left to build"
+            ended = left if spent < limit else f"{spent} rounds of building are spent"
             if is_slack:
                 return self._quiet(Action.KEEP, verdict, f"{why}, but {ended}: what serves is kept")
             return self._give_up(f"{why}; {ended}")
-        widths = ", ".join(f"{spec.road} {spec.width_ratio:g}" for spec in specs)
+        what = ", ".join(spec.label for spec in specs)
         aim = f" for {target_ms:.3g} ms where they are built" if target_ms is not None else ""
         state = replace(
             self._state,
@@ -272,7 +273,7 @@ class _Case:
             num_miss_builds=self._state.num_miss_builds + (not is_slack),
             proposed=(*self._state.proposed, *(spec.digest for spec in specs)),
         )
-        decision = self._decision(Action.BUILD, verdict, f"{why}: building{aim} ({widths})")
+        decision = self._decision(Action.BUILD, verdict, f"{why}: building{aim} ({what})")
         return replace(decision, specs=specs), state
 
     def _give_up(self, why: str) -> tuple[Decision, PolicyState]:

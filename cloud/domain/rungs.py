@@ -6,7 +6,8 @@ challenged by the other roads at the same width, since no road wins everywhere. 
 rung trains each width by its best road, and second roads follow.
 
 Other methods come between, as soon as measurements ask for them (``methods``): where artifact bytes bind,
-their proposals go before further widths and roads.
+their proposals go before further widths and roads; where latency binds, shorter students compete with
+narrower ones on the same rung.
 
 Rules: a job's trials never exceed its budget; no spec is tried twice; the same results lead to the same rung.
 """
@@ -19,7 +20,7 @@ from dataclasses import replace
 
 from cloud.domain.candidates import Candidate, pareto_front
 from cloud.domain.feasibility import violations
-from cloud.domain.methods import Proposal, other_methods, size_levers
+from cloud.domain.methods import Proposal, other_methods, shorter_students, size_levers
 from cloud.domain.profiles import Constraints
 from cloud.domain.search import first_rung, roads_for
 from cloud.domain.specs import CompressionSpec, Road
@@ -43,11 +44,12 @@ def next_rung(
     max_trials: int,
     exclude: Iterable[str] = (),
     num_inputs: int = 0,
+    num_branches: int = 0,
 ) -> tuple[Proposal, ...]:
     """Specs to go on with after ``tried``, best first; none when the search is done.
 
     ``built`` are the candidates that came of them, ``exclude`` the digests of specs that exist or failed
-    before. ``num_inputs`` is as in ``other_methods``.
+    before. ``num_inputs`` is as in ``other_methods``, ``num_branches`` as in ``shorter_students``.
     """
     room = max_trials - len(tried)
     if not tried or room < 1:
@@ -63,13 +65,23 @@ def next_rung(
             num_epochs=budget.num_epochs,
             exclude=taken,
         )
-        or other_methods(
-            found,
-            constraints=constraints,
-            methods=budget.methods,
-            tolerance=budget.tolerance,
-            num_inputs=num_inputs,
-            exclude=taken,
+        or (
+            *shorter_students(
+                found,
+                constraints=constraints,
+                methods=budget.methods,
+                num_epochs=budget.num_epochs,
+                num_branches=num_branches,
+                exclude=taken,
+            ),
+            *other_methods(
+                found,
+                constraints=constraints,
+                methods=budget.methods,
+                tolerance=budget.tolerance,
+                num_inputs=num_inputs,
+                exclude=taken,
+            ),
         )
     )
     if all(is_cut(spec) for spec in tried):
@@ -106,6 +118,11 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
     for place in (0, 1):
         for c in kept:
             road = roads_for(c.spec.width_ratio)[place]
-            spec = CompressionSpec(road=road, width_ratio=c.spec.width_ratio, num_epochs=budget.num_epochs)
+            spec = CompressionSpec(
+                road=road,
+                width_ratio=c.spec.width_ratio,
+                num_epochs=budget.num_epochs,
+                depth_ratio=c.spec.depth_ratio,
+            )
             wanted.append(Proposal(spec=spec, reason=f"{road} challenges the cut {c.digest[:12]}"))
     return wanted

@@ -6,6 +6,7 @@ Rules kept here:
 - No spec is proposed twice: neither one that a candidate has, rejected or not, nor one that is excluded.
 - The width for a target latency is read off what was built and measured, as a rising curve in logarithms;
   multiply-accumulates are never asked, they mislead.
+- Where latency binds, a student of fewer layers competes with narrower ones; it says nothing about widths.
 - Where artifact bytes bind, what makes the best student smaller comes before another width (``methods``).
 - Where the workload has an elastic family, students cut from it come first: they cost seconds, not a
   training.
@@ -22,7 +23,7 @@ from itertools import pairwise
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilySettings
-from cloud.domain.methods import size_levers
+from cloud.domain.methods import Method, allowed, shorter, shorter_students, size_levers
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.workloads import SearchBudget
@@ -52,14 +53,17 @@ def propose(
     budget: SearchBudget,
     exclude: Iterable[str] = (),
     current: Candidate | None = None,
+    num_branches: int = 0,
 ) -> tuple[CompressionSpec, ...]:
     """Specs worth building, best first; none that ``candidates`` or ``exclude`` (spec digests) already has.
 
     ``target_latency_ms`` is in the scale measured where candidates are built, and not to be exceeded; None
     stands for one step in the direction. ``current`` is what serves: smaller or larger means than it.
+    ``num_branches`` is how many branches beside shortcuts the teacher has, of which some may be left out.
     """
     mine = [c for c in candidates if c.profile == profile.name and c.workload == profile.workload]
     taken = {candidate.spec.digest for candidate in mine} | set(exclude)
+    ahead: tuple[CompressionSpec, ...] = ()
     if target_latency_ms is None and direction is not Direction.LARGER and budget.max_trials:
         levers = size_levers(
             mine,
@@ -70,10 +74,22 @@ def propose(
         )
         if levers:
             return tuple(lever.spec for lever in levers)[: budget.max_trials]
+        ahead = tuple(
+            proposal.spec
+            for proposal in shorter_students(
+                mine,
+                constraints=profile.constraints,
+                methods=budget.methods,
+                num_epochs=budget.num_epochs,
+                num_branches=num_branches,
+                exclude=taken,
+            )
+        )
     if direction is Direction.INITIAL:
-        return first_rung(budget, taken, limit=budget.max_trials)
-    # Rules have no width, and are too fast to say anything about networks.
-    networks = [candidate for candidate in mine if candidate.spec.road is not Road.RULES]
+        rung = first_rung(budget, taken, limit=budget.max_trials)
+        return (*ahead, *rung)[: budget.max_trials]
+    # Rules have no width, and are too fast to say anything about networks; shorter ones are, too.
+    networks = [c for c in mine if c.spec.road is not Road.RULES and c.spec.depth_ratio is None]
     if current is not None and current.spec.road is Road.RULES:
         current = None
     widths = _widths(networks, target_latency_ms, direction, current)
@@ -85,7 +101,19 @@ def propose(
     wanted[1:1] = [(width, roads_for(width)[1]) for width in widths[:1]]
     wanted += [(width, road) for width in widths[2:] for road in roads_for(width)[:1]]
     wanted += [(width, road) for width in widths[1:] for road in roads_for(width)[1:]]
-    return _unbuilt(wanted, taken, budget, limit=limit)
+    found = _unbuilt(wanted, taken, budget, limit=limit)
+    if direction is Direction.SMALLER and current is not None and target_latency_ms is not None:
+        spec = None
+        if Method.DEPTH in allowed(budget.methods):
+            spec = shorter(
+                current.spec,
+                latency_ratio=target_latency_ms / current.metrics.latency_p50_ms,
+                num_branches=num_branches,
+                num_epochs=budget.num_epochs,
+            )
+        if spec is not None and spec.digest not in taken:
+            return (*found[: max(1, limit - 1)], spec)[: max(2, limit)]
+    return (*ahead, *found)[:limit]
 
 
 def roads_for(width_ratio: float) -> tuple[Road, ...]:
@@ -119,6 +147,7 @@ def first_rung(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[Co
     With a family, its cuts alone: what is worth training follows from how they measure (``rungs``).
     """
     cuts = _unbuilt(_cuts(budget.width_ratios, budget), taken, budget, limit=limit)
+    cuts += _short_cuts(budget, {*taken, *(spec.digest for spec in cuts)}, limit=limit - len(cuts))
     if cuts:
         return cuts
     wanted = [(width, roads_for(width)[0]) for width in budget.width_ratios]
@@ -132,6 +161,16 @@ def _cuts(widths: Iterable[float], budget: SearchBudget) -> list[tuple[float, Ro
         return []
     narrowest = FamilySettings(num_epochs=budget.family_epochs).narrowest
     return [(width, Road.ELASTIC) for width in widths if width >= narrowest - 1e-9]
+
+
+def _short_cuts(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[CompressionSpec, ...]:
+    """Cuts of the family's shorter networks, at every width."""
+    specs = [
+        CompressionSpec(road=road, width_ratio=width, num_epochs=0, depth_ratio=depth)
+        for depth in budget.shorter_depths
+        for width, road in _cuts(budget.width_ratios, budget)
+    ]
+    return tuple(spec for spec in specs if spec.digest not in taken)[: max(0, limit)]
 
 
 def _unbuilt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -164,9 +165,20 @@ class CompressionSpec:
         return cls(**checked)
 
     @property
+    def label(self) -> str:
+        """Road, width and, where it is less than all, depth: for people."""
+        deep = "" if self.depth_ratio is None else f" deep {self.depth_ratio:g}"
+        return f"{self.road} {self.width_ratio:g}{deep}"
+
+    @property
     def digest(self) -> str:
         """First 12 hex digits of the sha256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def count_branches_kept(num_branches: int, depth_ratio: float) -> int:
+    """How many branches beside shortcuts stay: the nearest number, and at least one."""
+    return min(num_branches, max(1, math.floor(num_branches * depth_ratio + 0.5)))
 
 
 def _check_ignored(kind: type[CompressionSpec], values: Mapping[str, Any]) -> None:

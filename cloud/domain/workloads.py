@@ -38,7 +38,8 @@ class SearchBudget:
 
     ``family_epochs`` is how long the workload's elastic family is trained, once for all profiles; with 0 the
     search cuts no students from one. ``methods`` is what the search may try beyond widths and roads (None:
-    all that suit). ``tolerance`` is the accuracy that int8 may cost.
+    all that suit). ``tolerance`` is the accuracy that int8 may cost. ``depth_ratios`` are the depths at which
+    the family is trained and cut; its full one, 1, always is one of them.
     """
 
     max_trials: int = 6
@@ -48,6 +49,12 @@ class SearchBudget:
     family_epochs: int = 0
     methods: tuple[Method, ...] | None = None
     tolerance: float = 0.01
+    depth_ratios: tuple[float, ...] = (1.0,)
+
+    @property
+    def shorter_depths(self) -> tuple[float, ...]:
+        """Those under 1, deepest first."""
+        return tuple(sorted({depth for depth in self.depth_ratios if depth < 1.0}, reverse=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +88,9 @@ class Workload:
         search = values["search"]
         if search.get("methods") is not None:
             search["methods"] = tuple(map(Method, search["methods"]))
-        values["search"] = SearchBudget(**{**search, "width_ratios": tuple(search["width_ratios"])})
+        for name in ("width_ratios", "depth_ratios"):
+            search[name] = tuple(search.get(name, getattr(SearchBudget(), name)))
+        values["search"] = SearchBudget(**search)
         values["loss"] = Loss(values.get("loss", Loss.CROSS_ENTROPY))
         return cls(**values)
 
@@ -90,7 +99,7 @@ class Workload:
         values = asdict(self)
         if self.loss is Loss.CROSS_ENTROPY:
             del values["loss"]
-        for name in ("methods", "tolerance"):
+        for name in ("methods", "tolerance", "depth_ratios"):
             if getattr(self.search, name) == getattr(SearchBudget(), name):
                 del values["search"][name]
         if not self.training.bfloat16:

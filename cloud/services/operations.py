@@ -17,7 +17,7 @@ from cloud.compute_host import COMPUTE_KEY
 from cloud.controller import PAUSED_KEY, fleet
 from cloud.domain.candidates import Candidate
 from cloud.domain.jobs import Job, JobKind, JobState
-from cloud.domain.methods import reserved_trials, size_levers
+from cloud.domain.methods import reserved_trials, shorter_students, size_levers
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState, abort, pause, plan_rollout, resume, supersede
 from cloud.domain.rungs import is_cut
@@ -168,13 +168,16 @@ class Operations:
         candidates = current(self._store.candidates(profile.name, workload.name))
         taken = [spec.digest for spec in self._store.failed_specs(profile.name)]
         found: tuple[CompressionSpec, ...] = ()
+        num_branches = self._num_branches(workload)
         first = propose(
             profile, candidates, target_latency_ms=None, direction=Direction.INITIAL, budget=budget,
-            exclude=taken,
+            exclude=taken, num_branches=num_branches,
         )  # fmt: skip
         if first and is_cut(first[0]):
             return first  # what is worth training follows from how these measure
-        kept = reserved_trials(profile.constraints, budget.methods, budget.max_trials)
+        kept = reserved_trials(
+            profile.constraints, budget.methods, budget.max_trials, num_branches=num_branches
+        )
         for direction in (Direction.INITIAL, Direction.SMALLER, Direction.LARGER):
             found += propose(
                 profile,
@@ -183,6 +186,7 @@ class Operations:
                 direction=direction,
                 budget=budget,
                 exclude=[*taken, *(spec.digest for spec in found)],
+                num_branches=num_branches,
             )
         if not found:
             raise RejectedError(
@@ -206,7 +210,19 @@ class Operations:
         reasons = {
             spec.digest: f"first of the search: {spec.road} at width {spec.width_ratio:g}" for spec in specs
         }
-        return reasons | {lever.spec.digest: lever.reason for lever in levers}
+        shorter = shorter_students(
+            candidates,
+            constraints=profile.constraints,
+            methods=workload.search.methods,
+            num_epochs=workload.search.num_epochs,
+            num_branches=self._num_branches(workload),
+        )
+        return reasons | {proposal.spec.digest: proposal.reason for proposal in (*levers, *shorter)}
+
+    def _num_branches(self, workload: Workload) -> int:
+        """How many of the teacher's branches may be left out; 0 before it is trained."""
+        teacher = self._store.teacher(workload.teacher_key)
+        return 0 if teacher is None else teacher.num_branches
 
     def cancel(self, request: pb.CancelJobRequest) -> pb.CancelJobResponse:
         with self._store.transaction():

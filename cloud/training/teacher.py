@@ -66,7 +66,12 @@ class TeacherTrainer:
         self.model = build_teacher(workload, self.dataset)
         # Said before hours go into training; the built-in network is known to export.
         own_network = is_callable_path(workload.teacher)
-        check_compressible(self.model, self.dataset.input_shape, try_export=own_network)
+        check_compressible(
+            self.model,
+            self.dataset.input_shape,
+            try_export=own_network,
+            depth_ratios=workload.search.shorter_depths,
+        )
         check_calibration(workload, self.dataset)
         self.model.to(self.device)
         self._optimizer = torch.optim.AdamW(

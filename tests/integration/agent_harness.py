@@ -84,7 +84,7 @@ class Shipment:
 
     @property
     def blocks(self) -> list[bytes]:
-        return artifact.split_blocks(self.data, BLOCK_SIZE_BYTES)
+        return artifact.split_blocks(self.data, self.manifest.block_size_bytes)
 
 
 def golden_inputs(num: int = 4) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -99,6 +99,7 @@ def ship(
     golden_offset: float = 0.0,
     packed: bool = False,
     metric: str = "",
+    block_size_bytes: int = BLOCK_SIZE_BYTES,
 ) -> Shipment:
     from edge_agent.runtime import load_onnx
 
@@ -121,7 +122,7 @@ def ship(
         golden=artifact.golden_set(inputs, outputs, absolute_tolerance=1e-3),
         accuracy=0.9,
         metric=metric,
-        block_size_bytes=BLOCK_SIZE_BYTES,
+        block_size_bytes=block_size_bytes,
     )
     return Shipment(data=data, manifest=manifest, raw_manifest=artifact.encode_manifest(manifest))
 
@@ -233,6 +234,7 @@ class Cloud:
         *,
         profile: str = "small",
         topic: str = "",
+        delta: deployment_pb2.Delta | None = None,
     ) -> bytes:
         signed = trust.sign_deployment(
             self.key,
@@ -244,6 +246,7 @@ class Cloud:
                 digest=shipment.digest,
                 manifest_digest=shipment.manifest_digest,
                 issue_time=trust.timestamp(time.time()),
+                delta=delta,
             ),
         )
         self.put(topic or topics.deployment(device_id), signed)

@@ -11,15 +11,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from agent_harness import AgentProcess, Cloud, Shipment, make_model, ship
+from agent_harness import NUM_INPUTS, AgentProcess, Cloud, Shipment, make_model, ship
 from machine import wait_until
 
 from cloud import publisher
 from cloud.publisher import Publisher
 from edge_agent.journal import Journal
+from edge_agent.update_state import UpdateState
 from edge_agent.verify import check_state
-from edgeloop import trust
+from edgeloop import artifact, delta, topics, trust
 from edgeloop.backoff import Backoff
 from edgeloop.errors import RejectedError
 from edgeloop.mqtt import MqttSession
@@ -39,26 +41,82 @@ def cloud(mosquitto) -> Iterator[Cloud]:
     cloud.close()
 
 
+class Stock:
+    """Models that share two fifths of their bytes, and deltas between them, published when they are made."""
+
+    NUM_HIDDEN = 8192
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._offers: dict[tuple[str, str], deployment_pb2.Delta] = {}
+        self.models: dict[str, Shipment] = {}
+
+    def make(self) -> Shipment:
+        """Some 20 blocks; a delta to another one has two blocks of its own."""
+        data = make_model(1, num_hidden=self.NUM_HIDDEN)
+        weights = np.random.default_rng(1).normal(size=(NUM_INPUTS, self.NUM_HIDDEN)).astype(np.float32)
+        start = data.index(weights.tobytes())
+        other = np.random.default_rng(2 + len(self.models)).normal(size=weights.size * 3 // 4)
+        changed = other.astype(np.float32).tobytes()
+        model = ship(data[:start] + changed + data[start + len(changed) :], block_size_bytes=32 * 1024)
+        self._cloud.publish(model)
+        self.models[model.digest] = model
+        return model
+
+    def to_be_fetched(self, state: UpdateState) -> Shipment:
+        """One that the device neither has nor refuses: three are enough until it quarantines one."""
+        known = {slot.digest for slot in state.kept} | set(state.quarantine)
+        return (
+            next((model for digest, model in self.models.items() if digest not in known), None) or self.make()
+        )
+
+    def offer(self, base_digest: str, target: Shipment) -> deployment_pb2.Delta:
+        pair = (base_digest, target.digest)
+        if pair not in self._offers:
+            data = delta.make_delta(self.models[base_digest].data, target.data)
+            self._offers[pair] = offer = delta.make_offer(base_digest, data)
+            assert len(offer.block_digests) > 1
+            for n, block in enumerate(artifact.split_blocks(data)):
+                self._cloud.put(topics.block(offer.digest, n), block)
+        return self._offers[pair]
+
+
 @pytest.mark.slow  # each kill costs a start of the agent
 @pytest.mark.timeout(max(120, 12 * NUM_KILLS))
 def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_path: Path) -> None:
+    """Most updates offer a delta as well. Every fourth kill waits until blocks of one are on the disk."""
     rng = random.Random(11)
-    models = [ship(make_model(seed)) for seed in (1, 2, 3)]
-    digests = {model.digest for model in models}
-    for model in models:
-        cloud.publish(model)
-    agent = AgentProcess(cloud, tmp_path, rate_hz="200", trial_requests="20", log_level="warning")
-    cloud.deploy("gw-1", models[0], 1)
+    stock = Stock(cloud)
+    first = stock.make()
+    agent = AgentProcess(cloud, tmp_path, rate_hz="200", trial_requests="20", log_level="info")
+    cloud.deploy("gw-1", first, 1)
     agent.start().wait_state("active", 1)
-    seen, generation, states = 1, 1, set()
+    state = Journal(agent.state_dir).load()
+    seen, generation, num_offered, num_in_delta = 1, 1, 0, 0
     for number in range(NUM_KILLS):
+        is_aimed = number % 4 == 2
+        partial: Path | None = None
         if number % 2 == 0 or rng.random() < 0.3:
             generation += 1
-            cloud.deploy("gw-1", models[generation % 3], generation)
-        time.sleep(rng.uniform(0.0, 2.5))
+            target = stock.to_be_fetched(state)
+            assert state.committed is not None
+            offer = None
+            if is_aimed or rng.random() < 0.5:
+                offer = stock.offer(state.committed.digest, target)
+                partial = agent.state_dir / "blobs" / "partial" / offer.digest
+                num_offered += 1
+            cloud.deploy("gw-1", target, generation, delta=offer)
+        if is_aimed and partial is not None:
+            until_s = time.monotonic() + 10
+            while time.monotonic() < until_s and not partial.exists():
+                time.sleep(0.001)
+            # At its first block, or somewhat later: between two, or while it is applied.
+            time.sleep(rng.choice((0.0, rng.uniform(0.0, 0.03))))
+        else:
+            time.sleep(rng.uniform(0.0, 2.3))
         agent.kill()
+        num_in_delta += partial is not None and partial.exists()
         state = Journal(agent.state_dir).load()
-        states.add(state.state.value)
         assert state.generation >= seen
         seen = state.generation
         assert state.committed is not None
@@ -75,13 +133,23 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
     )
     # Many kills in one risky state, or soon after starts on a committed model, are a crash loop by the rules,
     # and its digest is quarantined; a good model serves either way.
-    assert status["serving_digest"] in digests
+    assert status["serving_digest"] in stock.models
     assert status["code"] in ("", "crash-loop", "digest-quarantined"), status
     generation += 1
-    fresh = ship(make_model(9))
-    cloud.publish(fresh)
+    fresh = stock.make()
     cloud.deploy("gw-1", fresh, generation)
     assert agent.wait_state("active", generation, timeout_s=60)["serving_digest"] == fresh.digest
+    # Both ways were gone to the end, and kills fell into the second.
+    log = agent.log
+    num_whole, num_deltas = log.count("made of its blocks"), log.count("made of a delta")
+    num_given_up = log.count("code=delta-interrupted")
+    print(
+        f"{generation} updates, {num_offered} offer a delta: {num_whole} came whole, {num_deltas} by it; "
+        f"{num_in_delta} kills in a delta, {num_given_up} while it was applied; {len(stock.models)} models"
+    )
+    assert num_whole >= max(2, NUM_KILLS // 40)
+    assert num_deltas >= max(1, NUM_KILLS // 40)
+    assert num_in_delta >= max(1, NUM_KILLS // 20)
     agent.stop()
     wait_until(lambda: "ACTIVE" in cloud.fleet.states(generation), what="the cloud to hear of the last one")
     for number in range(1, generation + 1):

@@ -32,7 +32,7 @@ def planes(tmp_path: Path, postgres_url: str, mosquitto: Any) -> Iterator[tuple[
     """Two on one database, one registry, one director key and one broker."""
     shared = (
         *("--database-url", postgres_url, "--broker", f"127.0.0.1:{mosquitto.port}"),
-        *("--registry-url", str(tmp_path / "registry"), "--director-dir", str(tmp_path)),
+        *("--registry-url", str(tmp_path / "registry"), "--director-dir", str(tmp_path / "director")),
     )
     first, second = Served(tmp_path / "a", *shared), Served(tmp_path / "b", *shared)
     yield first, second

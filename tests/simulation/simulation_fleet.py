@@ -26,7 +26,6 @@ from cloud.domain.rollout import DeploymentIntent, FleetDevice, Rollout, Rollout
 from edge_agent import fetch, update
 from edge_agent import update_events as ev
 from edge_agent.fetch import Fetcher, FetchSettings
-from edge_agent.update import UpdateSettings
 from edge_agent.update_state import (
     TERMINAL_STATES,
     UNFINISHED_STATES,
@@ -35,6 +34,7 @@ from edge_agent.update_state import (
     StatusNote,
     UpdateState,
 )
+from edge_agent.update_steps import UpdateSettings
 from edgeloop import artifact, topics
 from edgeloop.artifact import BlockAssembler
 from edgeloop.v1 import artifact_pb2

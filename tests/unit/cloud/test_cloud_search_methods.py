@@ -12,6 +12,8 @@ import torch
 from compute_here import Here
 from control_plane_fakes import SETTINGS, World
 
+from cloud.cli.columns import spec_text
+from cloud.cli.jobs import parse_spec
 from cloud.compression.build import build_student, finish_teacher
 from cloud.domain.jobs import JobState
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
@@ -24,6 +26,7 @@ from cloud.services.operations import Operations
 from cloud.services.queries import Queries
 from cloud.services.trade_off import trade_off
 from cloud.training.teacher import TeacherTrainer
+from edgeloop.errors import ConfigError
 from edgeloop.v1 import control_service_pb2 as pb
 
 torch.set_num_threads(1)
@@ -88,3 +91,51 @@ def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_
     spec = json.loads(chosen.spec_json)
     assert spec.get("quantisation") or spec.get("sparsity")
     assert chosen.accuracy > 0.5
+
+
+@pytest.mark.timeout(240)  # a teacher and two real students, 8 CPU-seconds
+def test_where_latency_binds_a_shorter_student_follows_and_says_why(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    registry = Registry(str(tmp_path / "registry"))
+    workload = replace(
+        WORKLOAD,
+        training=replace(WORKLOAD.training, num_epochs=2),
+        search=SearchBudget(max_trials=2, num_epochs=1, width_ratios=(0.5,)),
+    )
+    trainer = TeacherTrainer(workload, device="cpu")
+    while trainer.epoch < trainer.num_epochs:
+        trainer.run_epoch()
+    teacher = finish_teacher(workload, trainer, registry=registry)
+    assert teacher.num_branches == 2
+    world.store.apply_workload(workload, 1.0)
+    world.store.apply_profile(replace(PROFILE, constraints=Constraints(latency_p95_ms=1e-6)), 1.0)
+    world.store.save_teacher(teacher, 1.0)
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
+    desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
+    job_id = desk.compress(pb.CompressStudentsRequest(profile="tiny-flash")).job.job_id
+    for _ in range(10):
+        world.runner.step()
+    job = world.store.job(job_id)
+    assert job is not None
+    assert job.state is JobState.SUCCEEDED, job.message
+    assert "failed" not in job.message
+
+    built = {c.spec.depth_ratio: c for c in world.store.candidates("tiny-flash", "digits")}
+    assert built.keys() == {None, 0.5}
+    assert built[0.5].spec.width_ratio == built[None].spec.width_ratio == 0.5
+    assert built[0.5].metrics.num_parameters < built[None].metrics.num_parameters
+    assert built[0.5].proposed_reason.startswith(f"latency binds: {built[None].digest[:12]} takes ")
+    assert "1 of 2 branches" in built[0.5].proposed_reason
+    (point,) = (p for p in trade_off(world.store, queries, SETTINGS, "tiny-flash").points
+                if json.loads(p.spec_json).get("depth_ratio"))  # fmt: skip
+    assert point.proposed_reason == built[0.5].proposed_reason
+    assert spec_text(point.spec_json) == "pruned x0.5 deep 0.5"
+
+
+def test_a_depth_is_asked_for_on_the_command_line() -> None:
+    assert parse_spec("road=pruned,depth_ratio=0.5,width_ratio=0.25") == CompressionSpec(
+        depth_ratio=0.5, width_ratio=0.25
+    )
+    with pytest.raises(ConfigError, match=r"depth_ratio is 2: it must be a number from 0.01 to 1"):
+        parse_spec("depth_ratio=2")

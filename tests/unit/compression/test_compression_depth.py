@@ -18,16 +18,10 @@ from torch import Tensor, nn
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
+from cloud.compression.branches import check_depth, find_branches, remove_branch
 from cloud.compression.build import build_student, finish_teacher, make_elastic
 from cloud.compression.dependency import trace_channels
-from cloud.compression.depth import (
-    check_depth,
-    count_branches_kept,
-    find_branches,
-    measure_loss,
-    remove_branch,
-    shorten,
-)
+from cloud.compression.depth import measure_loss, shorten
 from cloud.compression.elastic import ElasticNetwork
 from cloud.compression.export import export_onnx
 from cloud.compression.importance import magnitude
@@ -36,7 +30,7 @@ from cloud.compression.quantise import quantise
 from cloud.compression.teacher_weights import load_teacher
 from cloud.domain.families import FamilyResult
 from cloud.domain.profiles import DeviceProfile, MatchRule
-from cloud.domain.specs import CompressionSpec, Precision, Road
+from cloud.domain.specs import CompressionSpec, Precision, Road, count_branches_kept
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from cloud.training.datasets import Dataset, Split

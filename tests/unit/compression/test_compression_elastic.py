@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from compression_networks import INPUT_SHAPE, NETWORKS, make
-from compression_own_networks import OWN_NETWORKS
+from compression_own_networks import OWN_NETWORKS, MobileNet, VisionTransformer
 from memory_registry import Memory
 from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
+from cloud.compression.branches import find_branches
 from cloud.compression.build import build_student, finish_teacher
+from cloud.compression.cost import measure_cost
 from cloud.compression.dependency import trace_channels
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
 from cloud.compression.family import FamilyTrainer, cut_student, finish_family
@@ -135,6 +137,41 @@ def test_a_width_computes_what_the_network_cut_at_it_computes(kind: type[nn.Modu
         assert torch.equal(elastic.forward(width, inputs), alone)
 
 
+@pytest.mark.parametrize("kind", [MobileNet, VisionTransformer], ids=lambda kind: kind.__name__)
+def test_a_depth_computes_what_the_network_cut_at_it_computes_and_trains_the_shared_weights(
+    kind: type[nn.Module],
+) -> None:
+    model = make(kind)
+    graph = trace_channels(model, INPUT_SHAPE)
+    gone = find_branches(model, INPUT_SHAPE)[1].layers
+    short = ElasticNetwork(model, graph, magnitude()(model, graph), INPUT_SHAPE).without_branches([gone])
+    inputs = torch.randn(6, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    for width in (0.25, 1.0):
+        with torch.no_grad():
+            next(iter(model.parameters())).mul_(1.5)  # what the family learns since is what is cut
+        cut = short.cut(width).train()
+        assert not dict(cut.named_modules()).keys() & set(gone)
+        torch.manual_seed(1)
+        alone = cut(inputs)
+        torch.manual_seed(1)
+        shared = short.forward(width, inputs)
+        assert torch.equal(shared, alone)
+        model.zero_grad()
+        shared.sum().backward()
+        reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        assert reached == {name for name, _ in cut.named_parameters()}
+
+
+def test_units_of_a_shorter_network_leave_in_the_order_of_the_whole() -> None:
+    model = make(MobileNet)
+    graph = trace_channels(model, INPUT_SHAPE)
+    whole = ElasticNetwork(model, graph, magnitude()(model, graph), INPUT_SHAPE)
+    short = whole.without_branches([find_branches(model, INPUT_SHAPE)[0].layers])
+    for width in (0.25, 0.5):
+        pair = [dict(network.cut(width).named_parameters()) for network in (whole, short)]
+        assert all(torch.equal(value, pair[0][name]) for name, value in pair[1].items())
+
+
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
 def test_gradients_of_a_width_reach_the_shared_weights_that_it_uses_and_no_others(
     kind: type[nn.Module],
@@ -244,6 +281,48 @@ def test_a_cut_student_may_be_distilled_further(
 ) -> None:
     _, words = build(teacher, registry, trained[2], num_epochs=1, precision=Precision.FP32)
     assert any("epoch 1/1" in word for word in words)
+
+
+def test_a_cut_becomes_shorter_where_it_is_trained_and_is_refused_where_it_is_not(
+    trained: tuple[dict[float, float], FamilyTrainer, FamilyResult], teacher: TeacherResult, registry: Memory
+) -> None:
+    whole, _ = build(teacher, registry, trained[2], precision=Precision.FP32)
+    short, words = build(
+        teacher, registry, trained[2], num_epochs=1, depth_ratio=0.5, precision=Precision.FP32
+    )
+    assert any("epoch 1/1" in word for word in words)
+    assert short.metrics.num_parameters < whole.metrics.num_parameters
+    with pytest.raises(ConfigError, match=r"depth_ratio is 0.5 with num_epochs 0 on road elastic"):
+        build(teacher, registry, trained[2], depth_ratio=0.5)
+
+
+def test_a_family_of_two_depths_is_cut_at_either_without_training(
+    teacher: TeacherResult, registry: Memory
+) -> None:
+    trainer = trainer_of(teacher, registry, replace(SETTINGS, num_epochs=2, depth_ratios=(0.5,)))
+    before = measure_accuracy(trainer.cut(0.25, 0.5), DATASET.validation, CPU)
+    trainer.run_epoch()
+    kept = checkpoints.to_bytes(trainer.state_dict())
+    trainer.run_epoch()
+    again = trainer_of(teacher, registry, trainer.settings)
+    again.load_state_dict(checkpoints.from_bytes(kept))
+    again.run_epoch()
+    assert torch.equal(
+        again.elastic.model.state_dict()["head.weight"], trainer.elastic.model.state_dict()["head.weight"]
+    )
+    after = measure_accuracy(trainer.cut(0.25, 0.5), DATASET.validation, CPU)
+    assert after > max(before, 0.6)
+    family = finish_family(trainer, teacher, registry=registry)
+    assert family.depth_ratios == (0.5,)
+    short, words = build(
+        teacher, registry, family, width_ratio=0.25, depth_ratio=0.5, precision=Precision.FP32
+    )
+    assert not any("epoch" in word for word in words)
+    assert short.metrics.accuracy == pytest.approx(after, abs=0.02)
+    cost = measure_cost(trainer.cut(0.25, 0.5), DATASET.input_shape)
+    assert short.metrics.num_parameters == cost.num_parameters
+    with pytest.raises(ConfigError, match=r"depth_ratio is 0.25 with num_epochs 0"):
+        build(teacher, registry, family, depth_ratio=0.25)
 
 
 def test_a_width_outside_of_the_family_is_refused_by_name(

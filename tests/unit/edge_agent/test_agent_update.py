@@ -8,15 +8,15 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from update_scenes import NOW_S, SETTINGS, active, do, examples, good, in_state, kinds, on_trial, slot
 
-from edge_agent.update import TABLE, UpdateSettings, step
+from edge_agent.update import TABLE, step
 from edge_agent.update_events import (
     EVENT_TYPES,
     Activate,
     ActivateLater,
     ActivationFailed,
     CollectGarbage,
-    DeltaGivenUp,
     DeploymentSeen,
     Effect,
     Event,
@@ -29,7 +29,6 @@ from edge_agent.update_events import (
     SelfTestPassed,
     Started,
     StatusDelivered,
-    Steady,
     StopFetch,
     Stopping,
     StopSelfTest,
@@ -44,109 +43,10 @@ from edge_agent.update_state import (
     TERMINAL_STATES,
     Slot,
     State,
-    StatusNote,
     UpdateState,
     from_json,
     to_json,
 )
-
-SETTINGS = UpdateSettings(trial_requests=5, trial_s=10.0, max_trial_errors=2, max_starts=3)
-NOW_S = 1000.0
-
-
-def slot(generation: int, name: int | None = None) -> Slot:
-    digest = f"{name if name is not None else generation:064x}"
-    return Slot(
-        generation=generation,
-        digest=digest,
-        manifest_digest="f" + digest[1:],
-        workload="tiny",
-        profile="small",
-        signed=b"signed",
-    )
-
-
-def do(state: UpdateState, *events: Event) -> tuple[UpdateState, list[Effect]]:
-    """The state after the events, and the effects of the last."""
-    effects: tuple[Effect, ...] = ()
-    for event in events:
-        state, effects = step(state, event, NOW_S, SETTINGS)
-    return state, list(effects)
-
-
-def good(generation: int, num_good: int = 5) -> TrialProgress:
-    return TrialProgress(generation=generation, num_good=num_good, num_errors=0, clean_s=0.0)
-
-
-def on_trial(state: UpdateState, new: Slot) -> UpdateState:
-    generation = new.generation
-    return do(
-        state,
-        DeploymentSeen(slot=new),
-        FetchCompleted(generation=generation),
-        Verified(generation=generation),
-        SelfTestPassed(generation=generation),
-    )[0]
-
-
-def active(*slots: Slot) -> UpdateState:
-    state = UpdateState()
-    for each in slots:
-        state = do(on_trial(state, each), good(each.generation))[0]
-    return state
-
-
-def in_state(name: State) -> UpdateState:
-    """A device that serves generation 1 and is in this state with generation 2."""
-    first, second = active(slot(1)), slot(2)
-    match name:
-        case State.IDLE:
-            return UpdateState()
-        case State.ACTIVE:
-            return active(slot(1), second)
-        case State.FETCHING:
-            return do(first, DeploymentSeen(slot=second))[0]
-        case State.VERIFYING:
-            return do(in_state(State.FETCHING), FetchCompleted(generation=2))[0]
-        case State.TESTING:
-            return do(in_state(State.VERIFYING), Verified(generation=2))[0]
-        case State.TRIAL:
-            return on_trial(first, second)
-        case State.REJECTED:
-            return do(in_state(State.TESTING), SelfTestFailed(generation=2, code="c", message="m"))[0]
-        case State.ROLLED_BACK:
-            errors = TrialProgress(generation=2, num_good=0, num_errors=2, clean_s=0.0)
-            return do(in_state(State.TRIAL), errors)[0]
-        case _:
-            raise AssertionError(name)
-
-
-def examples(state: UpdateState) -> dict[type[Event], Event]:
-    """One event of each kind that fits the state's own generation."""
-    generation = state.generation
-    note = StatusNote(generation=generation, digest="0" * 64, state=State.ACTIVE, event_s=NOW_S)
-    found: list[Event] = [
-        Started(),
-        Stopping(),
-        Steady(),
-        DeploymentSeen(slot=slot(generation + 1)),
-        FetchCompleted(generation=generation),
-        FetchFailed(generation=generation, code="c", message="m"),
-        DeltaGivenUp(generation=generation, code="delta-base", message="m"),
-        Verified(generation=generation),
-        VerifyFailed(generation=generation, code="artifact-missing", message="m"),
-        SelfTestPassed(generation=generation),
-        SelfTestFailed(generation=generation, code="c", message="m"),
-        ActivationFailed(slot=state.committed or slot(9), code="c", message="m"),
-        good(generation),
-        StatusDelivered(note=note),
-    ]
-    return {type(event): event for event in found}
-
-
-def kinds(effects: list[Effect]) -> set[type[Effect]]:
-    return {type(effect) for effect in effects}
-
 
 # --- the table --------------------------------------------------------------------------------------
 
@@ -349,119 +249,6 @@ def test_killed_in_state(name: State) -> None:
     state, effects = do(before, Started())
     assert state.state is name
     assert effects == AFTER_START[name]
-
-
-@pytest.mark.parametrize(
-    ("name", "ending"),
-    [
-        (State.VERIFYING, State.REJECTED),
-        (State.TESTING, State.REJECTED),
-        (State.TRIAL, State.ROLLED_BACK),
-    ],
-)
-def test_a_crash_loop_ends_and_the_last_good_model_serves(name: State, ending: State) -> None:
-    state = in_state(name)
-    for _ in range(SETTINGS.max_starts - 1):
-        state, effects = do(state, Started())
-        assert state.state is name
-    state, effects = do(state, Started())
-    assert (state.state, state.code) == (ending, "crash-loop")
-    assert Activate(slot=slot(1)) in effects
-    assert (slot(2).digest in state.quarantine) == (ending is State.ROLLED_BACK)
-    assert do(state, Started())[0].state is ending
-
-
-@pytest.mark.parametrize("name", [State.FETCHING, State.VERIFYING, State.TESTING, State.TRIAL])
-def test_stops_on_purpose_are_no_crash_loop(name: State) -> None:
-    state = in_state(name)
-    for _ in range(10):
-        state, _ = do(state, Stopping(), Started())
-    assert state.state is name
-
-
-# --- a crash loop after the commit ------------------------------------------------------------------
-
-
-def crashed(state: UpdateState, times: int) -> tuple[UpdateState, list[Effect]]:
-    """After so many processes that ended soon, in the next one."""
-    return do(from_json(to_json(state)), *[Started()] * (times + 1))
-
-
-def test_a_committed_model_that_ends_the_agent_three_times_gives_way_to_the_one_before() -> None:
-    before = active(slot(1), slot(2))
-    state, effects = crashed(before, 2)
-    assert (state.state, effects[0]) == (State.ACTIVE, Activate(slot=slot(2)))
-    state, effects = crashed(before, 3)
-    assert (state.state, state.code) == (State.ROLLED_BACK, "crash-loop")
-    assert effects == [Activate(slot=slot(1)), CollectGarbage()]
-    assert state.quarantine == (slot(2).digest,)
-    assert (state.committed, state.previous) == (slot(1), None)
-    note = state.outbox[-1]
-    assert (note.generation, note.digest, note.state, note.code) == (
-        2,
-        slot(2).digest,
-        State.ROLLED_BACK,
-        "crash-loop",
-    )
-    # The same artifact is not taken again, and the next crash begins a count of its own.
-    assert do(state, DeploymentSeen(slot=slot(3, name=2)))[0].code == "digest-quarantined"
-    assert crashed(state, 1)[1][0] == Activate(slot=slot(1))
-
-
-@pytest.mark.parametrize("name", [State.FETCHING, State.REJECTED, State.ROLLED_BACK])
-def test_a_crash_loop_of_the_committed_model_is_its_own_whatever_came_after_it(name: State) -> None:
-    state = active(slot(1), slot(2))
-    new = slot(3)
-    if name is State.ROLLED_BACK:
-        state, _ = do(on_trial(state, new), ActivationFailed(slot=new, code="model-load", message="m"))
-    else:
-        state, _ = do(state, DeploymentSeen(slot=new))
-    if name is State.REJECTED:
-        state, _ = do(state, FetchFailed(generation=3, code="block-altered", message="m"))
-    state, effects = crashed(state, 3)
-    assert (state.state, state.generation) == (name, 3)
-    assert effects[0] == Activate(slot=slot(1))
-    assert slot(2).digest in state.quarantine
-    assert [(n.generation, n.code) for n in state.outbox if n.state is State.ROLLED_BACK][-1] == (
-        2,
-        "crash-loop",
-    )
-    if name is State.FETCHING:
-        assert effects[1] == Fetch(slot=new)
-
-
-def test_a_crash_loop_while_the_same_artifact_is_fetched_again_ends_that_too() -> None:
-    state, _ = do(active(slot(1), slot(2)), DeploymentSeen(slot=slot(3, name=2)))
-    state, effects = crashed(state, 3)
-    assert (state.state, state.code, state.serving) == (State.REJECTED, "digest-quarantined", slot(1))
-    assert Fetch not in kinds(effects)
-
-
-def test_having_served_well_or_being_stopped_clears_the_count() -> None:
-    before = active(slot(1), slot(2))
-    state, _ = do(crashed(before, 2)[0], Steady())
-    assert do(state, Started())[0].state is State.ACTIVE
-    state = before
-    for _ in range(10):
-        state, _ = do(state, Started(), Stopping())
-    assert do(state, Started())[1][0] == Activate(slot=slot(2))
-
-
-def test_a_crash_loop_without_a_model_before_leaves_the_cloud_time_and_still_serves_in_the_end() -> None:
-    state, effects = crashed(active(slot(1)), 3)
-    assert (state.state, state.committed) == (State.ACTIVE, slot(1))
-    assert effects == [ActivateLater(slot=slot(1)), CollectGarbage()]
-    assert [note.code for note in state.outbox if note.state is State.ROLLED_BACK] == ["crash-loop"]
-    again, effects = do(state, Started())
-    assert effects[0] == ActivateLater(slot=slot(1))
-    assert again.outbox == state.outbox
-    assert do(again, Steady(), Started())[1][0] == Activate(slot=slot(1))
-
-
-def test_a_state_of_an_agent_that_did_not_count_is_read() -> None:
-    old = to_json(active(slot(1)))
-    del old["num_unsteady"]
-    assert from_json(old).num_unsteady == 0
 
 
 # --- statuses ---------------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from edge_agent.meter import WindowKey
 from edge_agent.runtime import load_onnx
 from edge_agent.selftest import SelfTestProcess, SelfTestResult
 from edge_agent.trial import TrialMeter
-from edge_agent.update import UpdateSettings
 from edge_agent.update_events import DeploymentSeen, Ignored
 from edge_agent.update_state import Slot, State, StatusNote
+from edge_agent.update_steps import UpdateSettings
 from edge_agent.updater import RETRY_S, Updater
 from edgeloop import artifact, topics
 from edgeloop.errors import TransientError
