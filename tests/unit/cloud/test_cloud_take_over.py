@@ -184,6 +184,7 @@ def test_a_take_over_waits_until_what_is_being_written_is_whole(
     acting = take_over(store, "a")
     first = repository(acting)
     seen: list[bool] = []
+    rivals: list[threading.Thread] = []
     whole = TufFiles.write
 
     def hurried(files: TufFiles, name: str, raw: bytes) -> None:
@@ -195,13 +196,15 @@ def test_a_take_over_waits_until_what_is_being_written_is_whole(
             claimed.set()
 
         if not seen:
-            threading.Thread(target=claim, daemon=True).start()
+            rivals.append(threading.Thread(target=claim, daemon=True))
+            rivals[0].start()
         seen.append(claimed.wait(0.2))
         whole(files, name, raw)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TufFiles, "write", hurried)
         first.release([pair(1)], NOW_S)
+    rivals[0].join(WAIT_S)  # it has the lease by then, and takes none any more
     assert seen == [False, False, False]
     whole_release = on_disk(tmp_path)
     repository(take_over(store, "b")).release([pair(1)], NOW_S)
