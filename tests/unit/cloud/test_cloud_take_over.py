@@ -110,6 +110,40 @@ def test_who_lost_the_lease_publishes_nothing_that_it_cannot_write_down(store: S
         assert naming(bus, late) == []
 
 
+def test_who_lost_the_lease_puts_no_deployment_over_that_of_who_acts_now(
+    store: Store, tmp_path: Path
+) -> None:
+    bus, blobs = FakeBus(), Memory()
+    artifact = make_artifact(blobs, 1)
+    topic = topics.deployment("gw-1")
+    with publisher(bus, blobs, tmp_path / "a", take_over(store, "a")) as first:
+        ship(first, shipment("gw-1", artifact, b"generation 1"))
+        with publisher(bus, blobs, tmp_path / "b", take_over(store, "b")) as second:
+            ship(second, shipment("gw-1", artifact, b"generation 3"))
+            # It had stood still, and goes on where it was: with an artifact that is there already.
+            first.set_desired({"gw-1": shipment("gw-1", artifact, b"generation 2")})
+            assert not first.wait_settled(1.0)
+            assert bus.retained[topic] == b"generation 3"
+
+
+def test_deployments_come_back_while_the_database_is_away(store: Store, tmp_path: Path) -> None:
+    bus, blobs = FakeBus(), Memory()
+    artifact = make_artifact(blobs, 1)
+    acting = take_over(store, "a")
+    with publisher(bus, blobs, tmp_path / "a", acting) as first:
+        ship(first, shipment("gw-1", artifact))
+
+        def away() -> None:
+            raise TransientError("the database is away", code="store-busy")
+
+        acting.check_fence = away  # type: ignore[method-assign]
+        first.on_connected(False)
+        bus.retained.clear()
+        first.on_connected(True)
+        assert first.wait_settled(WAIT_S)
+        assert topics.deployment("gw-1") in bus.retained
+
+
 def test_a_record_that_could_not_be_written_is_written_before_its_message_goes_out(
     store: Store, tmp_path: Path
 ) -> None:
