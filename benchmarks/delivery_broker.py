@@ -28,6 +28,7 @@ class Broker:
         config.write_text(
             f"user root\nlistener {self.port} {HOST}\nallow_anonymous true\npersistence false\n"
             "max_packet_size 1048576\nmax_inflight_messages 20\nmax_queued_messages 1000\n"
+            "set_tcp_nodelay true\n"
         )
         self._process = subprocess.Popen(
             [program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_REPORT_INTERVAL_S = 30.0
 PROGRESS_INTERVAL_S = 2.0
 MAX_WAIT_S = 1.0
+COMPLAIN_INTERVAL_S = 10.0
 # What the server says is taken only within these.
 MIN_SERVER_INTERVAL_S, MAX_SERVER_INTERVAL_S = 1.0, 86_400.0
 
@@ -121,6 +122,8 @@ class Agent:
             api=self._api,
         )
         self._source: ReplaySource | None = None
+        self._num_failures = 0
+        self._complain_at_s = 0.0
         self._registered_as: list[tuple[int, str]] = [(0, "")]
         self._progress_at_s = 0.0
 
@@ -224,9 +227,16 @@ class Agent:
                     self._handle(post)
                 self._tick()
                 self._supervisor.alive(self._describe())
-            except Exception:
+            except Exception:  # noqa: BLE001 - it is logged, if not each time
                 # Whatever one message or tick ran into, the model goes on serving.
-                logger.exception("unforeseen failure; going on")
+                self._complain()
+
+    def _complain(self) -> None:
+        """What fails at each tick would fill the disk with the same words."""
+        self._num_failures += 1
+        if time.monotonic() >= self._complain_at_s:
+            self._complain_at_s = time.monotonic() + COMPLAIN_INTERVAL_S
+            logger.exception("unforeseen failure, number %d since the start; going on", self._num_failures)
 
     def _describe(self) -> str:
         return "; ".join(workload.describe() for workload in self._workloads)
@@ -242,6 +252,7 @@ class Agent:
     def _handle(self, post: Post) -> None:
         match post:
             case MessageReceived(topic=topic, payload=payload):
+                self._network.wire.taken(payload)
                 if topic in self._workloads.topics:
                     self._orders.on_deployment(topic, payload)
                 elif topic == topics.DIRECTOR_KEYS:
@@ -286,6 +297,7 @@ class Agent:
             workload.updater.on_tick()
         self._bench.tick()
         self._time.on_tick()
+        self._network.wire.on_tick(now_s)
         self._api.retry(now_s)
         self._spool_windows(flush=False)
         runs = [workload.runs for workload in self._workloads]

@@ -5,6 +5,8 @@ Rules:
   hears "artifact-missing", "artifact-altered", "manifest-missing" or "manifest-altered".
 - A block is durable when `keep_block` returns. An artifact appears under its name whole or not at all.
 - Names are checked digests and numbers, so nothing that came over the wire chooses a path.
+- Half-fetched blocks are a cache. What lies in their place and cannot be used is deleted. Where that fails,
+  nothing is fetched (RejectedError), and what is whole is handed out as ever.
 - Fetching begins only where twice the artifact and a reserve fit: blocks and the whole exist side by side.
 - Only what the caller does not keep is collected: all of it at a commit, and the oldest first where a fetch
   would exceed the quota. A quota without room for the new artifact beside what is kept is said, and nothing
@@ -13,9 +15,10 @@ Rules:
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from edge_agent.journal import fsync_folder, write_atomically
@@ -23,6 +26,8 @@ from edgeloop import artifact
 from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.topics import check_digest
 from edgeloop.v1 import artifact_pb2
+
+logger = logging.getLogger(__name__)
 
 NOTE_FILE = "note"
 
@@ -45,7 +50,8 @@ def _size_bytes(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    # Unlike Path.is_dir, false where the disk does not say.
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         _discard(path)
@@ -58,6 +64,15 @@ def storage_error(error: OSError, what: str) -> RejectedError:
             f"{what}: the disk is full; free some room and deploy again", code="storage-full"
         )
     return RejectedError(f"{what}: {error.strerror}; check the disk and deploy again", code="storage-failed")
+
+
+@contextlib.contextmanager
+def _needed_for(what: str) -> Iterator[None]:
+    """A disk that fails ends what is being stored, and no more."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, what) from error
 
 
 class BlobStore:
@@ -78,12 +93,18 @@ class BlobStore:
         # What fetches under way were promised of the quota, by artifact.
         self._promised_bytes: dict[str, int] = {}
         try:
-            for path in (self._artifacts, self._manifests, self._partial):
+            for path in (self._artifacts, self._manifests):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"state_dir: {folder} cannot be made ({error.strerror})", code="state-dir"
             ) from error
+        try:
+            if not os.path.isdir(self._partial):
+                _discard(self._partial)
+            self._partial.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            logger.error("nothing can be fetched: %s cannot be made reason=%s", self._partial, error.strerror)
 
     # --- whole things -------------------------------------------------------------------------------
 
@@ -105,7 +126,7 @@ class BlobStore:
             ) from None
         except OSError as error:
             # A sector that does not read is damage like any other.
-            _discard(path)
+            _remove(path)
             raise RejectedError(
                 f"artifact {manifest.digest[:12]} cannot be read: {error.strerror}", code="artifact-altered"
             ) from error
@@ -133,7 +154,7 @@ class BlobStore:
                 code="manifest-missing",
             ) from None
         except OSError as error:
-            _discard(path)
+            _remove(path)
             raise RejectedError(
                 f"manifest {manifest_digest[:12]} cannot be read: {error.strerror}", code="manifest-altered"
             ) from error
@@ -161,9 +182,11 @@ class BlobStore:
     def check_room(self, manifest: artifact_pb2.Manifest, *, delta_digest: str = "") -> None:
         """Raises RejectedError("storage-full"). Blocks that are there already count as room."""
         digests = (manifest.digest, delta_digest) if delta_digest else (manifest.digest,)
-        kept_bytes = sum(path.stat().st_size for digest in digests for path in self._block_paths(digest))
+        with _needed_for(f"room for artifact {manifest.digest[:12]}"):
+            paths = [path for digest in digests for path in self._block_paths(digest)]
+            kept_bytes = sum(path.lstat().st_size for path in paths)
+            free_bytes = self._free_bytes(self._partial)
         wanted_bytes = 2 * manifest.size_bytes - kept_bytes + self._reserve_bytes
-        free_bytes = self._free_bytes(self._partial)
         if free_bytes < wanted_bytes:
             raise RejectedError(
                 f"artifact {manifest.digest[:12]} needs {wanted_bytes} free bytes (twice its size and a "
@@ -195,11 +218,12 @@ class BlobStore:
             (self._manifests, keep_manifests),
             (self._partial, kept_artifacts),
         ):
-            for path in self._entries(folder):
-                with contextlib.suppress(FileNotFoundError):
-                    sizes[path] = _size_bytes(path)
-                    if path.name not in kept:
-                        old.append((path.stat().st_mtime, path))
+            with _needed_for(f"room for artifact {manifest.digest[:12]}"):
+                for path in self._entries(folder):
+                    with contextlib.suppress(OSError):
+                        sizes[path] = _size_bytes(path)
+                        if path.name not in kept:
+                            old.append((path.stat().st_mtime, path))
         # What has come of it already is a part of it.
         own_bytes = sizes.get(self._partial / manifest.digest, 0)
         if delta_digest:
@@ -235,6 +259,10 @@ class BlobStore:
             return [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            logger.warning("half-fetched blocks are given up path=%s reason=%s", folder, error.strerror)
+            _remove(folder)
+            return []
 
     def kept_blocks(self, manifest: artifact_pb2.Manifest, assembler: artifact.BlockAssembler) -> None:
         """Tells the assembler which blocks survived; what did not verify is deleted."""
@@ -242,7 +270,7 @@ class BlobStore:
             try:
                 assembler.accept(int(path.name), path.read_bytes())
             except (OSError, RejectedError):
-                _discard(path)
+                _remove(path)
 
     def keep_block(self, digest: str, n: int, data: bytes) -> None:
         """The caller has verified it. A half-written one does not verify at the next start."""

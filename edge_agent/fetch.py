@@ -15,7 +15,9 @@ Rules:
   once. Empty payloads are the broker's way to say that nothing is retained, and mean nothing.
 """
 
+import itertools
 import random
+from collections import deque
 from dataclasses import dataclass
 
 from edge_agent.update_state import Slot
@@ -105,7 +107,9 @@ class Fetcher:
             settings.block_timeout_s, max(MAX_REQUEST_INTERVAL_S, settings.block_timeout_s), rng
         )
         self._assembler: BlockAssembler | None = None
-        self._waiting: tuple[int, ...] = ()
+        # What is subscribed, by topic, and the blocks that come after it.
+        self._waiting: dict[str, int] = {}
+        self._ahead: deque[int] = deque()
         self._num_altered: dict[int | None, int] = {}
         self._deadline_s = 0.0
         self._ended = False
@@ -133,7 +137,7 @@ class Fetcher:
             return ()
         if self._assembler is None:
             return (topics.manifest(self.slot.manifest_digest),)
-        return tuple(topics.block(self._digest, n) for n in self._waiting)
+        return tuple(self._waiting)
 
     def begin_manifest(self, now_s: float) -> list[FetchEffect]:
         self._wait(now_s)
@@ -146,6 +150,8 @@ class Fetcher:
         """
         self._assembler = assembler
         self._digest = digest or self.slot.digest
+        self._waiting = {}
+        self._ahead = deque(assembler.missing())
         self._backoff.reset()
         return self._fill(now_s)
 
@@ -168,12 +174,13 @@ class Fetcher:
                     code="fetch-too-much",
                 )
             )
-        if not payload or topic not in self.topics:
+        if not payload:
             return []
         if self._assembler is None:
-            return self._on_manifest(payload, now_s)
-        _, n = topics.block_of(topic)
-        return self._on_block(self._assembler, n, payload, now_s)
+            return self._on_manifest(payload, now_s) if topic in self.topics else []
+        if topic not in self._waiting:
+            return []
+        return self._on_block(self._assembler, topic, payload, now_s)
 
     def on_tick(self, now_s: float) -> list[FetchEffect]:
         if self._ended:
@@ -225,8 +232,8 @@ class Fetcher:
         if self._assembler is None:
             return Request(manifest=True)
         # Those in the window first; the others are likely gone too, and one message serves for all.
-        ahead = [n for n in self._assembler.missing() if n not in self._waiting]
-        return self._request_blocks((*self._waiting, *ahead)[:MAX_BLOCKS_PER_REQUEST])
+        wanted = itertools.chain(self._waiting.values(), self._ahead)
+        return self._request_blocks(tuple(itertools.islice(wanted, MAX_BLOCKS_PER_REQUEST)))
 
     def _request_blocks(self, blocks: tuple[int, ...]) -> Request:
         return Request(blocks=blocks, digest="" if self._digest == self.slot.digest else self._digest)
@@ -253,33 +260,34 @@ class Fetcher:
             KeepManifest(raw=raw, manifest=manifest),
         ]
 
-    def _on_block(self, assembler: BlockAssembler, n: int, payload: bytes, now_s: float) -> list[FetchEffect]:
+    def _on_block(
+        self, assembler: BlockAssembler, topic: str, payload: bytes, now_s: float
+    ) -> list[FetchEffect]:
+        n = self._waiting[topic]
         try:
             assembler.accept(n, payload)
         except RejectedError as error:
             return self._altered(n, error, now_s)
-        self._waiting = tuple(waiting for waiting in self._waiting if waiting != n)
+        del self._waiting[topic]
         self._count_fed(now_s)
         self._fed_s = self._fed_s or 0.0
         self._fed_bytes += len(payload)
         self._backoff.reset()
-        return [
-            KeepBlock(n=n, data=payload),
-            Unsubscribe(topic=topics.block(self._digest, n)),
-            *self._fill(now_s),
-        ]
+        return [KeepBlock(n=n, data=payload), Unsubscribe(topic=topic), *self._fill(now_s)]
 
     def _fill(self, now_s: float) -> list[FetchEffect]:
         assert self._assembler is not None
-        missing = self._assembler.missing()
-        if not missing:
+        if self._assembler.complete:
             self._ended = True
             return [Complete()]
         self._wait(now_s)
-        room = self._settings.window - len(self._waiting)
-        new = [n for n in missing if n not in self._waiting][:room]
-        self._waiting = (*self._waiting, *new)
-        return [Subscribe(topic=topics.block(self._digest, n)) for n in new]
+        new: list[FetchEffect] = []
+        while self._ahead and len(self._waiting) < self._settings.window:
+            n = self._ahead.popleft()
+            topic = topics.block(self._digest, n)
+            self._waiting[topic] = n
+            new.append(Subscribe(topic=topic))
+        return new
 
 
 def check_manifest(slot: Slot, raw: bytes) -> artifact_pb2.Manifest:

@@ -1,10 +1,15 @@
 """What the owner thread's inbox holds, and the updater's way to the broker that fills it.
 
-Rule: nothing here acts on what arrives. A message becomes a value in the inbox, and the thread that owns the
-agent's state decides.
+Rules:
+- Nothing here acts on what arrives. A message becomes a value in the inbox, and the thread that owns the
+  agent's state decides.
+- What waits there is bounded: a broker that sends faster than this device decides costs it no more memory.
+  What comes beyond is dropped, as lost messages are harmless, and once the inbox is empty everything is
+  subscribed to again, so that what is retained comes again.
 """
 
 import logging
+import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -21,6 +26,13 @@ if TYPE_CHECKING:
     from edgeloop.mqtt import MqttSession
 
 logger = logging.getLogger(__name__)
+
+# Sixteen workloads that fetch, each with four blocks under way, stay below the half of it.
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+# What a message weighs beside its payload.
+_MESSAGE_BYTES = 512
+# Between two times of asking for everything again.
+AGAIN_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +75,11 @@ class BrokerWire:
         self._early: list[str] = []
         # Two workloads may fetch the same bytes: the last one that leaves a topic unsubscribes it.
         self._users: dict[str, set[Hashable]] = {}
+        # Counted up by the session's thread, down by the owner's.
+        self._lock = threading.Lock()
+        self._waiting_bytes = 0
+        self._num_dropped = 0
+        self._again_at_s = float("-inf")
 
     def attach(self, session: "MqttSession") -> None:
         self._session = session
@@ -71,7 +88,32 @@ class BrokerWire:
         self._early.clear()
 
     def _post(self, topic: str, payload: bytes) -> None:
+        with self._lock:
+            if self._waiting_bytes + len(payload) > MAX_WAITING_BYTES:
+                self._num_dropped += 1
+                return
+            self._waiting_bytes += len(payload) + _MESSAGE_BYTES
         self._inbox.put(MessageReceived(topic=topic, payload=payload))
+
+    def taken(self, payload: bytes) -> None:
+        """The owner has this message out of the inbox."""
+        with self._lock:
+            self._waiting_bytes -= len(payload) + _MESSAGE_BYTES
+
+    def on_tick(self, now_s: float) -> None:
+        """Asks again for what was dropped, by the monotonic clock."""
+        with self._lock:
+            if not self._num_dropped or self._waiting_bytes or now_s < self._again_at_s:
+                return
+            num_dropped, self._num_dropped = self._num_dropped, 0
+        self._again_at_s = now_s + AGAIN_S
+        logger.warning(
+            "%d messages came faster than they could be looked at and were dropped; what the broker retains "
+            "is asked for again",
+            num_dropped,
+        )
+        for topic in list(self._users):
+            self._subscribe(topic)
 
     def port(self) -> "WirePort":
         """For one workload: what it unsubscribes goes on coming for the others."""

@@ -4,6 +4,8 @@ Rules:
 - Runs on the agent's own thread alone; what other threads find out comes back through the inbox.
 - A new state is saved before any effect of it. While it cannot be saved (full disk), nothing is done about
   it: the event waits and is tried again, and what serves goes on serving.
+- What fails in a way that nobody foresaw ends the step that it was, as any failure of it does: no event is
+  tried twice for it, and no state waits for an answer that never comes.
 - Nothing is loaded for serving but bytes that were hashed on this read, under a manifest that was.
 """
 
@@ -33,6 +35,7 @@ from edge_agent.update_events import (
     Effect,
     Event,
     Fetch,
+    FetchFailed,
     Ignored,
     SelfTest,
     SelfTestFailed,
@@ -57,6 +60,7 @@ logger = logging.getLogger(__name__)
 RETRY_S = 5.0
 # Time for the cloud to be heard before a model is loaded that may end this process.
 LATER_S = 60.0
+INTERNAL = "update-internal"
 
 
 class Updater:
@@ -240,15 +244,15 @@ class Updater:
 
     def _work(self) -> None:
         while self._pending:
-            event = self._pending[0]
+            event = self._pending.popleft()
             new, effects = update.step(self.state, event, self._clock(), self._update_settings)
             if new != self.state:
                 try:
                     self._journal.save(new)
                 except OSError as error:
+                    self._pending.appendleft(event)
                     self._stall(f"state cannot be saved ({error.strerror})")
                     return
-            self._pending.popleft()
             if new.state is not self.state.state or new.generation != self.state.generation:
                 logger.info(
                     "deployment state=%s generation=%d digest=%s%s",
@@ -261,7 +265,11 @@ class Updater:
                     self._meter.end_trial()
             self.state = new
             for effect in effects:
-                self._pending.extend(self._carry_out(effect))
+                try:
+                    self._pending.extend(self._carry_out(effect))
+                except Exception as error:
+                    logger.exception("an update failed in an unforeseen way")
+                    self._pending.extend(_failure(effect, error))
             if not self._pending:
                 self._flush_outbox()
 
@@ -371,3 +379,19 @@ class Updater:
         else:
             if num_removed:
                 logger.info("old artifacts deleted entries=%d", num_removed)
+
+
+def _failure(effect: Effect, error: Exception) -> list[Event]:
+    """What the update rules are to hear of an effect that ended with something else than an error of ours."""
+    message = f"the agent failed ({error!r}): its log has more"[:500]
+    match effect:
+        case Fetch(slot=slot):
+            return [FetchFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case Verify(slot=slot):
+            return [VerifyFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case SelfTest(slot=slot):
+            return [SelfTestFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case Activate(slot=slot):
+            return [ActivationFailed(slot=slot, code=INTERNAL, message=message)]
+        case _:
+            return []

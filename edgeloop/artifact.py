@@ -47,6 +47,7 @@ MAX_METRIC_CHARS = 32
 MAX_BLOCKS_PER_REQUEST: Final = 64
 MAX_REQUEST_BYTES: Final = 1024
 
+_SHA256_BYTES: Final = 32
 _FP32_BYTES: Final = 4
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,128}", re.ASCII)
@@ -314,7 +315,7 @@ def _check_bytes(manifest: artifact_pb2.Manifest) -> None:
         raise _field("block_size_bytes", f"{num_blocks} blocks of {size}", f"at most {MAX_BLOCKS} blocks")
     if len(manifest.block_digests) != num_blocks:
         raise _field("block_digests", f"{len(manifest.block_digests)} of them", f"{num_blocks}, one a block")
-    if any(len(digest) != hashlib.sha256().digest_size for digest in manifest.block_digests):
+    if any(len(digest) != _SHA256_BYTES for digest in manifest.block_digests):
         raise _field("block_digests", "one of another length", "32 bytes each")
 
 

@@ -10,6 +10,7 @@ Rules kept here:
 - ``publish`` never queues across connections. Not connected, or the connection lost before the broker
   acknowledged: the caller gets a ``TransientError``, and what must arrive is kept in the caller's own outbox.
 - Subscriptions are remembered and made again after every reconnect, before the state callback hears of it.
+  What changes between two turns of the thread goes out together.
 - A dead connection is noticed within about twice the keepalive, also when the other side just went silent.
 - "Cannot reach the broker" is said once at WARNING and repeated at DEBUG. A refusal that only a person can
   lift (password, client id, certificate) is retried at the slowest pace.
@@ -29,25 +30,22 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgeloop.backoff import Backoff
 from edgeloop.errors import TransientError
 from edgeloop.network_loop import CONNECT_TIMEOUT_S, BoundedClient, Wakeup, serve
 from edgeloop.publication import Acknowledgements, Publication
+from edgeloop.subscriptions import Handler, Subscriptions
 
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 20
 _STABLE_S: Final = 5.0  # a connection that lasted this long ends a row of failures
-_MAX_TOPICS_PER_PACKET: Final = 50
 #: Unsupported protocol, client id, user or password, not authorized, banned, bad authentication method.
 _REFUSALS: Final = frozenset({132, 133, 134, 135, 138, 140})
-_FAILURE: Final = 128
 
-#: Called with the topic and the payload.
-Handler = Callable[[str, bytes], None]
 #: Called with True for each connection that is ready, and with False when it is lost or closed.
 StateCallback = Callable[[bool], None]
 
@@ -97,8 +95,11 @@ class MqttSession:
         self._lock = threading.Lock()  # guards the four below; never held while a callback runs
         self._client: paho.Client | None = None  # only while connected
         self._acknowledgements = Acknowledgements()
-        self._subscriptions: dict[str, tuple[Handler, int]] = {}
+        self._subscriptions = Subscriptions()
         self._state_callbacks: list[StateCallback] = []
+        self._telling = (
+            threading.Lock()
+        )  # held while subscriptions are handed to paho, so that they stay in order
 
         self._closed = threading.Event()
         self._connected = threading.Event()
@@ -161,11 +162,12 @@ class MqttSession:
         if len(acknowledgements) >= self._max_queued:
             raise _queue_full(topic)
         publication = Publication(topic, self._thread)
+        self._tell_changes()  # before it, as they were made
         info = client.publish(topic, payload, qos=qos, retain=retain)
         if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise _queue_full(topic)
         acknowledgements.expect(info.mid, publication)
-        self._wakeup.set()
+        self._wake()
         return publication
 
     def subscribe(self, topic: str, handler: Handler, *, qos: int = 1) -> None:
@@ -174,22 +176,16 @@ class MqttSession:
         Subscribing again replaces the handler and makes the broker send what it retains once more.
         Raises ``ValueError`` for a filter that MQTT does not allow.
         """
-        _check_filter(topic)
         with self._lock:
-            self._subscriptions[topic] = (handler, qos)
-            client = self._client
-        if client is not None:
-            client.subscribe(topic, qos)
-            self._wakeup.set()
+            self._subscriptions.add(topic, handler, qos)
+        self._wake()
 
     def unsubscribe(self, topic: str) -> None:
         """Hear no more of a topic. What was on its way is dropped."""
         with self._lock:
-            known = self._subscriptions.pop(topic, None)
-            client = self._client
-        if known is not None and client is not None:
-            client.unsubscribe(topic)
-            self._wakeup.set()
+            known = self._subscriptions.remove(topic)
+        if known:
+            self._wake()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End the session: send the will, disconnect, stop the thread. Safe to call twice."""
@@ -206,6 +202,23 @@ class MqttSession:
             self._wakeup.close()
         elif not on_own_thread:
             self._thread.join(timeout_s)
+
+    def _wake(self) -> None:
+        """Have the session's thread look for what to do; it does so by itself after each callback."""
+        if threading.get_ident() != self._thread.ident:
+            self._wakeup.set()
+
+    def _tell_changes(self) -> None:
+        """Say all that changed since the last time with one packet of each kind. Any thread."""
+        with self._telling:
+            with self._lock:
+                client = self._client
+                changes = self._subscriptions.take_changes() if client is not None else None
+            if client is not None and changes is not None:
+                for gone in changes.gone:
+                    client.unsubscribe(gone)
+                for wanted in changes.wanted:
+                    client.subscribe(wanted)
 
     # Below here everything runs on the session's own thread.
 
@@ -256,7 +269,13 @@ class MqttSession:
         client = self._new_client(reasons, acknowledgements)
         try:
             client.connect(self.host, self.port, self._keepalive_s)
-            serve(client, self._wakeup, answered=lambda: self._was_connected, closed=self._closed.is_set)
+            serve(
+                client,
+                self._wakeup,
+                before_writing=self._tell_changes,
+                answered=lambda: self._was_connected,
+                closed=self._closed.is_set,
+            )
         finally:
             lost = TransientError(
                 "the connection to the broker was lost before it acknowledged: publish again",
@@ -273,13 +292,9 @@ class MqttSession:
                 self._tell(False)
         return reasons[0] if reasons else "the connection was lost"
 
-    def _new_client(self, reasons: list[str], acknowledgements: Acknowledgements) -> paho.Client:
+    def _new_client(self, reasons: list[str], acknowledgements: Acknowledgements) -> BoundedClient:
         client = BoundedClient(
-            CallbackAPIVersion.VERSION2,
-            client_id=self.client_id,
-            clean_session=self._clean,
-            protocol=paho.MQTTv311,
-            reconnect_on_failure=False,
+            client_id=self.client_id, clean_session=self._clean, reconnect_on_failure=False
         )
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(self._max_inflight)
@@ -311,25 +326,22 @@ class MqttSession:
         ) -> None:
             acknowledgements.acknowledged(mid)
 
-        def on_subscribe(
-            client: paho.Client, userdata: Any, mid: int, codes: list[ReasonCode], properties: Any
-        ) -> None:
-            if any(code.value >= _FAILURE for code in codes):
-                logger.warning(
-                    "the broker refuses a subscription of %s: check its access list", self.client_id
-                )
+        def on_refused() -> None:
+            logger.warning("the broker refuses a subscription of %s: check its access list", self.client_id)
 
         def on_message(client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
-            self._dispatch(message)
+            with contextlib.suppress(UnicodeDecodeError):
+                self._dispatch(message.topic, bytes(message.payload))
 
         def on_want_write(client: paho.Client, userdata: Any, sock: Any) -> None:
-            self._wakeup.set()  # its presence also keeps paho from writing on the publishing thread
+            self._wake()  # its presence also keeps paho from writing on the publishing thread
 
         client.on_connect = on_connect
         client.on_disconnect = on_disconnect
         client.on_publish = on_publish
-        client.on_subscribe = on_subscribe
+        client.on_refused = on_refused
         client.on_message = on_message
+        client.on_published = self._dispatch
         client.on_socket_register_write = on_want_write
         return client
 
@@ -337,9 +349,8 @@ class MqttSession:
         with self._lock:
             self._client = client
             self._acknowledgements = acknowledgements
-            wanted = [(topic, qos) for topic, (_, qos) in self._subscriptions.items()]
-        for start in range(0, len(wanted), _MAX_TOPICS_PER_PACKET):
-            client.subscribe(wanted[start : start + _MAX_TOPICS_PER_PACKET])
+            self._subscriptions.begin_again()
+        self._tell_changes()
         logger.log(
             logging.INFO if self._warned else logging.DEBUG,
             "connected to the broker at %s:%d as %s",
@@ -352,23 +363,9 @@ class MqttSession:
         self._connected.set()
         self._tell(True)
 
-    def _dispatch(self, message: paho.MQTTMessage) -> None:
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            return
-        payload = message.payload if isinstance(message.payload, bytes) else bytes(message.payload)
+    def _dispatch(self, topic: str, payload: bytes) -> None:
         with self._lock:
-            exact = self._subscriptions.get(topic)
-            handlers = (
-                [exact[0]]
-                if exact is not None
-                else [
-                    handler
-                    for pattern, (handler, _) in self._subscriptions.items()
-                    if ("+" in pattern or "#" in pattern) and paho.topic_matches_sub(pattern, topic)
-                ]
-            )
+            handlers = self._subscriptions.handlers_of(topic)
         for handler in handlers:
             try:
                 handler(topic, payload)
@@ -383,13 +380,6 @@ class MqttSession:
                 callback(connected)
             except Exception:  # one bad callback must not cost the connection
                 logger.exception("a state callback failed")
-
-
-def _check_filter(topic: str) -> None:
-    levels = topic.split("/")
-    stray = any(("+" in level and level != "+") or ("#" in level and level != "#") for level in levels)
-    if not 1 <= len(topic.encode()) <= 65_535 or stray or "#" in levels[:-1] or "\0" in topic:
-        raise ValueError(f"{topic[:80]!r} is no MQTT topic filter")
 
 
 def _queue_full(topic: str) -> TransientError:

@@ -44,13 +44,6 @@ class TracedAgent(AgentProcess):
         ]
 
 
-@pytest.fixture
-def cloud(mosquitto) -> Iterator[Cloud]:
-    cloud = Cloud(mosquitto.host, mosquitto.port)
-    yield cloud
-    cloud.close()
-
-
 def install(agent: AgentProcess) -> str:
     """The agent, stopped, with a committed model; its digest."""
     model = ship(make_model(1, num_hidden=64))

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from agent_harness import AgentProcess, Cloud, make_model, ship
+from agent_harness import make_model, ship
 from machine import wait_until
 
 pytestmark = pytest.mark.mosquitto
-
-
-@pytest.fixture
-def cloud(mosquitto) -> Iterator[Cloud]:
-    cloud = Cloud(mosquitto.host, mosquitto.port)
-    yield cloud
-    cloud.close()
-
-
-@pytest.fixture
-def agent(cloud: Cloud, tmp_path: Path) -> Iterator[AgentProcess]:
-    agent = AgentProcess(cloud, tmp_path)
-    yield agent
-    if agent.process is not None and agent.process.poll() is None:
-        agent.kill()
 
 
 def test_an_agent_fetches_tests_serves_and_reports_then_swaps_to_the_next_generation(cloud, agent) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from agent_harness import AgentProcess, Cloud, make_model, ship
@@ -15,21 +13,6 @@ from edgeloop import topics, trust
 from edgeloop.v1 import deployment_pb2
 
 pytestmark = pytest.mark.mosquitto
-
-
-@pytest.fixture
-def cloud(mosquitto) -> Iterator[Cloud]:
-    cloud = Cloud(mosquitto.host, mosquitto.port)
-    yield cloud
-    cloud.close()
-
-
-@pytest.fixture
-def agent(cloud: Cloud, tmp_path: Path) -> Iterator[AgentProcess]:
-    agent = AgentProcess(cloud, tmp_path)
-    yield agent
-    if agent.process is not None and agent.process.poll() is None:
-        agent.kill()
 
 
 @pytest.fixture

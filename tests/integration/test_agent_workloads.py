@@ -64,13 +64,6 @@ class TwoWorkloads(AgentProcess):
 
 
 @pytest.fixture
-def cloud(mosquitto) -> Iterator[Cloud]:
-    cloud = Cloud(mosquitto.host, mosquitto.port)
-    yield cloud
-    cloud.close()
-
-
-@pytest.fixture
 def agent(cloud: Cloud, tmp_path: Path) -> Iterator[TwoWorkloads]:
     agent = TwoWorkloads(cloud, tmp_path)
     yield agent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from edgeloop import artifact, delta, topics, trust
 from edgeloop.v1 import deployment_pb2
 
 pytestmark = pytest.mark.mosquitto
-
-
-@pytest.fixture
-def cloud(mosquitto) -> Iterator[Cloud]:
-    cloud = Cloud(mosquitto.host, mosquitto.port)
-    yield cloud
-    cloud.close()
 
 
 def deploy_with(cloud: Cloud, shipment: Shipment, generation: int, base: Shipment, data: bytes) -> None:

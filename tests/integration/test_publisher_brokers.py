@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mosquitto
+from mosquitto_server import Mosquitto
 
 from cloud.broker import EmbeddedBroker
 from cloud.publisher import Publisher, Shipment

@@ -16,9 +16,9 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from machine import free_port
 
 from cloud.job_plans import train_job
 from cloud.store import Store
