@@ -46,7 +46,7 @@ from cloud.domain.specs import CompressionSpec, Road
 from edgeloop.errors import EdgeloopError
 
 #: (depth_ratio, width_ratio) of the students that are trained unless others are named.
-PAIRS = ("0.67:0.5", "0.67:0.4375", "0.67:0.375", "0.34:0.5")
+PAIRS = ("0.67:0.4375", "0.34:0.5", "0.34:0.375")
 LATENCY_WIDTHS = (0.5, 0.3125, 0.125)
 LATENCY_DEPTHS = (1.0, 0.67, 0.34)
 

@@ -295,6 +295,8 @@ class Publisher:
         there = self._deployments_there
         stale = [(topic, payload) for topic, payload in wanted if there.get(topic) != payload]
         if stale:
+            # One that slept through its lease would put old deployments over those of who acts now.
+            self._published.check_ours()
             deliver(self._bus, stale)
             there.update(stale)
             changed = True

@@ -146,7 +146,8 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
         f"{generation} updates, {num_offered} offer a delta: {num_whole} came whole, {num_deltas} by it; "
         f"{num_in_delta} kills in a delta, {num_given_up} while it was applied; {len(stock.models)} models"
     )
-    assert num_whole >= max(2, NUM_KILLS // 40)
+    # On a busy machine most starts are killed before they have fetched anything.
+    assert num_whole >= max(2, NUM_KILLS // 100)
     assert num_deltas >= max(1, NUM_KILLS // 40)
     assert num_in_delta >= max(1, NUM_KILLS // 20)
     agent.stop()
