@@ -16,6 +16,7 @@ import pytest
 from agent_harness import NUM_INPUTS, AgentProcess, Cloud, Shipment, make_model, ship
 from machine import wait_until
 
+from cloud import shipment
 from cloud.publisher import Publisher
 from edge_agent.journal import Journal
 from edge_agent.update_state import UpdateState
@@ -161,8 +162,8 @@ def test_random_kills_of_the_agent_during_updates_brick_none(cloud: Cloud, tmp_p
 class Blobs:
     def __init__(self, *shipments: Shipment) -> None:
         self._blobs: dict[str, bytes] = {}
-        for shipment in shipments:
-            self._blobs |= {shipment.digest: shipment.data, shipment.manifest_digest: shipment.raw_manifest}
+        for each in shipments:
+            self._blobs |= {each.digest: each.data, each.manifest_digest: each.raw_manifest}
 
     def get(self, digest: str) -> bytes:
         if digest not in self._blobs:
@@ -189,14 +190,14 @@ def test_kills_of_the_broker_during_a_rollout_lose_no_desired_state_and_apply_no
         for name in names
     ]
     generations = dict.fromkeys(names, 0)
-    desired: dict[str, Shipment] = {}
+    desired: dict[str, shipment.Shipment] = {}
     try:
         for number in range(NUM_BROKER_KILLS):
             # The rollout goes on, one device after the other, while the broker dies and comes back empty.
             name = names[number % 2]
             generations[name] += 1
             model = models[generations[name] % 3]
-            desired[name] = Shipment(
+            desired[name] = shipment.Shipment(
                 device_id=name,
                 digest=model.digest,
                 manifest_digest=model.manifest_digest,
