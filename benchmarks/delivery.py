@@ -219,7 +219,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of the whole fleet and its peers")
     parser.add_argument("--receives", type=int, default=9, help="rounds of one receiver")
     parser.add_argument("--swaps", type=int, default=20, help="of the model under load")
-    parser.add_argument("--starts", type=int, default=7, help="starts after a kill")
+    # Three, since the agent holds a model back that did not live through more starts than that in a row.
+    parser.add_argument("--starts", type=int, default=3, help="starts after a kill, at most 3")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     found = measure(args)
