@@ -15,6 +15,7 @@ BENCHMARKS = (
     "benchmarks.delivery",
     "benchmarks.deltas",
     "benchmarks.fleet",
+    "benchmarks.fleet_turn",
     "benchmarks.quantisation",
     "benchmarks.reports",
     "benchmarks.rules",

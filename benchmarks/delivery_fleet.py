@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.delivery_broker import HOST, running_broker
-from cloud.publisher import Delivery, Publisher, Shipment
+from cloud.publisher import Publisher
 from cloud.registry import Registry
+from cloud.retained import Delivery
+from cloud.shipment import Shipment
 from edge_agent import fetch
 from edge_agent.fetch import Fetcher, FetchSettings
 from edge_agent.update_state import Slot

@@ -48,9 +48,9 @@ from cloud.domain.state import PolicyState
 from cloud.domain.workloads import Workload
 from cloud.job_plans import compress_job
 from cloud.own_load import busy_spans, without_own_load
-from cloud.publisher import Shipment
 from cloud.retirement import current, is_retired
 from cloud.rollout_evidence import group_evidence
+from cloud.shipment import Shipment
 from cloud.store import Store
 from edgeloop.errors import EdgeloopError
 from edgeloop.trust import DirectorKey

@@ -27,7 +27,7 @@ from cloud.deltas import DeltaShelf
 from cloud.domain.devices import Deployment, Device
 from cloud.domain.fleet_device import deployments_by_host
 from cloud.domain.rollout import DeploymentIntent
-from cloud.publisher import Shipment
+from cloud.shipment import Shipment
 from cloud.store import Store
 from edgeloop.errors import EdgeloopError, RejectedError
 from edgeloop.trust import DirectorKey, sign_deployment, timestamp, timestamp_s

@@ -8,13 +8,14 @@ what the one before it left. Without a database it is a file, which is also wher
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from edgeloop import topics
-from edgeloop.errors import RejectedError
+from edgeloop.errors import RejectedError, TransientError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class SharedMemory(Protocol):
 
     def get_meta(self, key: str, default: str = "") -> str: ...
     def set_meta(self, key: str, value: str) -> None: ...
+    def check_fence(self) -> None: ...
 
 
 class PublishedArtifacts:
@@ -72,6 +74,15 @@ class PublishedArtifacts:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._path)
         self._saved = text
+
+    def check_ours(self) -> None:
+        """Call it before deployments are published. Raises ``RejectedError`` once another control plane acts.
+
+        While the database is away nobody else can begin to, and what is on a broker must not depend on it.
+        """
+        if self._shared is not None:
+            with contextlib.suppress(TransientError):
+                self._shared.check_fence()
 
     def _take(self, where: str, text: str) -> None:
         """Add what a record names, all of it or nothing."""

@@ -11,8 +11,6 @@ The broker is a cache that may lose everything at any moment. Rules that this mo
   is published again.
 * What was ever put on the broker is written down before it is published, so that artifacts that nobody
   desires any more are cleared even after a restart, and by whichever control plane acts then.
-* Requests of devices are checked, answered only for what their own deployment names, and bounded per device
-  and per topic: no device can make the cloud publish without end.
 * A delta is published before a deployment that offers it; one that cannot be had holds nothing up, since
   devices do without.
 * One artifact that cannot be read does not hold up the others.
@@ -26,86 +24,23 @@ import random
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+from cloud.block_requests import BlockRequests, RequestSettings
 from cloud.published import PublishedArtifacts, SharedMemory
+from cloud.retained import Bus, deliver
+from cloud.shipment import Blobs, Shipment, Stock
 from edgeloop import topics
-from edgeloop.artifact import MAX_REQUEST_BYTES, parse_block_request, parse_manifest, split_blocks
+from edgeloop.artifact import MAX_REQUEST_BYTES
 from edgeloop.backoff import Backoff
-from edgeloop.errors import EdgeloopError, RejectedError, TransientError
-from edgeloop.v1 import deployment_pb2
+from edgeloop.errors import EdgeloopError, TransientError
 
 logger = logging.getLogger(__name__)
 
-#: Published, not yet acknowledged: bounds what waits in memory, 16 blocks are 4 MiB.
-_NUM_IN_FLIGHT = 16
-_ACK_TIMEOUT_S = 20.0
 _SENTINEL_WAIT_S = 0.5
 _TICK_S = 1.0
 _UNREADABLE_RETRY_S = 30.0
-
-
-class Delivery(Protocol):
-    """One message on its way."""
-
-    def wait(self, timeout_s: float) -> None:
-        """Return once the broker has acknowledged it; raise ``TransientError`` when it has not."""
-        ...
-
-
-class Bus(Protocol):
-    """The MQTT session as the publisher needs it (edgeloop.mqtt.MqttSession).
-
-    Handlers are called on a thread of the session. ``publish`` raises ``TransientError`` while there is no
-    connection.
-    """
-
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> Delivery: ...
-
-    def subscribe(self, topic: str, handler: Callable[[str, bytes], None], *, qos: int = 1) -> None: ...
-
-    def unsubscribe(self, topic: str) -> None: ...
-
-
-class Blobs(Protocol):
-    """Where artifacts and manifests are kept; raises ``EdgeloopError`` for what it cannot give intact."""
-
-    def get(self, digest: str) -> bytes: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shipment:
-    """What one device should run: the signed deployment and the digests that it names.
-
-    ``workload`` is which of several that the device hosts, empty for a device that runs one.
-    """
-
-    device_id: str
-    workload: str = ""
-    digest: str
-    manifest_digest: str
-    payload: bytes
-    #: Digest of the delta that the deployment offers; empty for none.
-    delta: str = ""
-
-    @property
-    def topic(self) -> str:
-        if self.workload:
-            return topics.workload_deployment(self.device_id, self.workload)
-        return topics.deployment(self.device_id)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublisherSettings:
-    """``requests_a_minute`` bounds one device; a block is not published again within ``block_quiet_s``."""
-
-    requests_a_minute: float = 30.0
-    request_burst: int = 20
-    block_quiet_s: float = 1.0
 
 
 class Publisher:
@@ -119,14 +54,13 @@ class Publisher:
         state_path: Path,
         deltas: Blobs | None = None,
         shared: SharedMemory | None = None,
-        settings: PublisherSettings | None = None,
+        settings: RequestSettings | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bus = bus
-        self._blobs = blobs
-        self._deltas = deltas
-        self._settings = settings or PublisherSettings()
+        self._stock = Stock(blobs, deltas)
         self._monotonic_s = monotonic_s
+        self._requests = BlockRequests(bus, self._stock, settings or RequestSettings(), monotonic_s)
         self._published = PublishedArtifacts(state_path, shared)
         self._session = secrets.token_hex(8)
         self._sequence = 0
@@ -154,8 +88,6 @@ class Publisher:
         self._leaving: list[tuple[set[str], Callable[[], None]]] = []
         self._retry_at_s = 0.0
         self._unreadable: dict[tuple[str, str], float] = {}
-        self._tokens: dict[str, tuple[float, float]] = {}
-        self._last_answer_s: dict[str, float] = {}
 
     def start(self) -> None:
         """Start the thread. Nothing is published before ``on_connected``."""
@@ -243,6 +175,10 @@ class Publisher:
             min(_TICK_S, max(0.01, self._retry_at_s - self._monotonic_s())) if self._retry_at_s else _TICK_S
         )
 
+    def _answer(self, topic: str, payload: bytes) -> None:
+        if self._connected:
+            self._requests.answer(topic, payload, self._of_device, self._tuf)
+
     def _take_desired(self, shipments: dict[str, Shipment]) -> None:
         self._desired = shipments
         self._of_device = {}
@@ -276,7 +212,7 @@ class Publisher:
         changed = self._publish_missing() | self._clear_undesired() | self._clear_left()
         if changed or self._sentinel != self._expected_sentinel():
             self._sequence += 1
-            self._deliver([(topics.SENTINEL, self._expected_sentinel())])
+            deliver(self._bus, [(topics.SENTINEL, self._expected_sentinel())])
             self._sentinel = self._expected_sentinel()
         self._backoff.reset()
         self._retry_at_s = 0.0
@@ -318,7 +254,7 @@ class Publisher:
         changed = False
         if self._director_keys != self._director_keys_there:
             # Before any deployment that only the newest key vouches for.
-            self._deliver([(topics.DIRECTOR_KEYS, self._director_keys)])
+            deliver(self._bus, [(topics.DIRECTOR_KEYS, self._director_keys)])
             self._director_keys_there = self._director_keys
             changed = True
         changed |= self._publish_tuf()
@@ -334,7 +270,7 @@ class Publisher:
             if now_s < self._unreadable.get(pair, 0.0):
                 continue
             try:
-                blocks, manifest = self._load(digest, manifest_digest)
+                blocks, manifest = self._stock.artifact(digest, manifest_digest)
             except EdgeloopError as error:
                 logger.error("artifact %s is desired but cannot be read: %s", digest[:12], error)
                 self._unreadable[pair] = now_s + _UNREADABLE_RETRY_S
@@ -344,7 +280,7 @@ class Publisher:
             self._published.manifests.add(manifest_digest)
             self._published.save()
             messages = [(topics.block(digest, number), block) for number, block in enumerate(blocks)]
-            self._deliver([*messages, (topics.manifest(manifest_digest), manifest)])
+            deliver(self._bus, [*messages, (topics.manifest(manifest_digest), manifest)])
             self._blocks_there[digest] = len(blocks)
             self._manifests_there.add(manifest_digest)
             ready.add(pair)
@@ -359,7 +295,9 @@ class Publisher:
         there = self._deployments_there
         stale = [(topic, payload) for topic, payload in wanted if there.get(topic) != payload]
         if stale:
-            self._deliver(stale)
+            # One that slept through its lease would put old deployments over those of who acts now.
+            self._published.check_ours()
+            deliver(self._bus, stale)
             there.update(stale)
             changed = True
         return changed
@@ -370,7 +308,7 @@ class Publisher:
             if digest in self._blocks_there or now_s < self._unreadable.get((digest, ""), 0.0):
                 continue
             try:
-                blocks = self._delta_blocks(digest)
+                blocks = self._stock.delta(digest)
             except EdgeloopError as error:
                 logger.warning("delta %s cannot be had, devices do without: %s", digest[:12], error)
                 self._unreadable[digest, ""] = now_s + _UNREADABLE_RETRY_S
@@ -378,16 +316,10 @@ class Publisher:
             if self._published.artifacts.get(digest) != len(blocks):
                 self._published.artifacts[digest] = len(blocks)
                 self._published.save()
-            self._deliver([(topics.block(digest, number), block) for number, block in enumerate(blocks)])
+            deliver(self._bus, [(topics.block(digest, number), block) for number, block in enumerate(blocks)])
             self._blocks_there[digest] = len(blocks)
             changed = True
         return changed
-
-    def _delta_blocks(self, digest: str) -> list[bytes]:
-        """Raises ``EdgeloopError``."""
-        if self._deltas is None:
-            raise RejectedError("no deltas are made here", code="delta-missing")
-        return split_blocks(self._deltas.get(digest))
 
     def _left_topics(self) -> list[tuple[str, bytes]]:
         """Empty payloads where a device was told what it hears elsewhere now that it hosts more, or fewer."""
@@ -414,9 +346,9 @@ class Publisher:
         self._published.save()
         # One after the other: a device that hears the last of them finds the others.
         for name, raw in stale.items():
-            self._deliver([(topics.tuf(name), raw)])
+            deliver(self._bus, [(topics.tuf(name), raw)])
             self._tuf_there[name] = raw
-        self._deliver([(topics.tuf(name), b"") for name in old])
+        deliver(self._bus, [(topics.tuf(name), b"") for name in old])
         if old:
             for name in old:
                 self._tuf_there.pop(name, None)
@@ -436,7 +368,7 @@ class Publisher:
         if not old and not old_manifests:
             return False
         messages = [(topics.block(digest, number), b"") for digest in old for number in range(old[digest])]
-        self._deliver([*messages, *((topics.manifest(digest), b"") for digest in sorted(old_manifests))])
+        deliver(self._bus, [*messages, *((topics.manifest(digest), b"") for digest in sorted(old_manifests))])
         for digest in old:
             del self._published.artifacts[digest]
             self._blocks_there.pop(digest, None)
@@ -453,7 +385,7 @@ class Publisher:
         for left, on_cleared in tuple(self._leaving):
             gone = left - desired
             if gone:
-                self._deliver([(topic, b"") for topic in sorted(gone)])
+                deliver(self._bus, [(topic, b"") for topic in sorted(gone)])
                 for topic in gone:
                     self._deployments_there.pop(topic, None)
                 left -= gone
@@ -462,93 +394,6 @@ class Publisher:
                 on_cleared()
                 self._leaving.remove((left, on_cleared))
         return changed
-
-    def _load(self, digest: str, manifest_digest: str) -> tuple[list[bytes], bytes]:
-        """The artifact's blocks as its manifest cuts them, and the manifest. Raises ``EdgeloopError``."""
-        raw = self._blobs.get(manifest_digest)
-        manifest = parse_manifest(raw, expected_digest=manifest_digest)
-        if manifest.digest != digest:
-            raise RejectedError(
-                f"manifest {manifest_digest[:12]} is of another artifact: build it again",
-                code="manifest-digest",
-            )
-        return split_blocks(self._blobs.get(digest), manifest.block_size_bytes), raw
-
-    def _deliver(self, messages: list[tuple[str, bytes]]) -> None:
-        """Publish retained and return when all are acknowledged. Raises ``TransientError``."""
-        waiting: deque[Delivery] = deque()
-        for topic, payload in messages:
-            if len(waiting) >= _NUM_IN_FLIGHT:
-                waiting.popleft().wait(_ACK_TIMEOUT_S)
-            waiting.append(self._bus.publish(topic, payload, qos=1, retain=True))
-        for delivery in waiting:
-            delivery.wait(_ACK_TIMEOUT_S)
-
-    # -- requests --------------------------------------------------------------------------------------
-
-    def _answer(self, topic: str, payload: bytes) -> None:
-        try:
-            device_id = topics.device_of(topic)
-            request = parse_block_request(payload, device_id=device_id)
-        except RejectedError as error:
-            logger.warning("ignored a block request on %s: %s", topic, error)
-            return
-        shipments = self._of_device.get(device_id)
-        if not shipments or not self._connected or not self._allowed(device_id):
-            return
-        if request.tuf:
-            self._again([(topics.tuf(name), raw) for name, raw in self._tuf.items()])
-            return
-        shipment = next((shipment for shipment in shipments if _is_of(request, shipment)), None)
-        if shipment is None:
-            # It has missed the newest deployment: say that again instead.
-            logger.info("%s asks for what it should not run: publishing its deployment again", device_id)
-            self._again([(shipment.topic, shipment.payload) for shipment in shipments])
-            return
-        digest = request.digest if request.blocks else shipment.digest
-        try:
-            if digest == shipment.digest:
-                blocks, manifest = self._load(digest, shipment.manifest_digest)
-            else:
-                blocks, manifest = self._delta_blocks(digest), b""
-        except EdgeloopError as error:
-            logger.error("cannot answer %s: artifact %s: %s", device_id, digest[:12], error)
-            return
-        numbers = [number for number in sorted(set(request.blocks)) if number < len(blocks)]
-        messages = [(topics.block(digest, number), blocks[number]) for number in numbers]
-        if request.manifest and manifest:
-            messages.insert(0, (topics.manifest(shipment.manifest_digest), manifest))
-        self._again(messages)
-
-    def _again(self, messages: list[tuple[str, bytes]]) -> None:
-        """Publish once more what was not published a moment ago: the answer is retained, so it serves all."""
-        now_s = self._monotonic_s()
-        quiet_s = self._settings.block_quiet_s
-        self._last_answer_s = {topic: at for topic, at in self._last_answer_s.items() if now_s - at < quiet_s}
-        fresh = [(topic, payload) for topic, payload in messages if topic not in self._last_answer_s]
-        self._last_answer_s.update((topic, now_s) for topic, _ in fresh)
-        if fresh:
-            logger.info("publishing %d messages again on request", len(fresh))
-            self._deliver(fresh)
-
-    def _allowed(self, device_id: str) -> bool:
-        """A token bucket for each device."""
-        now_s = self._monotonic_s()
-        burst = float(self._settings.request_burst)
-        tokens, at_s = self._tokens.get(device_id, (burst, now_s))
-        tokens = min(burst, tokens + (now_s - at_s) * self._settings.requests_a_minute / 60.0)
-        allowed = tokens >= 1.0
-        self._tokens[device_id] = (tokens - 1.0 if allowed else tokens, now_s)
-        if not allowed:
-            logger.warning("%s asks for blocks too often: ignored for now", device_id)
-        return allowed
-
-
-def _is_of(request: deployment_pb2.BlockRequest, shipment: Shipment) -> bool:
-    blocks_of = {shipment.digest, shipment.delta} - {""}
-    return not (request.blocks and request.digest not in blocks_of) and not (
-        request.manifest and request.manifest_digest != shipment.manifest_digest
-    )
 
 
 def _nothing() -> None:

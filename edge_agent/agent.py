@@ -15,7 +15,6 @@ import random
 import time
 import uuid
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -41,7 +40,7 @@ from edge_agent.served_workload import ServedWorkload
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.sources import ReplaySource, load_replay
 from edge_agent.spool import ReportSpool
-from edge_agent.status_board import StatusBoard
+from edge_agent.status_board import StatusBoard, agent_version
 from edge_agent.supervisor import Supervisor
 from edge_agent.update_state import State, StatusNote
 from edge_agent.workload_set import WorkloadSet, state_folders
@@ -339,7 +338,7 @@ class Agent:
             device_id=self._config.device_id,
             hardware=self._network.hardware,
             labels=self._config.label_map,
-            agent_version=metadata.version("edgeloop"),
+            agent_version=agent_version(),
             boot_id=self._boot_id,
             emulated_slowdown=self._config.emulate_slowdown,
             generation=max(generation for _, generation, _ in all_run),

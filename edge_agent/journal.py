@@ -4,8 +4,8 @@ Rules:
 - A save is atomic and durable when it returns: temporary file, fsync, rename, fsync of the folder.
 - Two copies are kept, each with its checksum, written one after the other. Damage to one costs at most the
   last transition, which the update rules repeat anyway.
-- A file that cannot be read is moved aside, never deleted, and the log says so. With both copies gone the
-  device starts over: its deployment is retained at the broker.
+- A file that cannot be read is moved aside, and the log says so; of many, the first are kept, and the last.
+  With both copies gone the device starts over: its deployment is retained at the broker.
 - A state of a newer format is a person's to decide about: ConfigError, and nothing is changed.
 - One agent per state folder: the lock lasts as long as the process, however it ends.
 """
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "state.json"
 COPY_FILE = "state.copy.json"
 LOCK_FILE = "agent.lock"
+# Files that did not read, of each kind: what came first says most about what went wrong.
+MAX_ASIDE = 5
 _NO_WRITES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
@@ -135,7 +137,7 @@ class Journal:
 
     def _move_aside(self, path: Path) -> None:
         number = 1
-        while (aside := path.with_name(f"{path.name}.unreadable-{number}")).exists():
+        while (aside := path.with_name(f"{path.name}.unreadable-{number}")).exists() and number < MAX_ASIDE:
             number += 1
         try:
             os.replace(path, aside)

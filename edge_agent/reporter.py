@@ -20,21 +20,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final
 
 import grpc
 
+from edge_agent.fleet_client import FleetClient, ReportStream, StreamEvent
 from edge_agent.meter import WindowReport
 from edge_agent.spool import ReportSpool
 from edgeloop.backoff import Backoff
-from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError, error_from_grpc
+from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError
 from edgeloop.v1 import (
     deployment_pb2,
     device_pb2,
     fleet_service_pb2,
-    fleet_service_pb2_grpc,
     telemetry_pb2,
 )
 
@@ -45,17 +45,6 @@ MAX_BATCH: Final = 500
 _STEADY_S: Final = 10.0
 #: Refusals that are about this device, not about what it sent: every connection begins with Register.
 _HEALED_BY_REGISTER: Final = frozenset({"grpc-not-found", "device-unknown"})
-_CHANNEL_OPTIONS: Final = (
-    # A gateway behind a stateful firewall learns from these that the other end is gone.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 1 << 20),
-    # Else a new channel inherits the back-off of the one before it.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-)
 
 
 def build_report(
@@ -76,80 +65,6 @@ def build_report(
     report.start_time.FromMicroseconds(round(window.start_s * 1e6))
     report.end_time.FromMicroseconds(round(window.end_s * 1e6))
     return report
-
-
-class FleetClient:
-    """FleetService as the agent calls it; failures leave as edgeloop's errors."""
-
-    def __init__(self, server: str, *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        if credentials is None:
-            self._channel = grpc.insecure_channel(server, options=_CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
-        self._stub = fleet_service_pb2_grpc.FleetServiceStub(self._channel)
-
-    def register(
-        self, registration: device_pb2.Registration, *, timeout_s: float = 10.0
-    ) -> fleet_service_pb2.RegisterResponse:
-        """Says who this is; the answer says which profile it belongs to."""
-        request = fleet_service_pb2.RegisterRequest(registration=registration)
-        try:
-            response: fleet_service_pb2.RegisterResponse = self._stub.Register(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise error_from_grpc(error) from error
-        return response
-
-    def update_status(self, status: deployment_pb2.DeploymentStatus, *, timeout_s: float = 10.0) -> None:
-        """Says how far a deployment has come."""
-        request = fleet_service_pb2.UpdateDeploymentStatusRequest(status=status)
-        try:
-            self._stub.UpdateDeploymentStatus(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise error_from_grpc(error) from error
-
-    def open_stream(self, post: Callable[[_Event], None]) -> ReportStream:
-        """A stream whose answers, and whose end, are posted."""
-        return ReportStream(self._stub, post)
-
-    def close(self) -> None:
-        """Ends every call that is under way."""
-        self._channel.close()
-
-
-class ReportStream:
-    """One StreamReports call: ``send`` never waits; a thread posts what comes back."""
-
-    def __init__(self, stub: fleet_service_pb2_grpc.FleetServiceStub, post: Callable[[_Event], None]) -> None:
-        self._post = post
-        self._requests: SimpleQueue[fleet_service_pb2.StreamReportsRequest | None] = SimpleQueue()
-        self._call = stub.StreamReports(self._take())
-        threading.Thread(target=self._read, name="report-answers", daemon=True).start()
-
-    def send(self, request: fleet_service_pb2.StreamReportsRequest) -> None:
-        """Queues one batch."""
-        self._requests.put(request)
-
-    def close(self) -> None:
-        """Ends the call, and with it both threads that serve it."""
-        self._requests.put(None)
-        self._call.cancel()
-
-    def _take(self) -> Iterator[fleet_service_pb2.StreamReportsRequest]:
-        while (request := self._requests.get()) is not None:
-            yield request
-
-    def _read(self) -> None:
-        try:
-            for response in self._call:
-                self._post((self, response))
-        except grpc.RpcError as error:
-            self._post((self, error_from_grpc(error)))
-        else:
-            self._post((self, TransientError("the server ended the report stream", code="stream-ended")))
-
-
-#: What the reporter's inbox holds: None wakes it up; else which stream said what.
-_Event = tuple[ReportStream, fleet_service_pb2.StreamReportsResponse | EdgeloopError] | None
 
 
 class FleetReporter:
@@ -176,7 +91,7 @@ class FleetReporter:
         self._backoff = backoff
         self._credentials = credentials
         self._ack_timeout_s = ack_timeout_s
-        self._inbox: SimpleQueue[_Event] = SimpleQueue()
+        self._inbox: SimpleQueue[StreamEvent] = SimpleQueue()
         self._stop = threading.Event()
         self._drain_until_s = float("inf")
         self._register_again = False
@@ -376,7 +291,10 @@ class FleetReporter:
             event = self._inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
         except Empty:
             return None
-        if event is None or event[0] is not stream:
+        if event is None:
+            return None
+        event[0].taken()
+        if event[0] is not stream:
             return None
         if isinstance(event[1], EdgeloopError):
             raise event[1]

@@ -5,6 +5,7 @@ Rules:
 - A disk that takes no status file costs nothing else: `last` is what `/metrics` shows.
 """
 
+import functools
 import logging
 import os
 import time
@@ -25,6 +26,16 @@ logger = logging.getLogger(__name__)
 STATUS_INTERVAL_S = 5.0
 # Of what the cloud says.
 MAX_CHARS = 1000
+
+
+@functools.cache
+def agent_version() -> str:
+    """Of the installed package, looked up once: it is read from the disk. Empty where that does not say."""
+    try:
+        return metadata.version("edgeloop")
+    except (metadata.PackageNotFoundError, OSError) as error:
+        logger.warning("this agent does not know its version reason=%r", error)
+        return ""
 
 
 class StatusBoard:
@@ -102,7 +113,7 @@ class StatusBoard:
             running=running,
             device_id=self._config.device_id,
             boot_id=self._boot_id,
-            agent_version=metadata.version("edgeloop"),
+            agent_version=agent_version(),
             profile=self._profile,
             profile_message=self._profile_message,
             state=state.state.value,

@@ -6,7 +6,8 @@ Rules:
   newer root is believed when the timestamp (as yet unverified) says that there is none: whoever could lie
   about that could as well hold the root back, and the timestamp's own expiry bounds both.
 - What came to be trusted, also on the way to a refusal, is on the disk before anybody acts on it: each file
-  by temporary file, fsync and rename. The library works on a copy.
+  by temporary file, fsync and rename. The library works on a copy, and what a killed process left of one goes
+  with the next refresh.
 - The root that the device was configured with is where each refresh begins: the folder gives no trust that
   signatures do not.
 - Time is the caller's, not the clock's: a gateway that woke in 1970 still knows what has expired.
@@ -14,6 +15,7 @@ Rules:
 
 import datetime
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +30,7 @@ from edgeloop.errors import ConfigError, RejectedError, TransientError
 from edgeloop.released import TIMESTAMP_FILE
 
 _BASE_URL = "mqtt://tuf/"
+_WORK_PREFIX = ".work-"
 _CONFIG = UpdaterConfig(
     max_root_rotations=released.MAX_ROOTS,
     max_delegations=0,
@@ -108,7 +111,9 @@ def lookup(
     """
     try:
         folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work:
+        for left in folder.glob(f"{_WORK_PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_WORK_PREFIX) as work:
             _copy_in(folder, Path(work))
             try:
                 return _refreshed(Path(work), root, received, path, now_s)

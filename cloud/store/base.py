@@ -106,6 +106,11 @@ class Database:
         view._fence = fence
         return view
 
+    def check_fence(self) -> None:
+        """Writes nothing; raises what a write would now (RejectedError "lease-lost")."""
+        with self._write():
+            pass
+
     def get_meta(self, key: str, default: str = "") -> str:
         """A setting that outlives the process."""
         with self._read() as connection:

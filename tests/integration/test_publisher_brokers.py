@@ -15,8 +15,9 @@ import pytest
 from mosquitto_server import Mosquitto
 
 from cloud.broker import EmbeddedBroker
-from cloud.publisher import Publisher, Shipment
+from cloud.publisher import Publisher
 from cloud.registry import Registry
+from cloud.shipment import Shipment
 from edgeloop import topics
 from edgeloop.artifact import build_manifest, encode_manifest, golden_set
 from edgeloop.backoff import Backoff

@@ -32,7 +32,8 @@ KILLED_AFTER = (1, 3, 4, 6, 7, 8)
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
-from cloud.publisher import Publisher, Shipment
+from cloud.publisher import Publisher
+from cloud.shipment import Shipment
 from cloud.registry import Registry
 from edgeloop.mqtt import MqttSession
 

@@ -27,7 +27,7 @@ from cloud.domain.tasks import (
 from cloud.domain.workloads import SearchBudget, Workload
 from cloud.family_plans import family_key_of
 from cloud.jobrunner import JobRunner
-from cloud.publisher import Shipment
+from cloud.shipment import Shipment
 from cloud.store import ReportRow, Store
 from edgeloop.artifact import sha256_hex
 from edgeloop.sketch import LatencySketch

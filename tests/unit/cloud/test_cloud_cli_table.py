@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud.cli import columns
 from cloud.cli.table import MAX_NOTE_CHARS, Column, lay_out
+from edgeloop.v1 import control_service_pb2 as pb
 
 COLUMNS = [
     Column("DIGEST", lambda item: item["digest"]),
@@ -49,3 +52,18 @@ def test_a_message_of_many_lines_becomes_one_that_ends_somewhere() -> None:
 @given(width=st.none() | st.integers(1, 200), digest=st.text("0123456789abcdef", min_size=12, max_size=12))
 def test_a_cell_that_is_always_shown_is_never_broken(width: int | None, digest: str) -> None:
     assert any(digest in line for line in lay_out(COLUMNS, [{**ITEMS[0], "digest": digest}], width))
+
+
+@pytest.mark.parametrize(
+    ("spec_json", "digest", "shown"),
+    [
+        ('{"training":{"num_epochs":3}}', "ab" * 32, "99.00 %"),
+        ('{"training":{"num_epochs":3,"num_teachers":3}}', "ab" * 32, "99.00 % (best of 3)"),
+        ('{"training":{"num_epochs":3,"num_teachers":3}}', "", "-"),
+    ],
+)
+def test_the_accuracy_of_an_ensemble_says_whose_it_is(spec_json: str, digest: str, shown: str) -> None:
+    teacher = pb.TeacherInfo(digest=digest, accuracy=0.99 if digest else 0.0)
+    workload = pb.WorkloadInfo(name="digits", spec_json=spec_json, teacher=teacher)
+    (column,) = (column for column in columns.WORKLOADS if column.header == "ACCURACY")
+    assert column.cell(workload) == shown

@@ -12,7 +12,8 @@ from test_cloud_take_over import WAIT_S, publisher, take_over
 
 from cloud.departures import SETTLE_S, Departures
 from cloud.domain.devices import HostedWorkload
-from cloud.publisher import Publisher, Shipment
+from cloud.publisher import Publisher
+from cloud.shipment import Shipment
 from cloud.store import Store
 from edgeloop import topics
 

@@ -17,11 +17,11 @@ from cloud.domain.fleet_device import DeploymentIntent
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
 from cloud.domain.rollout import RolloutState, abort, plan_rollout
 from cloud.domain.workloads import Workload
-from cloud.publisher import Shipment
 from cloud.services.convert import device_from_proto, registration_to_proto
 from cloud.services.explaining import explain_device
 from cloud.services.queries import Queries
 from cloud.services.summary import summarise
+from cloud.shipment import Shipment
 from cloud.store import ReportRow, Store
 from edgeloop import topics
 from edgeloop.errors import RejectedError

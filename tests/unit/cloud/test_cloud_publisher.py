@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from memory_registry import Memory
 
-from cloud.publisher import Publisher, PublisherSettings, Shipment
+from cloud.block_requests import RequestSettings
+from cloud.publisher import Publisher
+from cloud.shipment import Shipment
 from edgeloop import topics
 from edgeloop.artifact import MIN_BLOCK_SIZE_BYTES, build_manifest, encode_manifest, golden_set, sha256_hex
 from edgeloop.errors import TransientError
@@ -107,7 +109,7 @@ class Scene:
             bus=self.bus,
             blobs=self.blobs,
             state_path=self.folder / "published.json",
-            settings=PublisherSettings(requests_a_minute=60.0, request_burst=3, block_quiet_s=1.0),
+            settings=RequestSettings(requests_a_minute=60.0, request_burst=3, block_quiet_s=1.0),
             monotonic_s=lambda: self.now_s,
         )
         publisher.start()

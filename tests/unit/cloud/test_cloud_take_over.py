@@ -14,7 +14,8 @@ from memory_registry import Memory
 from test_cloud_publisher import FakeBus, make_artifact, shipment
 
 from cloud import tuf_root
-from cloud.publisher import Publisher, Shipment
+from cloud.publisher import Publisher
+from cloud.shipment import Shipment
 from cloud.store import Store, lease_fence
 from cloud.tuf_files import TufFiles
 from cloud.tuf_repository import TufRepository
@@ -110,6 +111,40 @@ def test_who_lost_the_lease_publishes_nothing_that_it_cannot_write_down(store: S
         assert naming(bus, late) == []
 
 
+def test_who_lost_the_lease_puts_no_deployment_over_that_of_who_acts_now(
+    store: Store, tmp_path: Path
+) -> None:
+    bus, blobs = FakeBus(), Memory()
+    artifact = make_artifact(blobs, 1)
+    topic = topics.deployment("gw-1")
+    with publisher(bus, blobs, tmp_path / "a", take_over(store, "a")) as first:
+        ship(first, shipment("gw-1", artifact, b"generation 1"))
+        with publisher(bus, blobs, tmp_path / "b", take_over(store, "b")) as second:
+            ship(second, shipment("gw-1", artifact, b"generation 3"))
+            # It had stood still, and goes on where it was: with an artifact that is there already.
+            first.set_desired({"gw-1": shipment("gw-1", artifact, b"generation 2")})
+            assert not first.wait_settled(1.0)
+            assert bus.retained[topic] == b"generation 3"
+
+
+def test_deployments_come_back_while_the_database_is_away(store: Store, tmp_path: Path) -> None:
+    bus, blobs = FakeBus(), Memory()
+    artifact = make_artifact(blobs, 1)
+    acting = take_over(store, "a")
+    with publisher(bus, blobs, tmp_path / "a", acting) as first:
+        ship(first, shipment("gw-1", artifact))
+
+        def away() -> None:
+            raise TransientError("the database is away", code="store-busy")
+
+        acting.check_fence = away  # type: ignore[method-assign]
+        first.on_connected(False)
+        bus.retained.clear()
+        first.on_connected(True)
+        assert first.wait_settled(WAIT_S)
+        assert topics.deployment("gw-1") in bus.retained
+
+
 def test_a_record_that_could_not_be_written_is_written_before_its_message_goes_out(
     store: Store, tmp_path: Path
 ) -> None:
@@ -184,6 +219,7 @@ def test_a_take_over_waits_until_what_is_being_written_is_whole(
     acting = take_over(store, "a")
     first = repository(acting)
     seen: list[bool] = []
+    rivals: list[threading.Thread] = []
     whole = TufFiles.write
 
     def hurried(files: TufFiles, name: str, raw: bytes) -> None:
@@ -195,13 +231,15 @@ def test_a_take_over_waits_until_what_is_being_written_is_whole(
             claimed.set()
 
         if not seen:
-            threading.Thread(target=claim, daemon=True).start()
+            rivals.append(threading.Thread(target=claim, daemon=True))
+            rivals[0].start()
         seen.append(claimed.wait(0.2))
         whole(files, name, raw)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TufFiles, "write", hurried)
         first.release([pair(1)], NOW_S)
+    rivals[0].join(WAIT_S)  # it has the lease by then, and takes none any more
     assert seen == [False, False, False]
     whole_release = on_disk(tmp_path)
     repository(take_over(store, "b")).release([pair(1)], NOW_S)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent import journal
-from edge_agent.journal import COPY_FILE, STATE_FILE, Journal, StateLock, decode, encode
+from edge_agent.journal import COPY_FILE, MAX_ASIDE, STATE_FILE, Journal, StateLock, decode, encode
 from edge_agent.update_state import FORMAT_VERSION, Slot, State, StatusNote, UpdateState
 from edgeloop.errors import ConfigError
 
@@ -253,3 +253,13 @@ def test_a_write_that_fails_leaves_no_half_file_behind(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="No space"):
         Journal(tmp_path).save(a_state(1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_damages_every_file_does_not_fill_with_them(tmp_path: Path) -> None:
+    for number in range(3 * MAX_ASIDE):
+        (tmp_path / STATE_FILE).write_bytes(b"%d" % number)
+        Journal(tmp_path).load()
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("*unreadable*")}
+    assert len(kept) == MAX_ASIDE
+    assert kept[f"{STATE_FILE}.unreadable-1"] == b"0"
+    assert kept[f"{STATE_FILE}.unreadable-{MAX_ASIDE}"] == b"%d" % (3 * MAX_ASIDE - 1)

@@ -106,6 +106,15 @@ def repo(tmp_path: Path) -> Simulator:
 # --- basic -----------------------------------------------------------------------------------------------
 
 
+def test_what_killed_refreshes_left_goes_with_the_next(repo: Simulator) -> None:
+    for number in range(3):
+        (repo.folder / f".work-{number}" / "root_history").mkdir(parents=True)
+        (repo.folder / f".work-{number}" / "targets.json").write_bytes(b"half")
+    assert repo.refresh() == ""
+    assert repo.version("targets") == 1
+    assert not list(repo.folder.glob(".*"))
+
+
 def test_basic_init_and_refresh(repo: Simulator) -> None:
     assert repo.refresh() == ""
     assert [repo.version(role) for role in ("root", *ROLES)] == [1, 1, 1, 1]
