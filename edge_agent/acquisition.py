@@ -36,6 +36,10 @@ class Wire(Protocol):
     def unsubscribe(self, topic: str) -> None: ...
     def request(self, slot: Slot, request: fetch.Request) -> None: ...
 
+    @property
+    def fed_at_s(self) -> float | None:
+        """When bytes of a message that is not whole yet came last, by the monotonic clock; else None."""
+
 
 class Acquisition:
     """Of one slot at a time. Owned by the agent's thread."""
@@ -122,7 +126,7 @@ class Acquisition:
             silent = f"no block of the delta came for {self._settings.delta_silence_s:g} s"
             return self._without_delta(RejectedError(silent, code="delta-missing"))
         if self._fetcher is not None and self._fetcher.deadline_s is not None:
-            events.extend(self._go_on(self._fetcher.on_tick(self._monotonic())))
+            events.extend(self._go_on(self._fetcher.on_tick(self._monotonic(), self._wire.fed_at_s)))
         if self._gate is not None:
             events.extend(self._released(self._gate.on_tick()))
         return events

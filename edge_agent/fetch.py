@@ -5,7 +5,8 @@ Rules:
   soon as its content is verified. Never a wildcard: brokers drop retained messages of those silently.
 - The manifest comes first, checked against the signed deployment in every field that the two share.
 - The broker is a cache. What does not come in time is asked for on the device's request topic, again and
-  again with backoff: a broker that lost its store, or a cloud that is away, ends nothing.
+  again with backoff: a broker that lost its store, or a cloud that is away, ends nothing. What is on its way
+  is not asked for, however long it takes on a slow link: it would only come twice.
 - A sender that never ends, and one that trickles, are cut off: once more has come for a fetch than twice the
   artifact and a window of blocks ("fetch-too-much"), and once the blocks that came since the first one fall
   behind a minimum rate ("fetch-too-slow"). Only time with a broker counts, and silence before the first block
@@ -112,6 +113,8 @@ class Fetcher:
         self._ahead: deque[int] = deque()
         self._num_altered: dict[int | None, int] = {}
         self._deadline_s = 0.0
+        # Since when nothing came whole.
+        self._waiting_since_s = 0.0
         self._ended = False
         self._received_bytes = 0
         self._fed_bytes = 0
@@ -182,7 +185,8 @@ class Fetcher:
             return []
         return self._on_block(self._assembler, topic, payload, now_s)
 
-    def on_tick(self, now_s: float) -> list[FetchEffect]:
+    def on_tick(self, now_s: float, fed_at_s: float | None = None) -> list[FetchEffect]:
+        """`fed_at_s`: when bytes of a message that is not whole yet came last; None where there is none."""
         if self._ended:
             return []
         if self._is_too_slow(now_s):
@@ -194,6 +198,9 @@ class Fetcher:
                 )
             )
         if now_s < self._deadline_s:
+            return []
+        if fed_at_s is not None and self._is_coming(now_s, fed_at_s):
+            self._deadline_s = fed_at_s + self._settings.block_timeout_s
             return []
         self._deadline_s = now_s + self._settings.block_timeout_s + self._backoff.next()
         return [self._request()]
@@ -225,7 +232,15 @@ class Fetcher:
             return False
         return self._fed_bytes < (self._fed_s - settings.slow_grace_s) * settings.min_rate_bytes_s
 
+    def _is_coming(self, now_s: float, fed_at_s: float) -> bool:
+        """Whether to wait for it; not for ever, since it may be a trickle of something else."""
+        return (
+            now_s < fed_at_s + self._settings.block_timeout_s
+            and now_s < self._waiting_since_s + self._settings.slow_grace_s
+        )
+
     def _wait(self, now_s: float) -> None:
+        self._waiting_since_s = now_s
         self._deadline_s = now_s + self._settings.block_timeout_s
 
     def _request(self) -> Request:

@@ -151,6 +151,11 @@ class BrokerWire:
         )
         self.publish(topics.requests(self._device_id), message.SerializeToString(), retain=False)
 
+    @property
+    def fed_at_s(self) -> float | None:
+        """When bytes of a message that is not whole yet came last, by the monotonic clock; else None."""
+        return self._session.fed_at_s if self._session is not None else None
+
     def request_metadata(self) -> None:
         """The current TUF metadata, once more."""
         message = deployment_pb2.BlockRequest(device_id=self._device_id, tuf=True)
@@ -180,6 +185,10 @@ class WirePort:
 
     def request(self, slot: Slot, request: fetch.Request) -> None:
         self._wire.request(slot, request)
+
+    @property
+    def fed_at_s(self) -> float | None:
+        return self._wire.fed_at_s
 
     def request_metadata(self) -> None:
         self._wire.request_metadata()

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTErrorCode
@@ -93,7 +93,7 @@ class MqttSession:
         self._max_queued = max_queued
 
         self._lock = threading.Lock()  # guards the four below; never held while a callback runs
-        self._client: paho.Client | None = None  # only while connected
+        self._client: BoundedClient | None = None  # only while connected
         self._acknowledgements = Acknowledgements()
         self._subscriptions = Subscriptions()
         self._state_callbacks: list[StateCallback] = []
@@ -126,6 +126,13 @@ class MqttSession:
     @property
     def connected(self) -> bool:
         return self._connected.is_set()
+
+    @property
+    def fed_at_s(self) -> float | None:
+        """When bytes of a packet that is not whole yet came last, by the monotonic clock; else None."""
+        with self._lock:
+            client = self._client
+        return client.fed_at_s if client is not None else None
 
     @property
     def last_error(self) -> str:
@@ -314,7 +321,7 @@ class MqttSession:
                 self._refused = code.value in _REFUSALS
                 reasons.append(f"the broker refuses this client: {code}")
                 return
-            self._connected_now(client, acknowledgements)
+            self._connected_now(cast(BoundedClient, client), acknowledgements)
 
         def on_disconnect(
             client: paho.Client, userdata: Any, flags: paho.DisconnectFlags, code: ReasonCode, properties: Any
@@ -345,7 +352,7 @@ class MqttSession:
         client.on_socket_register_write = on_want_write
         return client
 
-    def _connected_now(self, client: paho.Client, acknowledgements: Acknowledgements) -> None:
+    def _connected_now(self, client: BoundedClient, acknowledgements: Acknowledgements) -> None:
         with self._lock:
             self._client = client
             self._acknowledgements = acknowledgements

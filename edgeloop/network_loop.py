@@ -48,6 +48,8 @@ class BoundedClient(paho.Client):
         self._packets = PacketBuffer(MAX_PACKET_BYTES)
         self._for_paho = memoryview(b"")
         self._lost: OSError | None = None
+        #: When bytes of a packet that is not whole yet came last, by the monotonic clock.
+        self.fed_at_s: float | None = None
 
     @property
     def is_amid_packet(self) -> bool:
@@ -82,6 +84,7 @@ class BoundedClient(paho.Client):
             self._take(packet)
             if self.socket() is None:
                 return False
+        self.fed_at_s = time.monotonic() if self.is_amid_packet else None
         # TLS gives out one record at a time.
         return num_bytes == len(room) or isinstance(sock, ssl.SSLSocket)
 

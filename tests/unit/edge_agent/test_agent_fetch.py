@@ -155,6 +155,25 @@ def test_what_does_not_come_is_asked_for_with_growing_pauses_and_a_limit() -> No
     assert found.deadline_s == now_s + 5.0
 
 
+def test_what_is_on_its_way_is_not_asked_for_until_it_stalls_or_is_no_more_than_a_trickle() -> None:
+    found, _ = with_blocks()
+    now_s = 0.0
+    while now_s < 60.0:  # a block that takes a minute
+        assert found.deadline_s is not None
+        now_s = found.deadline_s
+        assert found.on_tick(now_s, fed_at_s=now_s - 1.0) == []
+        assert found.deadline_s == now_s + 4.0
+    found.on_message(topic(0), BLOCKS[0], now_s)
+    assert found.deadline_s == now_s + 5.0
+    # The link stalls in the middle of the next one.
+    (request,) = found.on_tick(now_s + 5.0, fed_at_s=now_s)
+    assert isinstance(request, Request)
+    # And something comes on and on, and never is a block.
+    for second in range(5, 3600, 10):
+        found.on_tick(now_s + second, fed_at_s=now_s + second)
+    assert of(Request, found.on_tick(now_s + 3601.0, fed_at_s=now_s + 3601.0))
+
+
 def test_a_manifest_that_does_not_come_is_asked_for() -> None:
     found = fetcher()
     found.begin_manifest(0.0)

@@ -87,6 +87,10 @@ class Device:
         )
         self.updater.start()
 
+    @property
+    def fed_at_s(self) -> float | None:
+        return None
+
     def subscribe(self, topic: str) -> None:
         self.subscribed.add(topic)
 

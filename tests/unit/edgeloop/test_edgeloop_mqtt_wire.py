@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from machine import wait_until
 
 from edgeloop.backoff import Backoff
 from edgeloop.mqtt import MqttSession
@@ -183,9 +184,15 @@ def test_a_block_on_a_slow_link_keeps_the_connection_though_pings_go_unanswered(
         peer.accept()
         peer.next(SUBSCRIBE)
         data = message(b"t", b"x" * 50)
-        for byte in data:  # more than twice the keepalive; the answer to a ping would come after it
+        begun_s = time.monotonic()
+        for byte in data[:-1]:  # more than twice the keepalive; the answer to a ping would come after it
             peer.send(bytes((byte,)))
             time.sleep(3.0 / len(data))
+        # It can be told that something is on its way, and that nothing is.
+        assert session.fed_at_s is not None
+        assert begun_s + 2.0 < session.fed_at_s
+        peer.send(data[-1:])
         assert inbox.get(timeout=5) == b"x" * 50
+        wait_until(lambda: session.fed_at_s is None)
         assert session.connected
         peer.next(PINGREQ)
