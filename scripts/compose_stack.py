@@ -20,6 +20,8 @@ PROJECT = "edgeloop-test"
 OPERATOR = f"{PROJECT}-operator"
 WEB_PORT = "EDGELOOP_WEB_PORT"
 PORTS = ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT", WEB_PORT)
+#: How often it is given after a kill at most, and the pause between two.
+NUM_UPS, UP_PAUSE_S = 3, 5.0
 WITH_HEALTH_CHECK = ("control", "mosquitto", "postgres", "ray-head")
 
 
@@ -52,6 +54,23 @@ class Compose:
         if check and done.returncode != 0:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         return done.stdout
+
+    def up_again(self) -> int:
+        """``up`` as a person gives it after a kill; how many times it took.
+
+        Ray ends a process that used it, and so the control plane, when its head is lost. It is there again in
+        seconds, but an ``up`` in that moment calls it unhealthy and has to be given again.
+        """
+        for num_tries in range(1, NUM_UPS + 1):
+            try:
+                self("up", "-d", "--no-build")
+            except SystemExit as error:
+                if "is unhealthy" not in str(error) or num_tries == NUM_UPS:
+                    raise
+                time.sleep(UP_PAUSE_S)
+            else:
+                break
+        return num_tries
 
     def edgeloop(self, *arguments: str) -> str:
         """The control script, as the first operator."""

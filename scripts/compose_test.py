@@ -51,7 +51,10 @@ def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
     say("a second up changed nothing")
     for service in services:
         compose("kill", service)
-        compose("up", "-d", "--no-build")
+        if (num_tries := compose.up_again()) > 1:
+            say(
+                f"up was given {num_tries} times after the kill of {service}: the control plane was restarting"
+            )
         whole = partial(loop.is_whole, time.time())
         taken_s = wait(
             f"whole again after kill of {service}", whole, CONVERGE_TIMEOUT_S, lambda: loop.lacking
