@@ -52,9 +52,7 @@ def kill_each(compose: Compose, loop: Loop, services: tuple[str, ...]) -> None:
     for service in services:
         compose("kill", service)
         if (num_tries := compose.up_again()) > 1:
-            say(
-                f"up was given {num_tries} times after the kill of {service}: the control plane was restarting"
-            )
+            say(f"{service} killed: up was given {num_tries} times, the control plane was restarting")
         whole = partial(loop.is_whole, time.time())
         taken_s = wait(
             f"whole again after kill of {service}", whole, CONVERGE_TIMEOUT_S, lambda: loop.lacking
