@@ -120,7 +120,7 @@ class Fetcher:
         self._fed_bytes = 0
         # Since the first block came, while there was a broker.
         self._fed_s: float | None = None
-        self._fed_at_s = 0.0
+        self._counted_at_s = 0.0
         self._connected = True
 
     @property
@@ -222,8 +222,8 @@ class Fetcher:
 
     def _count_fed(self, now_s: float) -> None:
         if self._fed_s is not None and self._connected:
-            self._fed_s += max(0.0, now_s - self._fed_at_s)
-        self._fed_at_s = now_s
+            self._fed_s += max(0.0, now_s - self._counted_at_s)
+        self._counted_at_s = now_s
 
     def _is_too_slow(self, now_s: float) -> bool:
         self._count_fed(now_s)

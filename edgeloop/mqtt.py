@@ -97,9 +97,8 @@ class MqttSession:
         self._acknowledgements = Acknowledgements()
         self._subscriptions = Subscriptions()
         self._state_callbacks: list[StateCallback] = []
-        self._telling = (
-            threading.Lock()
-        )  # held while subscriptions are handed to paho, so that they stay in order
+        # Held while subscriptions are handed to paho, so that they stay in order.
+        self._telling = threading.Lock()
 
         self._closed = threading.Event()
         self._connected = threading.Event()

@@ -162,9 +162,11 @@ class Wakeup:
 
     def clear(self) -> None:
         """Call it before looking for what it was set for: what is set from here on wakes again."""
-        self._is_set = False
+        # In this order: what is set in between finds it set already, sends nothing, and is looked for later.
+        # The other way round its byte would be taken here, and nothing would ever be sent again.
         with contextlib.suppress(BlockingIOError):
             self._out.recv(4096)
+        self._is_set = False
 
     def close(self) -> None:
         self._in.close()

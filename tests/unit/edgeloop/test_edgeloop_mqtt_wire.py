@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import select
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from machine import wait_until
 
 from edgeloop.backoff import Backoff
 from edgeloop.mqtt import MqttSession
+from edgeloop.network_loop import Wakeup
 from edgeloop.packets import PacketBuffer
 
 CONNECT, PUBLISH, PUBACK, PUBREC = 0x10, 0x30, 0x40, 0x50
@@ -196,3 +198,26 @@ def test_a_block_on_a_slow_link_keeps_the_connection_though_pings_go_unanswered(
         wait_until(lambda: session.fed_at_s is None)
         assert session.connected
         peer.next(PINGREQ)
+
+
+def test_a_wakeup_that_comes_while_the_last_one_is_taken_does_not_silence_those_after_it() -> None:
+    wakeup = Wakeup()
+    taken = wakeup._out
+
+    class Amid:
+        """Another thread publishes just as what came before is read."""
+
+        def recv(self, size: int) -> bytes:
+            wakeup.set()
+            return taken.recv(size)
+
+        def fileno(self) -> int:
+            return taken.fileno()
+
+    wakeup.set()
+    wakeup._out = Amid()  # type: ignore[assignment]
+    wakeup.clear()
+    wakeup.set()
+    assert select.select([taken], [], [], 0)[0]
+    wakeup._out = taken
+    wakeup.close()
