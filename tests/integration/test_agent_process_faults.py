@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,21 +23,6 @@ from edgeloop.v1 import deployment_pb2
 pytestmark = pytest.mark.mosquitto
 
 TERMINAL = {"ACTIVE", "REJECTED", "ROLLED_BACK", "SUPERSEDED"}
-
-
-@pytest.fixture
-def cloud(mosquitto) -> Iterator[Cloud]:
-    cloud = Cloud(mosquitto.host, mosquitto.port)
-    yield cloud
-    cloud.close()
-
-
-@pytest.fixture
-def agent(cloud: Cloud, tmp_path: Path) -> Iterator[AgentProcess]:
-    agent = AgentProcess(cloud, tmp_path)
-    yield agent
-    if agent.process is not None and agent.process.poll() is None:
-        agent.kill()
 
 
 @pytest.fixture

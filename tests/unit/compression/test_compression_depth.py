@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -14,7 +13,9 @@ import torch
 from compression_networks import INPUT_SHAPE, Plain, Repeated, Residual, make
 from compression_own_networks import Block, ClosedTransformer, MobileNet, MobileNetV3, VisionTransformer
 from memory_registry import Memory
+from striped_images import striped
 from torch import Tensor, nn
+from weights_in_memory import Shelf
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
@@ -327,15 +328,7 @@ def test_a_spec_says_its_depth_and_one_without_is_what_it_was() -> None:
 # Through the whole build.
 
 
-def stripes(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 4
-    inputs = rng.normal(0, 0.3, size=(count, 1, 12, 12)).astype(np.float32)
-    inputs[np.arange(count), 0, labels * 3] += 1.5
-    return Split(inputs=inputs, labels=labels.astype(np.int64))
-
-
-DATASET = Dataset(train=stripes(192, 0), validation=stripes(80, 1), test=stripes(80, 2), num_classes=4)
+DATASET = striped()
 WORKLOAD = Workload(
     name="stripes",
     dataset="digits",
@@ -344,23 +337,6 @@ WORKLOAD = Workload(
     search=SearchBudget(num_calibration_samples=64),
 )
 PROFILE = DeviceProfile(name="gateway", workload="stripes", match=MatchRule())
-
-
-class Shelf:
-    """Weights in a dictionary."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-
-    def get(self, key: str) -> bytes | None:
-        return self.kept.get(key)
-
-    def put(self, key: str, data: bytes) -> None:
-        self.kept[key] = data
-
-    @contextmanager
-    def lock(self, key: str, report: Callable[[float, str], None]) -> Iterator[None]:
-        yield
 
 
 @pytest.fixture(autouse=True)

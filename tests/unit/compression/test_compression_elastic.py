@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +11,9 @@ import torch
 from compression_networks import INPUT_SHAPE, NETWORKS, make
 from compression_own_networks import OWN_NETWORKS, MobileNet, VisionTransformer
 from memory_registry import Memory
+from striped_images import striped
 from torch import nn
+from weights_in_memory import Shelf
 
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
@@ -43,32 +43,7 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 
 
-class Shelf:
-    """Weights in a dictionary."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-
-    def get(self, key: str) -> bytes | None:
-        return self.kept.get(key)
-
-    def put(self, key: str, data: bytes) -> None:
-        self.kept[key] = data
-
-    @contextmanager
-    def lock(self, key: str, report: Callable[[float, str], None]) -> Iterator[None]:
-        yield
-
-
-def stripes(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 4
-    inputs = rng.normal(0, 0.9, size=(count, 1, 12, 12)).astype(np.float32)
-    inputs[np.arange(count), 0, labels * 3] += 1.5
-    return Split(inputs=inputs, labels=labels.astype(np.int64))
-
-
-DATASET = Dataset(train=stripes(192, 0), validation=stripes(80, 1), test=stripes(80, 2), num_classes=4)
+DATASET = striped(noise=0.9)
 WORKLOAD = Workload(
     name="stripes",
     dataset="digits",

@@ -16,6 +16,7 @@ import pytest
 import torch
 from memory_registry import Memory
 from onnx import numpy_helper
+from striped_images import striped
 from torch import nn
 
 from cloud.compression import build, evaluate
@@ -35,7 +36,6 @@ from cloud.domain.sparsity import SparsitySpec
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
-from cloud.training.datasets import Dataset, Split
 from cloud.training.objectives import soft_loss
 from cloud.training.teacher import TeacherTrainer, measure_accuracy
 from edgeloop.artifact import check_artifact, golden_arrays, parse_manifest
@@ -45,15 +45,7 @@ from edgeloop.v1 import artifact_pb2
 torch.set_num_threads(1)
 
 
-def stripes(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 4
-    inputs = rng.normal(0, 0.3, size=(count, 1, 12, 12)).astype(np.float32)
-    inputs[np.arange(count), 0, labels * 3] += 1.5
-    return Split(inputs=inputs, labels=labels.astype(np.int64))
-
-
-DATASET = Dataset(train=stripes(192, 0), validation=stripes(80, 1), test=stripes(80, 2), num_classes=4)
+DATASET = striped()
 WORKLOAD = Workload(
     name="stripes",
     dataset="digits",
