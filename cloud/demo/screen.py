@@ -87,7 +87,7 @@ def show_end(console: Console, demonstration: Demonstration, folder: Path) -> No
         for outcome in demonstration.outcomes
         for item in outcome.rounds
     ]
-    headers = ["PROFILE", "GENERATION", "STUDENT", "P95", "OBJECTIVE", "ACCURACY", "SIZE"]
+    headers = ["PROFILE", "GENERATION", "STUDENT", "P95", "OBJECTIVE", "ON TEST", "SIZE"]
     console.print(make_table(headers, rows))
     console.print("[bold]why[/bold]")
     for outcome in demonstration.outcomes:
@@ -103,4 +103,8 @@ def show_end(console: Console, demonstration: Demonstration, folder: Path) -> No
             console.print(f"{outcome.name}: {problem}", style="red")
     word = "the loop closed" if demonstration.closed else "the loop did not close"
     console.print(f"[bold]{word}[/bold] in {demonstration.wall_s:.0f} s", soft_wrap=True)
-    console.print(f"  {folder / 'report.html'}\n  {folder / 'report.json'}", soft_wrap=True, highlight=False)
+    console.print(
+        f"  open {folder / 'report.html'} in a browser; {folder / 'report.json'} is the same for programs",
+        soft_wrap=True,
+        highlight=False,
+    )
