@@ -108,15 +108,17 @@ def test_requests_of_several_samples_join_whole_and_in_order(four: Batching) -> 
 
 
 def test_every_sample_is_metered_with_the_whole_run_that_it_waited_for(four: Batching) -> None:
-    four.hold()
+    first = four.hold()
     waiting = [four.engine.submit(sample(n)) for n in range(4)]
     four.runtime.gate.set()
-    costs = {future.result(20).service_ms for future in waiting}
+    alone = first.result(20).service_ms
+    (together,) = {future.result(20).service_ms for future in waiting}
     four.close()
     (window,) = four.meter.flush(time.time())
     assert window.latency.count == 5
-    assert len(costs) == 1
-    assert window.latency.min_ms == pytest.approx(min(costs))
+    assert window.latency.sum_ms == pytest.approx(alone + 4 * together)
+    assert window.latency.min_ms == pytest.approx(min(alone, together))
+    assert window.latency.max_ms == pytest.approx(max(alone, together))
 
 
 def test_a_bad_input_fails_alone(four: Batching) -> None:
