@@ -161,8 +161,8 @@ class Identities:
         if self._store.identity(device_id) is None and self._store.device(device_id) is not None:
             raise RejectedError(
                 f"device {device_id} registered without being enrolled, so nothing is bound to it: its "
-                f"labels are its agent's own (--label); 'edgeloop device enroll {device_id}' gives it an identity, "
-                "where there are keys",
+                f"labels are its agent's own (--label); 'edgeloop device enroll {device_id}' gives it an "
+                "identity, where there are keys",
                 code="identity-unknown",
             )
         return named(self._store.identity(device_id), "identity", device_id, names)
