@@ -274,8 +274,6 @@ class AgentProcess:
             "report-interval-s": "0.5",
             "block-timeout-s": "0.3",
             "trial-requests": "10",
-            # Its process is the most courteous of all: beside busy ones it takes its time.
-            "self-test-timeout-s": "120",
             "log-level": "debug",
             "serve-grpc": "off",
             "serve-rest": "off",
@@ -305,6 +303,8 @@ class AgentProcess:
     def start(self) -> AgentProcess:
         with self._log_path.open("ab") as log:
             environment = {name: value for name, value in os.environ.items() if "EDGELOOP" not in name}
+            # The process of the self-test is the most courteous of all: beside busy ones it takes its time.
+            environment["EDGELOOP_AGENT_SELF_TEST_TIMEOUT_S"] = "120"
             self.process = subprocess.Popen(
                 dying_with_us(self.command()), stdout=log, stderr=log, env=environment
             )
