@@ -142,12 +142,13 @@ class RemoteCompute:
         self._stopping.clear()
         first: Future[None] = Future()
         # The kernel ends the driver with the thread that made it, so one thread makes and outlives it.
-        self._thread = threading.Thread(target=self._keep, args=(first,), name="ray-driver", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._keep, args=(first,), name="ray-driver", daemon=True)
+        self._thread = thread
+        thread.start()
         try:
             first.result()
         except EdgeloopError:
-            self._thread.join()
+            thread.join()
             self._thread = None
             raise
 

@@ -79,6 +79,8 @@ class FakeDriver:
 
     def send(self, message: Message) -> None:
         self.sent.put(message)
+        if isinstance(message, Stop):
+            self._words.put(None)
 
     def receive(self) -> Message | None:
         self._taken_in()
@@ -297,13 +299,8 @@ def test_stopping_asks_the_driver_to_leave_ray_and_starts_none_again(world: Worl
     compute.start()
     driver = world.driver()
     compute.submit(task("a"))
-    stopping = threading.Thread(target=compute.stop)
-    stopping.start()
-    while not isinstance(driver.sent.get(timeout=WAIT_S), Stop):
-        pass
-    driver.say(None)
-    stopping.join(WAIT_S)
-    assert not stopping.is_alive()
+    compute.stop()
+    assert driver.told() == [Submit.of(task("a")), Stop()]
     assert not driver.killed.is_set()
     assert world.no_more_drivers()
     assert compute.poll() == []
