@@ -168,6 +168,8 @@ def main(descriptor: int, parent: int) -> int:
     begin = link.receive()
     if not isinstance(begin, Begin):
         return 1
+    # Ray would load Arrow and numpy to be ready for tables; what goes through here are names and figures.
+    sys.modules["pyarrow"] = None  # type: ignore[assignment]
     root = logging.getLogger()
     root.setLevel(begin.log_level)
     root.addHandler(LinkHandler(link))
