@@ -14,7 +14,7 @@ from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import StudentTask, TaskEvent, TaskProgress, TeacherResult, TeacherTask
 from cloud.domain.workloads import TrainingBudget, Workload
-from cloud.jobs import RayCompute
+from cloud.jobs.remote import RemoteCompute
 
 SOURCE_DIR = str(Path(__file__).parent / "jobs_workload")
 TINY_NET = {"base_width": 8, "num_stages": 1}
@@ -86,7 +86,7 @@ def ray_folders(pid: int) -> list[Path]:
 class Watcher:
     """Polls as the controller does, and keeps all that it was told."""
 
-    def __init__(self, compute: RayCompute) -> None:
+    def __init__(self, compute: RemoteCompute) -> None:
         self.compute = compute
         self.told: list[tuple[float, TaskEvent]] = []
 

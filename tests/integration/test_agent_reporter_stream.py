@@ -165,6 +165,22 @@ def test_it_registers_then_delivers_and_deletes_what_was_acknowledged(world: Wor
     assert world.fleet.num_received == 5
 
 
+def test_weeks_of_waking_without_a_cloud_are_one_look_at_the_spool(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(10_000):
+        world.reporter.wake()
+    looks: list[int] = []
+    batch = world.spool.batch
+    monkeypatch.setattr(world.spool, "batch", lambda limit: looks.append(limit) or batch(limit))
+    world.up()
+    world.reporter.start()
+    wait_until(lambda: world.answers)
+    world.append(1)
+    wait_until(lambda: world.spool.num_pending == 0 and world.reporter._inbox.empty())
+    assert len(looks) < 20
+
+
 def test_the_window_of_a_meter_arrives_as_it_was_measured(world: World) -> None:
     meter = LatencyMeter(window_s=30)
     key = WindowKey(digest="b" * 64, generation=4, workload="digits")

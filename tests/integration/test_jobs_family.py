@@ -15,7 +15,7 @@ from cloud.domain.families import FamilyResult, FamilySettings
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import FamilyTask, StudentTask, TaskSucceeded
-from cloud.jobs import RayCompute
+from cloud.jobs.remote import RemoteCompute
 from cloud.registry import Registry
 from cloud.training.teacher import TeacherTrainer
 
@@ -34,7 +34,7 @@ def test_a_killed_family_goes_on_after_its_last_epoch_and_students_of_two_profil
     trainer = TeacherTrainer(work, device="cpu")
     trainer.run_epoch()
     teacher = finish_teacher(work, trainer, registry=registry)
-    compute = RayCompute(work_dir=tmp_path / "work", registry_url=registry.url, num_cpus=2)
+    compute = RemoteCompute(work_dir=tmp_path / "work", registry_url=registry.url, num_cpus=2)
     compute.start()
     try:
         watcher = Watcher(compute)

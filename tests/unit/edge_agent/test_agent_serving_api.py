@@ -51,7 +51,7 @@ class FakeRuntime:
         self.num_runs = 0
 
     def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        if threading.current_thread().name == "inference":
+        if threading.current_thread() is not threading.main_thread():  # which warms it up
             self.num_runs += 1
             self.begun.set()
             assert self.gate.wait(60)
@@ -300,7 +300,7 @@ def test_more_requests_than_may_wait_are_refused_at_once(gateway) -> None:
     waiting = [start(gateway.infer) for _ in range(1)]
     assert gateway.runtime.begun.wait(60)
     waiting += [start(gateway.infer) for _ in range(4)]
-    wait_until(lambda: gateway.engine._queue.qsize() == 4)
+    wait_until(lambda: gateway.engine._num_waiting == 4)
     code, said = gateway.infer()
     assert (code, said["code"]) == (503, "inference-busy")
     with pytest.raises(grpc.RpcError) as caught:
@@ -343,7 +343,7 @@ def test_stopping_lets_a_request_under_way_end() -> None:
     http_thread, http_found = start(gateway.infer)
     assert gateway.runtime.begun.wait(60)
     grpc_thread, grpc_found = start(gateway.call, "ModelInfer", grpc_request())
-    wait_until(lambda: gateway.engine._queue.qsize() == 1)
+    wait_until(lambda: gateway.engine._num_waiting == 1)
     threading.Timer(0.2, gateway.runtime.gate.set).start()
     gateway.close()
     http_thread.join(60)
