@@ -37,7 +37,7 @@ _NUM_LAST_LINES = 3
 #: What the driver started has its outputs, too: their end means that none of that is left on this machine, so
 #: that the next driver does not join a node that is about to go. It is not waited for longer.
 _HELPERS_WAIT_S = 5.0
-#: A line of a native stack trace, or a part of one: an address, or the name of a function as the linker has it.
+#: A line of a native stack trace or a part of one: an address, or the linker's name of a function.
 _STACK_LINE = re.compile(r"0x[0-9a-f]{6,}|\(\+0x|^\*\*\*|_raylet\.so|_ZN|_ZZ")
 #: What is meant by the last words of Ray's native code; advice to report it stands before.
 _REASON = re.compile(r"Check failed.*")
