@@ -111,7 +111,7 @@ def rows(database: Path, query: str) -> list[tuple[object, ...]]:
 # Over 60 s because it is the demonstration itself, once through, with every restart on the way.
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_loop_closes_though_everything_is_killed_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = RunningDemo(out)
