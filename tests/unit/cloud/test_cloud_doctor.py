@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -31,14 +32,15 @@ def found(settings: ServeSettings, *, now_s: float | None = None) -> dict[str, F
 
 
 @pytest.fixture
-def settings(tmp_path: Path, store_url: str) -> ServeSettings:
-    """Of a control plane that acts."""
+def settings(tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch) -> ServeSettings:
+    """Of a control plane that acts, on a disk with room."""
+    monkeypatch.setattr("cloud.doctor.shutil.disk_usage", lambda folder: SimpleNamespace(free=1 << 40))
     settings = ServeSettings(state_dir=tmp_path / "state", database_url=store_url)
     settings.state_dir.mkdir()
     DirectorKey.generate().save(settings.director / "director.key")
     store = Store(store_url)
     store.migrate()
-    store.claim_lease("controller", "plane-1", 60.0)
+    store.claim_lease("controller", "plane-1", 3600.0)
     store.close()
     return settings
 
