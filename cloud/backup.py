@@ -13,6 +13,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -125,6 +126,12 @@ def restore(source: Path, state_dir: Path) -> BackupSummary:
                 info = _take_all(archive, state_dir, written)
         except (OSError, tarfile.TarError) as error:
             _undo(written)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise ConfigError(
+                    f"{state_dir} cannot be written ({error.strerror}): nothing was restored; make room, or "
+                    "give another --state-dir",
+                    code="restore-write",
+                ) from None
             raise ConfigError(f"{source} cannot be read as a backup: {error}", code="restore-read") from error
         except BaseException:
             _undo(written)

@@ -38,9 +38,15 @@ def locked(state_dir: Path) -> Iterator[None]:
                 "give another folder with --state-dir",
                 code="state-dir-in-use",
             ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        try:  # past Python's buffer, which would try once more when it is closed
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise ConfigError(
+                f"state_dir is {state_dir}: it cannot be written to ({error.strerror}): make room, or give "
+                "another folder with --state-dir",
+                code="state-dir",
+            ) from None
         yield
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 from cloud_store_values import fill
 
+from cloud import backup as backup_module
 from cloud.backup import back_up, restore
 from cloud.director_keys import rotate
 from cloud.registry import Registry
 from cloud.settings import ServeSettings
+from cloud.state_folder import locked
 from cloud.store import Store
 from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.trust import DirectorKey
@@ -123,3 +127,27 @@ def test_a_folder_without_a_database_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--state-dir"):
         back_up(ServeSettings(state_dir=tmp_path / "nothing"), tmp_path / "backup.tar")
     assert not (tmp_path / "backup.tar").exists()
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(
+    settings: ServeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, target = tmp_path / "backup.tar", tmp_path / "again"
+    back_up(settings, archive)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_room(stream: object, path: Path) -> str:
+        path.write_bytes(b"half")
+        raise full
+
+    monkeypatch.setattr(backup_module, "_copy", no_room)
+    with pytest.raises(ConfigError, match=r"again cannot be written \(No space left on device\)"):
+        restore(archive, target)
+    assert [path for path in target.rglob("*") if path.is_file() and path.name != "serve.lock"] == []
+
+    def no_write(descriptor: int, data: bytes) -> int:
+        raise full
+
+    monkeypatch.setattr("cloud.state_folder.os.write", no_write)
+    with pytest.raises(ConfigError, match="other: it cannot be written to"), locked(tmp_path / "other"):
+        pass
