@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.devices import Deployment, DeploymentState, Device
+from cloud.domain.groups import shown_state
 from cloud.domain.jobs import Job
 from cloud.domain.networks import network_name
 from cloud.domain.profiles import DeviceProfile
@@ -169,7 +170,10 @@ def _newer_rollout(situation: Situation) -> list[str]:
 
 
 def _how_it_stands(rollout: Rollout) -> str:
-    groups = ", ".join(f"{group.name} {group.state.value}" for group in rollout.groups)
+    ended = rollout.state.is_terminal
+    groups = ", ".join(
+        f"{group.name} {shown_state(group.state, rollout_ended=ended)}" for group in rollout.groups
+    )
     text = f"{rollout.rollout_id} is {rollout.state.value}"
     text += f" ({groups})" if groups else ""
     text += f": {rollout.message}" if rollout.message else ""
@@ -189,6 +193,12 @@ def _progress(situation: Situation) -> list[str]:
         return [
             f"The device has not answered {since}. If that lasts, its log says why: an agent keeps silent "
             "about what is not signed with a key that it trusts (--director-key)."
+        ]
+    if state is DeploymentState.ACTIVE and situation.device.serving_digest != deployment.digest:
+        return [
+            f"The device reported generation {deployment.generation} as active, "
+            f"{_time(deployment.update_time_s)}, and does not serve it any more: it was set up anew, or went "
+            "back by itself."
         ]
     text = f"The device reports generation {deployment.generation} as {state.value}"
     if state is DeploymentState.FETCHING:
