@@ -372,7 +372,7 @@ def test_a_ray_that_was_lost_as_a_whole_is_started_again_with_what_was_unfinishe
     wait_until(lambda: not ray_folders(driver), "its files to be removed")
 
 
-#: Four real students on the running Ray, in two jobs: what they propose is tested in process, not that it arrives.
+#: Four real students on the running Ray, in two jobs.
 def test_a_search_from_the_command_line_tries_other_methods_and_networks_and_shows_them_measured(
     compute: RemoteCompute, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
