@@ -89,7 +89,7 @@ def propose(
         rung = first_rung(budget, taken, limit=budget.max_trials)
         return (*ahead, *rung)[: budget.max_trials]
     # Rules have no width, and are too fast to say anything about networks; shorter ones are, too.
-    networks = [c for c in mine if c.spec.road is not Road.RULES and c.spec.depth_ratio is None]
+    networks = [c for c in mine if c.spec.road is not Road.RULES and c.spec.is_whole]
     if current is not None and current.spec.road is Road.RULES:
         current = None
     widths = _widths(networks, target_latency_ms, direction, current)

@@ -17,10 +17,10 @@ from cloud.domain.sparsity import SparsitySpec
 #: How a network is narrowed and taught: rules have none of it.
 _OF_NETWORKS = (
     "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
-    "hint_weight", "depth_ratio",
+    "hint_weight", "depth_ratio", "averaged_epochs", "shortcuts",
 )  # fmt: skip
 #: Fields that were not there in the first version: None asks for what was done then.
-_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio"})
+_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio", "averaged_epochs"})
 
 
 class Road(StrEnum):
@@ -58,7 +58,9 @@ class CompressionSpec:
     inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name; left
     out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
     ``depth_ratio`` is the share of the branches beside shortcuts that stays, at least one of them (None, as
-    which 1 counts: all); channels are chosen in what is left.
+    which 1 counts: all); channels are chosen in what is left. ``averaged_epochs`` lets the mean of the
+    weights over about so many epochs compete with the weights (None: no mean). ``shortcuts`` false leaves the
+    shortcuts themselves out, with the layers in them (None, as which true counts: they stay).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -79,6 +81,8 @@ class CompressionSpec:
     rules: RuleSpec | None = None
     sparsity: SparsitySpec | None = None
     depth_ratio: float | None = None
+    averaged_epochs: float | None = None
+    shortcuts: bool | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -92,6 +96,7 @@ class CompressionSpec:
             ("pruning_steps", 1, 16),
             ("hint_weight", 0.0, 1000.0),
             ("depth_ratio", 0.01, 1.0),
+            ("averaged_epochs", 0.01, 1000.0),
         ):
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -100,6 +105,10 @@ class CompressionSpec:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
         if self.depth_ratio == 1.0:  # one identity for what is the same
             object.__setattr__(self, "depth_ratio", None)
+        if self.shortcuts is not None and not isinstance(self.shortcuts, bool):
+            raise ValueError(f"shortcuts is {self.shortcuts!r}: it must be true or false")
+        if self.shortcuts:
+            object.__setattr__(self, "shortcuts", None)
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
             raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
         if self.sparsity is not None and not isinstance(self.sparsity, SparsitySpec):
@@ -166,9 +175,15 @@ class CompressionSpec:
 
     @property
     def label(self) -> str:
-        """Road, width and, where it is less than all, depth: for people."""
+        """Road, width and, where it is less than all, depth and shortcuts: for people."""
         deep = "" if self.depth_ratio is None else f" deep {self.depth_ratio:g}"
-        return f"{self.road} {self.width_ratio:g}{deep}"
+        plain = "" if self.shortcuts is None else " plain"
+        return f"{self.road} {self.width_ratio:g}{deep}{plain}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the student has all of the teacher's layers, however narrow."""
+        return self.depth_ratio is None and self.shortcuts is None
 
     @property
     def digest(self) -> str:

@@ -120,6 +120,8 @@ def _candidate(situation: Situation) -> list[str]:
     )
     if spec.depth_ratio is not None:
         kind += f" and depth {spec.depth_ratio:g}"
+    if spec.shortcuts is not None:
+        kind += " without shortcuts"
     text = (
         f"{_short(candidate.digest)} is a {kind}, "
         f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, {_size(metrics)}, "
