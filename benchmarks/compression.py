@@ -77,13 +77,12 @@ class Settings:
     finished_widths: tuple[float, ...]
     num_blocks: int = 1
     teacher_bfloat16: bool = False
-    averaged_epochs: float | None = None
     qat_epochs: int = 0
 
     def identity(self) -> dict[str, Any]:
         """What figures are kept by: what came later counts only where it is not at its default."""
         values = asdict(self)
-        later = {"num_blocks": 1, "teacher_bfloat16": False, "averaged_epochs": None, "qat_epochs": 0}
+        later = {"num_blocks": 1, "teacher_bfloat16": False, "qat_epochs": 0}
         return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 

@@ -5,9 +5,8 @@
 Each student is the teacher of that benchmark without the branches that matter least (``depth_ratio``), then
 with the most important of its channels (``width_ratio``), and is *finished* as that benchmark finishes
 students: distilled for ``--finish-epochs`` epochs. A *plain* one has lost its shortcuts, too. With
-``--averaged-epochs`` the mean of the weights competes, with ``--qat-epochs`` the student is trained for int8
-afterwards. Choices are made on the validation split, figures come
-from the test split. Each student is timed interleaved with the teacher's int8: ONNX Runtime, one thread,
+``--qat-epochs`` the student is trained for int8 afterwards. Choices are made on the validation split, figures
+come from the test split. Each student is timed interleaved with the teacher's int8: ONNX Runtime, one thread,
 batch 1, medians; speeds are ratios to it, and so they may stand beside those that another session measured.
 
 Options and cache are those of ``benchmarks.compression``. ``--latency`` trains nothing: it prints what
@@ -95,12 +94,11 @@ class Shape:
 def main() -> int:
     parser = arguments_of((__doc__ or "").splitlines()[0])
     parser.add_argument("--students", nargs="+", type=Shape.of, metavar="DEPTH:WIDTH[:plain]")
-    parser.add_argument("--averaged-epochs", type=float, help="let the mean of the weights compete")
     parser.add_argument("--qat-epochs", type=int, default=0, help="of training for int8 afterwards")
     parser.add_argument("--latency", action="store_true", help="time untrained students, train nothing")
     arguments = parser.parse_args()
     usual = settings_of(arguments)
-    settings = replace(usual, averaged_epochs=arguments.averaged_epochs, qat_epochs=arguments.qat_epochs)
+    settings = replace(usual, qat_epochs=arguments.qat_epochs)
     shapes = arguments.students or [Shape.of(text) for text in (TIMED if arguments.latency else STUDENTS)]
     torch.set_num_threads(1)
     try:
@@ -133,8 +131,7 @@ def made(bench: Bench, shape: Shape, seed: int) -> tuple[nn.Module, CompressionS
     """The untrained student, and how it is to be trained."""
     settings, training, dataset = bench.settings, bench.lessons, bench.dataset
     spec = CompressionSpec(road=Road.PRUNED, depth_ratio=shape.depth, width_ratio=shape.width, seed=seed,
-                           num_epochs=settings.finish_epochs, averaged_epochs=settings.averaged_epochs,
-                           shortcuts=not shape.plain)  # fmt: skip
+                           num_epochs=settings.finish_epochs, shortcuts=not shape.plain)  # fmt: skip
     network = as_deep_as(spec, copy.deepcopy(bench.teacher), dataset, training, CPU)
     network = without_shortcuts(spec, network, dataset.input_shape)
     student = narrow(

@@ -8,8 +8,7 @@ Rules: the best epoch by validation accuracy stays, the state before the first i
 once for each augmented view, and each view is used twice (``answers`` that several trainings share ask once
 for all, and each epoch then has views of its own; so has a training of so many epochs that it would ask for
 more views than there are); the same seed gives the same student on the same
-machine; a loss that is not finite stops at once. With ``averaged_epochs`` the mean of the weights competes
-with the weights after each epoch (see ``averaging``).
+machine; a loss that is not finite stops at once.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from cloud.compression.answers import TeacherAnswers, fits
-from cloud.compression.averaging import AveragedWeights
 from cloud.compression.hints import Hints
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
@@ -68,14 +66,10 @@ NUM_RECALIBRATION_SAMPLES = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistilResult:
-    """``best_epoch`` counts from 1; 0 means that the student was best before any training.
-
-    ``is_average`` tells that the mean of the weights was better than the weights themselves.
-    """
+    """``best_epoch`` counts from 1; 0 means that the student was best before any training."""
 
     validation_accuracy: float
     best_epoch: int
-    is_average: bool = False
 
 
 def distil(
@@ -99,47 +93,34 @@ def distil(
     """
     lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device, answers=answers)
     student.to(device)
-    num_batches = count_batches(len(dataset.train), training.batch_size)
-    rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
     if rule is not None:
-        rule.begin(student, spec.num_epochs * num_batches)
+        rule.begin(student, spec.num_epochs * count_batches(len(dataset.train), training.batch_size))
         if not spec.num_epochs:
+            rows = torch.from_numpy(dataset.train.inputs[:NUM_RECALIBRATION_SAMPLES])
             recalibrate(student, rows, batch_size=training.batch_size, device=device)
     accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
     best, best_epoch, best_state = accuracy, 0, copy.deepcopy(student.state_dict())
-    is_average = False
     if rule is not None and not rule.in_force:
         best = -math.inf
-    average = None
-    if spec.averaged_epochs is not None and spec.num_epochs:
-        average = AveragedWeights(student, num_steps=spec.averaged_epochs * num_batches)
     hints = lesson.attach_hints(student) if spec.hint_weight and spec.num_epochs else None
     parameters = [*student.parameters(), *(hints.parameters() if hints is not None else ())]
     optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=training.weight_decay)
     try:
         for epoch in range(spec.num_epochs):
-            loss = lesson.run_epoch(student, optimizer, epoch, report, rule, average)
-            found = [student]
-            if average is not None:
-                average.take_buffers(student)
-                recalibrate(average.network, rows, batch_size=training.batch_size, device=device)
-                found.append(average.network)
-            scores = [measure_accuracy(one, dataset.validation, device, dataset.loss) for one in found]
-            for accuracy, network in zip(scores, found, strict=True):
-                if accuracy >= best and (rule is None or rule.in_force):
-                    best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(network.state_dict())
-                    is_average = network is not student
-            mean = f", of the mean {scores[1]:.4f}" if average is not None else ""
+            loss = lesson.run_epoch(student, optimizer, epoch, report, rule)
+            accuracy = measure_accuracy(student, dataset.validation, device, dataset.loss)
+            if accuracy >= best and (rule is None or rule.in_force):
+                best, best_epoch, best_state = accuracy, epoch + 1, copy.deepcopy(student.state_dict())
             report(
                 (epoch + 1) / spec.num_epochs,
                 f"epoch {epoch + 1}/{spec.num_epochs}: loss {loss:.4f}, "
-                f"validation {dataset.loss.metric} {scores[0]:.4f}{mean}",
+                f"validation {dataset.loss.metric} {accuracy:.4f}",
             )
     finally:
         lesson.detach_hints()
     student.load_state_dict(best_state)
     student.eval()
-    return DistilResult(validation_accuracy=best, best_epoch=best_epoch, is_average=is_average)
+    return DistilResult(validation_accuracy=best, best_epoch=best_epoch)
 
 
 @torch.no_grad()
@@ -217,7 +198,6 @@ class _Lesson:
         epoch: int,
         report: Report,
         rule: WeightRule | None,
-        average: AveragedWeights | None,
     ) -> float:
         spec, batch_size = self._spec, self._training.batch_size
         num_batches = count_batches(len(self._labels), batch_size)
@@ -237,10 +217,6 @@ class _Lesson:
                 step_optimizer(optimizer, student, loss)
                 if rule is not None:
                     rule.after_step(student, step + 1)
-                if average is not None and rule is not None and not rule.in_force:
-                    average.begin_anew(student)  # a mean with earlier weights would break the rule
-                elif average is not None:
-                    average.after_step(student)
                 total += loss.detach()
                 if batch % 50 == 49:
                     report(

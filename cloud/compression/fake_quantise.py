@@ -186,9 +186,9 @@ def tune(
     assert spec.quantisation is not None
     if num_epochs == 0:
         return
-    # Hints need layers that folding has changed, a mean of weights would need a grid of its own.
+    # Hints need the teacher's layers, which folding has changed.
     rate = spec.quantisation.tuning_learning_rate
-    lesson = replace(spec, num_epochs=num_epochs, learning_rate=rate, hint_weight=None, averaged_epochs=None)
+    lesson = replace(spec, num_epochs=num_epochs, learning_rate=rate, hint_weight=None)
     distil(
         model, teacher, dataset, spec=lesson, training=training, device=device, report=report, answers=answers
     )

@@ -74,7 +74,7 @@ def training_key(task: StudentTask) -> str:
         "student": task.workload.student,
         "spec": spec.to_json(),
     }
-    plain = {*json.loads(CompressionSpec().to_json()), "depth_ratio", "averaged_epochs", "shortcuts"}
+    plain = {*json.loads(CompressionSpec().to_json()), "depth_ratio", "shortcuts"}
     if json.loads(spec.to_json()).keys() - plain:
         # Further dimensions may train for the arithmetic of the target.
         identity["instruction_sets"] = ",".join(sorted(task.profile.instruction_sets))

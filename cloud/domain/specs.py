@@ -17,10 +17,10 @@ from cloud.domain.sparsity import SparsitySpec
 #: How a network is narrowed and taught: rules have none of it.
 _OF_NETWORKS = (
     "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
-    "hint_weight", "depth_ratio", "averaged_epochs", "shortcuts",
+    "hint_weight", "depth_ratio", "shortcuts",
 )  # fmt: skip
 #: Fields that were not there in the first version: None asks for what was done then.
-_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio", "averaged_epochs"})
+_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio"})
 
 
 class Road(StrEnum):
@@ -58,9 +58,8 @@ class CompressionSpec:
     inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name; left
     out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
     ``depth_ratio`` is the share of the branches beside shortcuts that stays, at least one of them (None, as
-    which 1 counts: all); channels are chosen in what is left. ``averaged_epochs`` lets the mean of the
-    weights over about so many epochs compete with the weights (None: no mean). ``shortcuts`` false leaves the
-    shortcuts themselves out, with the layers in them (None, as which true counts: they stay).
+    which 1 counts: all); channels are chosen in what is left. ``shortcuts`` false leaves the shortcuts
+    themselves out, with the layers in them (None, as which true counts: they stay).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -81,7 +80,6 @@ class CompressionSpec:
     rules: RuleSpec | None = None
     sparsity: SparsitySpec | None = None
     depth_ratio: float | None = None
-    averaged_epochs: float | None = None
     shortcuts: bool | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +94,6 @@ class CompressionSpec:
             ("pruning_steps", 1, 16),
             ("hint_weight", 0.0, 1000.0),
             ("depth_ratio", 0.01, 1.0),
-            ("averaged_epochs", 0.01, 1000.0),
         ):
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
