@@ -1,4 +1,6 @@
-"""What each quantiser costs in accuracy and buys in bytes and time: ``python -m benchmarks.quantisation``.
+"""What each quantiser costs in accuracy and buys in bytes and time.
+
+    python -m benchmarks.quantisation
 
 For more than one seed give ``--seed 1`` and so on: teacher, tuning and calibration all follow it. One
 network (a residual CNN on handwritten digits, or ``--workload fashion-mnist``), trained once, goes through

@@ -108,7 +108,16 @@ def restore(source: Path, state_dir: Path) -> BackupSummary:
             f"{state_dir} holds a control plane already: restore into an empty folder, and start from that",
             code="restore-not-empty",
         )
-    state_dir.mkdir(parents=True, exist_ok=True)
+    if not source.is_file():
+        raise ConfigError(
+            f"there is no file {source}: give an archive of 'edgeloop backup'", code="restore-read"
+        )
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{state_dir} cannot be made ({error.strerror}): give another --state-dir", code="restore-write"
+        ) from None
     written: list[Path] = []
     with locked(state_dir):
         try:

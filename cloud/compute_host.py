@@ -1,4 +1,4 @@
-"""Brings the cluster up beside everything else, and up again when it is lost.
+"""Brings the cluster up beside everything else, and up again when it cannot be had or fails us.
 
 The control plane serves at once; jobs wait, and say for what, until the cluster is there. ``ready`` is the
 cluster while it can be used and None otherwise.
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 #: The setting ``compute`` of the control plane that acts, in the store: others answer people, too.
 COMPUTE_KEY = "acting-compute"
 
-#: How old the description of a cluster gets, at first (machines join one after the other) and in the end.
-#: More looks would cost recovery: while a head is gone and nobody knows it yet, a look waits for it.
-DESCRIBE_INTERVAL_S = 5.0
-MAX_DESCRIBE_INTERVAL_S = 60.0
+#: How old the description of a cluster gets: machines join and leave, and a driver of Ray may be lost.
+DESCRIBE_INTERVAL_S = 1.0
 
 
 class StartableCompute(Compute, Protocol):
-    """cloud.jobs.RayCompute. ``start`` blocks for seconds; ``stop`` may be followed by ``start``."""
+    """cloud.jobs.remote.RemoteCompute. ``start`` blocks for seconds, and ``stop`` from another thread ends
+    that; ``stop`` may be followed by ``start``. ``describe`` returns at once.
+    """
 
     def start(self) -> None: ...
 
@@ -70,6 +70,8 @@ class ComputeHost:
         self._stopping.set()
         self._lost.set()
         if self._thread.is_alive():
+            if self.ready is None:
+                self._compute.stop()  # a start under way is not waited for
             self._thread.join(timeout_s)
 
     def describe(self) -> str:
@@ -87,7 +89,9 @@ class ComputeHost:
         while not self._stopping.is_set():
             try:
                 self._compute.start()
-            except Exception as error:  # noqa: BLE001 - whatever Ray raises, it is tried again
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
+                if self._stopping.is_set():
+                    return
                 self.message = f"the cluster cannot be started: {error}"
                 delay_s = self._backoff.next()
                 logger.error("%s; trying again in %.0f s", self.message, delay_s)
@@ -96,9 +100,7 @@ class ComputeHost:
             self._backoff.reset()
             self.message = self._described()
             self.ready = self._compute
-            interval_s = self._describe_interval_s
-            while not self._lost.wait(interval_s):
-                interval_s = min(2 * interval_s, MAX_DESCRIBE_INTERVAL_S)
+            while not self._lost.wait(self._describe_interval_s):
                 message = self._described()
                 if not self._lost.is_set():
                     self.message = message

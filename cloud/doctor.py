@@ -9,9 +9,12 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import shutil
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,13 +27,17 @@ from cryptography import x509
 
 from cloud.director_keys import KEY_FILE
 from cloud.elector import CONTROLLER
+from cloud.pki.key_folder import KeyFolder
 from cloud.settings import ServeSettings
 from cloud.store import Store
 from cloud.store.migrate import script_directory
 from edgeloop import __version__
 from edgeloop.errors import EdgeloopError
+from edgeloop.identity import client_context
 
 _CONNECT_TIMEOUT_S = 3.0
+#: In TLS 1.3 a server that refuses the client's certificate says so after the handshake, at once.
+_REFUSAL_WAIT_S = 1.0
 _LEAST_FREE_BYTES = 1 << 30
 _MAX_CLOCK_SKEW_S = 5.0
 _DAY_S = 86_400.0
@@ -102,6 +109,8 @@ def _disk(settings: ServeSettings) -> Finding:
     folder = settings.state_dir.resolve()
     while not folder.exists():
         folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        return _fail("disk", f"{folder} is no folder that this user can write to: correct --state-dir")
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.1f} GB free at {folder}"
     if free < _LEAST_FREE_BYTES:
@@ -208,7 +217,41 @@ def _broker(settings: ServeSettings) -> Finding:
     address = settings.broker_address()
     if address is None:
         return _ok("broker", "embedded: it runs with 'edgeloop serve'")
-    return _reachable("broker", *address, todo="start it, or correct --broker")
+    finding = _reachable("broker", *address, todo="start it, or correct --broker")
+    if finding.verdict is not Verdict.OK or settings.tls_dir is None:
+        return finding
+    return _broker_tls(*address, settings)
+
+
+def _broker_tls(host: str, port: int, settings: ServeSettings) -> Finding:
+    """Whether both sides believe the other's certificate. Sends no MQTT: that would end the session of the
+    control plane that runs."""
+    assert settings.tls_dir is not None
+    keys = KeyFolder(settings.tls_dir)
+    shown = keys.mqtt(settings.control_index)
+    context = client_context(ca_file=keys.control_ca, identity_file=shown)
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            secured.settimeout(_REFUSAL_WAIT_S)
+            with contextlib.suppress(TimeoutError):
+                if not secured.recv(1):
+                    return _fail("broker", f"{host}:{port} ends the connection: look into its log")
+    except ssl.SSLCertVerificationError as error:
+        return _fail(
+            "broker",
+            f"{host}:{port} shows a certificate that is not believed ({error.verify_message}): it must be "
+            f"of {keys.control_ca} and name {host}; 'edgeloop keys renew' makes another, then restart it",
+        )
+    except (ssl.SSLError, ConnectionResetError) as error:
+        return _fail(
+            "broker",
+            f"{host}:{port} takes no TLS with {shown} ({getattr(error, 'reason', None) or error.strerror}): "
+            "compare the broker's listener and authority with deploy/mosquitto",
+        )
+    return _ok("broker", f"{host}:{port} answers, and certificates are believed")
 
 
 def _cluster(settings: ServeSettings) -> Finding:

@@ -15,7 +15,9 @@ from cloud.store import LedgerEntry
 
 
 class Compute(Protocol):
-    """The cluster (cloud.jobs.RayCompute). ``submit`` is idempotent by task id; ``poll`` never blocks."""
+    """The cluster (cloud.jobs.remote.RemoteCompute). ``submit`` is idempotent by task id; no call waits for
+    the cluster.
+    """
 
     def submit(self, task: Task) -> None: ...
 

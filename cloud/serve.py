@@ -1,4 +1,4 @@
-"""``edgeloop serve``: one process that is the whole control plane of one machine.
+"""``edgeloop serve``: one process that is the control plane of one machine; broker and Ray are its children.
 
 Rules that this module keeps:
 
@@ -35,6 +35,7 @@ from cloud.compute_host import ComputeHost, NoCompute
 from cloud.controller import PAUSED_KEY
 from cloud.director_keys import DirectorKeys
 from cloud.elector import holder_name
+from cloud.jobs.remote import RemoteCompute, take_secrets
 from cloud.listening import allow_many_sessions, listen, service_name
 from cloud.log_ring import LogRing
 from cloud.pages import start_pages
@@ -67,6 +68,7 @@ class ControlPlane:
     def __init__(self, settings: ServeSettings, logs: LogRing | None = None) -> None:
         self.settings = settings
         self._logs = logs
+        self._ray_secrets = take_secrets(os.environ)  # before anything is started that would inherit them
         self.fleet_port = 0
         self.control_port = 0
         self.broker_host = ""
@@ -182,14 +184,13 @@ class ControlPlane:
     def _new_compute(self, registry: Registry, state_dir: Path) -> ComputeHost | NoCompute:
         if self.settings.compute == "none":
             return NoCompute()
-        from cloud.jobs import RayCompute  # what it brings along is not needed without compute
-
         return ComputeHost(
-            RayCompute(
+            RemoteCompute(
                 work_dir=state_dir / "checkpoints",
                 registry_url=registry.url,
                 address=self.settings.ray_address,
                 num_cpus=self.settings.num_cpus,
+                secrets=self._ray_secrets,
             )
         )
 
@@ -347,8 +348,6 @@ async def serve(settings: ServeSettings) -> None:
     allow_many_sessions()
     if settings.tls_dir is None:  # else secure_parts asks for more, and reads it
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Ray would put its own handler before ours, and print stack traces at every SIGTERM.
-    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

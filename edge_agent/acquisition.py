@@ -6,7 +6,9 @@ Rules:
 - A delta is followed where the deployment offers one that this device can use (edge_agent.delta_source). What
   goes wrong on that way ends the way, not the fetch.
 - What is whole still waits for the release gate, where there is one.
-- Every call returns the events that the update rules are to hear, in order; none means: it goes on.
+- Every call returns the events that the update rules are to hear, in order; none means: it goes on. A message
+  or a tick that fails in a way that nobody foresaw ends the fetch ("update-internal"), which would else wait
+  for what never comes.
 """
 
 import logging
@@ -19,7 +21,7 @@ from edge_agent.blobs import BlobStore
 from edge_agent.delta_source import DeltaSource, names_of
 from edge_agent.fetch import Fetcher, FetchSettings
 from edge_agent.release_gate import Candidate, Gate
-from edge_agent.update_events import DeltaGivenUp, Event, FetchCompleted, FetchFailed
+from edge_agent.update_events import DeltaGivenUp, Event, Fetch, FetchCompleted, FetchFailed, unforeseen
 from edge_agent.update_state import Slot
 from edgeloop import topics
 from edgeloop.artifact import BlockAssembler
@@ -108,6 +110,9 @@ class Acquisition:
 
     def on_message(self, topic: str, payload: bytes) -> list[Event]:
         """A manifest, a block or TUF metadata."""
+        return self._guarded(lambda: self._on_message(topic, payload))
+
+    def _on_message(self, topic: str, payload: bytes) -> list[Event]:
         if self._gate is not None and topic.startswith(topics.TUF):
             return self._released(self._gate.on_message(topic, payload))
         if self._fetcher is not None:
@@ -121,6 +126,9 @@ class Acquisition:
             self._fetcher.on_connected(connected, self._monotonic())
 
     def on_tick(self) -> list[Event]:
+        return self._guarded(self._on_tick)
+
+    def _on_tick(self) -> list[Event]:
         events: list[Event] = []
         if self.deltas.offer is not None and self._is_delta_silent():
             silent = f"no block of the delta came for {self._settings.delta_silence_s:g} s"
@@ -161,6 +169,17 @@ class Acquisition:
         self._candidate = None
 
     # --- inside -------------------------------------------------------------------------------------
+
+    def _guarded(self, step: Callable[[], list[Event]]) -> list[Event]:
+        slot = self._fetcher.slot if self._fetcher else self._candidate
+        try:
+            return step()
+        except Exception as error:
+            if slot is None:
+                raise
+            logger.exception("a fetch failed in an unforeseen way")
+            self.stop()
+            return unforeseen(Fetch(slot=slot), error)
 
     def _begin_blocks(self, fetcher: Fetcher, manifest: artifact_pb2.Manifest) -> list[Event]:
         if self._blobs.has_artifact(manifest):

@@ -2,7 +2,8 @@
 
 Rules:
 - What is handed out was hashed on this read. A file that does not match its name is deleted, and the caller
-  hears "artifact-missing", "artifact-altered", "manifest-missing" or "manifest-altered".
+  hears "artifact-missing", "artifact-altered", "manifest-missing" or "manifest-altered". One that cannot be
+  read for want of something else (descriptors, memory, permission) is no worse for that, and stays.
 - A block is durable when `keep_block` returns. An artifact appears under its name whole or not at all.
 - Names are checked digests and numbers, so nothing that came over the wire chooses a path.
 - Half-fetched blocks are a cache. What lies in their place and cannot be used is deleted. Where that fails,
@@ -30,6 +31,10 @@ from edgeloop.v1 import artifact_pb2
 logger = logging.getLogger(__name__)
 
 NOTE_FILE = "note"
+# What an attempt to read says of the bytes themselves, or of what lies in their place.
+DAMAGE = frozenset(
+    {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
+)
 
 
 def _free_bytes(folder: Path) -> int:
@@ -47,6 +52,12 @@ def _size_bytes(path: Path) -> int:
     if path.is_dir():
         return sum(inner.stat().st_size for inner in path.iterdir())
     return path.stat().st_size
+
+
+def discard_damaged(path: Path, error: OSError) -> None:
+    """A sector that does not read is damage like any other; a process without descriptors is none."""
+    if error.errno in DAMAGE:
+        _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -93,8 +104,7 @@ class BlobStore:
         # What fetches under way were promised of the quota, by artifact.
         self._promised_bytes: dict[str, int] = {}
         try:
-            for path in (self._artifacts, self._manifests):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folders()
         except OSError as error:
             raise ConfigError(
                 f"state_dir: {folder} cannot be made ({error.strerror})", code="state-dir"
@@ -105,6 +115,11 @@ class BlobStore:
             self._partial.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             logger.error("nothing can be fetched: %s cannot be made reason=%s", self._partial, error.strerror)
+
+    def _make_folders(self) -> None:
+        """Those of whole things; also where somebody cleared them away while the agent ran."""
+        for path in (self._artifacts, self._manifests):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # --- whole things -------------------------------------------------------------------------------
 
@@ -125,8 +140,7 @@ class BlobStore:
                 code="artifact-missing",
             ) from None
         except OSError as error:
-            # A sector that does not read is damage like any other.
-            _remove(path)
+            discard_damaged(path, error)
             raise RejectedError(
                 f"artifact {manifest.digest[:12]} cannot be read: {error.strerror}", code="artifact-altered"
             ) from error
@@ -154,7 +168,7 @@ class BlobStore:
                 code="manifest-missing",
             ) from None
         except OSError as error:
-            _remove(path)
+            discard_damaged(path, error)
             raise RejectedError(
                 f"manifest {manifest_digest[:12]} cannot be read: {error.strerror}", code="manifest-altered"
             ) from error
@@ -173,6 +187,7 @@ class BlobStore:
     def keep_manifest(self, manifest_digest: str, raw: bytes) -> None:
         """The caller has parsed it under this digest."""
         try:
+            self._make_folders()
             write_atomically(self.manifest_path(manifest_digest), raw)
         except OSError as error:
             raise storage_error(error, f"manifest {manifest_digest[:12]}") from error
@@ -183,6 +198,8 @@ class BlobStore:
         """Raises RejectedError("storage-full"). Blocks that are there already count as room."""
         digests = (manifest.digest, delta_digest) if delta_digest else (manifest.digest,)
         with _needed_for(f"room for artifact {manifest.digest[:12]}"):
+            self._make_folders()
+            self._partial.mkdir(mode=0o700, exist_ok=True)
             paths = [path for digest in digests for path in self._block_paths(digest)]
             kept_bytes = sum(path.lstat().st_size for path in paths)
             free_bytes = self._free_bytes(self._partial)
@@ -260,8 +277,8 @@ class BlobStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            logger.warning("half-fetched blocks are given up path=%s reason=%s", folder, error.strerror)
-            _remove(folder)
+            logger.warning("half-fetched blocks do not read path=%s reason=%s", folder, error.strerror)
+            discard_damaged(folder, error)
             return []
 
     def kept_blocks(self, manifest: artifact_pb2.Manifest, assembler: artifact.BlockAssembler) -> None:
@@ -269,14 +286,16 @@ class BlobStore:
         for path in self._block_paths(manifest.digest):
             try:
                 assembler.accept(int(path.name), path.read_bytes())
-            except (OSError, RejectedError):
+            except RejectedError:
                 _remove(path)
+            except OSError as error:
+                discard_damaged(path, error)
 
     def keep_block(self, digest: str, n: int, data: bytes) -> None:
         """The caller has verified it. A half-written one does not verify at the next start."""
         folder = self._partial / check_digest(digest)
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(folder / str(int(n)), "wb") as file:
                 file.write(data)
                 file.flush()
@@ -310,6 +329,7 @@ class BlobStore:
         """Verified here; durable, and under its name, when this returns."""
         artifact.check_artifact(manifest, data)
         try:
+            self._make_folders()
             write_atomically(self.artifact_path(manifest.digest), data)
         except OSError as error:
             raise storage_error(error, f"artifact {manifest.digest[:12]}") from error
@@ -318,7 +338,7 @@ class BlobStore:
         """A word beside half-fetched blocks, for the next start."""
         folder = self._partial / check_digest(digest)
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(folder / NOTE_FILE, text.encode())
         except OSError as error:
             raise storage_error(error, f"a note on {digest[:12]}") from error
@@ -356,4 +376,7 @@ class BlobStore:
 
     @staticmethod
     def _entries(folder: Path) -> Iterable[Path]:
-        return list(folder.iterdir())
+        try:
+            return list(folder.iterdir())
+        except FileNotFoundError:
+            return []

@@ -6,7 +6,8 @@ Rules:
 - The manifest comes first, checked against the signed deployment in every field that the two share.
 - The broker is a cache. What does not come in time is asked for on the device's request topic, again and
   again with backoff: a broker that lost its store, or a cloud that is away, ends nothing. What is on its way
-  is not asked for, however long it takes on a slow link: it would only come twice.
+  is not asked for, however long it takes on a slow link: it would only come twice. Only where bytes have come
+  for longer than it takes at the minimum rate, and an hour, are they taken for something else.
 - A sender that never ends, and one that trickles, are cut off: once more has come for a fetch than twice the
   artifact and a window of blocks ("fetch-too-much"), and once the blocks that came since the first one fall
   behind a minimum rate ("fetch-too-slow"). Only time with a broker counts, and silence before the first block
@@ -234,10 +235,11 @@ class Fetcher:
 
     def _is_coming(self, now_s: float, fed_at_s: float) -> bool:
         """Whether to wait for it; not for ever, since it may be a trickle of something else."""
-        return (
-            now_s < fed_at_s + self._settings.block_timeout_s
-            and now_s < self._waiting_since_s + self._settings.slow_grace_s
-        )
+        settings = self._settings
+        # Whatever block of it is under way, none is larger than the first.
+        size_bytes = self._assembler.size_of(0) if self._assembler else artifact.MAX_MANIFEST_BYTES
+        longest_s = settings.slow_grace_s + size_bytes / settings.min_rate_bytes_s
+        return now_s < fed_at_s + settings.block_timeout_s and now_s < self._waiting_since_s + longest_s
 
     def _wait(self, now_s: float) -> None:
         self._waiting_since_s = now_s
@@ -288,7 +290,8 @@ class Fetcher:
         self._fed_s = self._fed_s or 0.0
         self._fed_bytes += len(payload)
         self._backoff.reset()
-        return [KeepBlock(n=n, data=payload), Unsubscribe(topic=topic), *self._fill(now_s)]
+        # Left first: where the disk does not take it, nobody else leaves its topic.
+        return [Unsubscribe(topic=topic), KeepBlock(n=n, data=payload), *self._fill(now_s)]
 
     def _fill(self, now_s: float) -> list[FetchEffect]:
         assert self._assembler is not None

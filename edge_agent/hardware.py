@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,29 @@ KNOWN_FEATURES: Final = frozenset(
         *("asimd", "neon", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "svei8mm"),
     }
 )
+#: What Arm calls its processors: the kernel of an arm64 device gives the number of the part alone. Those that
+#: gateways and servers have; another one is named by its numbers.
+_ARM: Final = "0x41"
+_ARM_PARTS: Final = {
+    "0xd03": "Cortex-A53",
+    "0xd04": "Cortex-A35",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd0d": "Cortex-A77",
+    "0xd40": "Neoverse-V1",
+    "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE",
+    "0xd46": "Cortex-A510",
+    "0xd47": "Cortex-A710",
+    "0xd49": "Neoverse-N2",
+    "0xd4b": "Cortex-A78C",
+    "0xd4f": "Neoverse-V2",
+}
 _MAX_TEXT: Final = 120
 _ZONE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+/-]{0,63}", re.ASCII)
 
@@ -32,8 +56,9 @@ def probe(
 ) -> device_pb2.Hardware:
     """Looks once; what a process may use counts, not what the board has."""
     fields = _cpuinfo_fields(cpuinfo)
-    features = f"{fields.get('flags', '')} {fields.get('features', '')}".lower().split()
-    name = fields.get("model name") or fields.get("hardware") or platform.processor()
+    features = " ".join((*fields.get("flags", ())[:1], *fields.get("features", ())[:1])).lower().split()
+    named = (*fields.get("model name", ())[:1], *fields.get("hardware", ())[:1], _arm_name(fields))
+    name = next(filter(None, named), platform.processor())
     return device_pb2.Hardware(
         architecture=platform.machine(),
         processor=name[:_MAX_TEXT],
@@ -70,17 +95,26 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _cpuinfo_fields(path: Path) -> dict[str, str]:
-    """The first value of each field; empty where there is no such file."""
+def _arm_name(fields: Mapping[str, Sequence[str]]) -> str:
+    """Of all kinds of cores that there are ("Cortex-A53, Cortex-A73"); empty on other processors."""
+    implementer = next(iter(fields.get("cpu implementer", ())), "")
+    parts = [part.lower() for part in fields.get("cpu part", ())]
+    named = [_ARM_PARTS.get(part) if implementer == _ARM else None for part in parts]
+    return ", ".join(name or f"{implementer}/{part}" for name, part in zip(named, parts, strict=True))
+
+
+def _cpuinfo_fields(path: Path) -> dict[str, list[str]]:
+    """The different values of each field, in their order; empty where there is no such file."""
     try:
         text = path.read_text(errors="replace")
     except OSError:
         return {}
-    fields: dict[str, str] = {}
+    fields: dict[str, list[str]] = {}
     for line in text.splitlines():
         name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip().lower(), value.strip())
+        values = fields.setdefault(name.strip().lower(), [])
+        if colon and value.strip() not in values:
+            values.append(value.strip())
     return fields
 
 

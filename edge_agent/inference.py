@@ -1,13 +1,17 @@
-"""Serves the model: one thread owns the runtime, everybody else submits to it.
+"""Serves the model: one request at a time, each in its turn.
 
 Rules that this module keeps:
 
+- Whoever has the turn runs the model: the inference thread, for all that is submitted to it; or, by
+  ``serve_here``, the thread that brings a request and would wait for it anyway, where nothing else waits or
+  runs. The second saves two changes of threads, each of which may be kept waiting by whatever else the agent
+  does meanwhile.
 - ``submit`` never blocks: a full queue refuses at once, so that overload shows where it arises.
 - A swap loses no request. The new model is loaded and warmed up by whoever swaps, while the old one goes on
   serving; then each request that has not begun goes to the new one.
 - Every result names the digest that computed it, and its latency is recorded under that digest alone.
-- The latency of a request is what the model costs: from the check of its input on the inference thread to
-  its outputs, without the wait in the queue. Each sample of a batch is a run and a record of its own, so
+- The latency of a request is what the model costs: from the check of its input to its outputs, without the
+  wait for its turn. Each sample of a batch is a run and a record of its own, so
   latencies of any traffic compare.
 - An input that does not fit the model is its sender's fault and no error of the model: else any local
   application could have a good model rolled back.
@@ -17,7 +21,7 @@ Rules that this module keeps:
   fails, each of its requests runs once more on its own, so that none fails for another's sake.
 - With ``emulated_slowdown`` F, the graph really runs F times for each sample, and so does the reference
   kernel; nothing is slept or multiplied.
-- The reference kernel is timed beside the requests, in the same thread, at most once each
+- The reference kernel is timed beside the requests, on the inference thread, at most once each
   ``reference_interval_s``, and only after a request: an idle device does not burn power for it.
 """
 
@@ -45,6 +49,8 @@ from edgeloop.errors import EdgeloopError, RejectedError, TransientError
 logger = logging.getLogger(__name__)
 
 _NUM_WARMUP: Final = 3
+# A deadline is for whoever waits; whoever runs the model cannot leave. So it must be so many runs away.
+_MIN_RUNS_TO_DEADLINE: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +62,8 @@ class InferenceResult:
     generation: int
     #: What the model is judged by, as its manifest says: "accuracy" (also when empty), or another.
     metric: str = ""
-    #: What the request cost on the inference thread, all samples and emulated runs together; in a batch, the
-    #: run that it shared and the time that it was held for it.
+    #: What the request cost once it had its turn, all samples and emulated runs together; in a batch, the run
+    #: that it shared and the time that it was held for it.
     service_ms: float
 
 
@@ -113,11 +119,19 @@ class InferenceEngine:
         self._queue: SimpleQueue[Request | None] = SimpleQueue()
         self._gatherer = Gatherer(self._queue, self.batching)
         self._lock = threading.Lock()
+        # Held by whoever runs the model.
+        self._turn = threading.Lock()
+        # Submitted and not begun yet.
+        self._num_waiting = 0
+        # Of one sample, as it was when the model was warmed up.
+        self._run_s = 0.0
+        self._started = False
         self._closed = False
         self._thread = threading.Thread(target=self._serve_all, name="inference", daemon=True)
 
     def start(self) -> None:
         """Begins to serve; requests wait until then."""
+        self._started = True
         self._thread.start()
 
     def close(self) -> None:
@@ -131,6 +145,8 @@ class InferenceEngine:
             self._thread.join()
         else:  # never started: nobody else will answer
             self._refuse_pending()
+        with self._turn:
+            pass  # whoever runs the model on a thread of its own has ended
 
     @property
     def serving(self) -> ServedModel | None:
@@ -151,13 +167,38 @@ class InferenceEngine:
         with self._lock:
             if self._closed:
                 raise TransientError("the agent is stopping", code="inference-stopped")
-            if self._queue.qsize() >= self._max_pending:
+            if self._num_waiting >= self._max_pending:
                 raise TransientError(
                     f"{self._max_pending} requests wait already; send fewer or wait for results",
                     code="inference-busy",
                 )
+            self._num_waiting += 1
             self._queue.put(Request(inputs, future, deadline_s))
         return future
+
+    def serve_here(self, inputs: NDArray[np.float32], *, wait_s: float) -> InferenceResult | None:
+        """Runs one batch [n, ...] on the calling thread, now; None where it must be submitted instead.
+
+        That is so while anything else waits or runs, where requests share runs, when the reference is due,
+        and where ``wait_s`` is not many times what the model takes. Raises what the future raises.
+        """
+        if (
+            not self._started
+            or self._num_waiting
+            or self.batching.max_batch_size > 1
+            or wait_s < _MIN_RUNS_TO_DEADLINE * self._run_s * len(inputs)
+            or self._is_reference_due()
+            or not self._turn.acquire(blocking=False)
+        ):
+            return None
+        try:
+            begin_ns = time.perf_counter_ns()
+            model = self._model
+            if model is None or self._closed:
+                return None
+            return self._served(model, inputs, begin_ns)
+        finally:
+            self._turn.release()
 
     def swap(self, model: ServedModel) -> None:
         """Warms ``model`` up on this thread, then gives it every request that has not begun.
@@ -165,7 +206,10 @@ class InferenceEngine:
         Raises ``RejectedError`` (``model-run``) for one that does not run; the old one goes on then.
         """
         for _ in range(_NUM_WARMUP):
+            begin_ns = time.perf_counter_ns()
             model.runtime.run(np.zeros(model.one_shape, np.float32))
+            run_s = (time.perf_counter_ns() - begin_ns) / 1e9
+        self._run_s = run_s * self._num_repeats
         self._model = model
         logger.info("serving %s of generation %d", model.digest[:12], model.generation)
 
@@ -175,18 +219,28 @@ class InferenceEngine:
 
     def _serve_all(self) -> None:
         while (request := self._gatherer.next()) is not None:
-            begin_ns = time.perf_counter_ns()
-            model, batch = self._model, [request]
-            if model is not None and model.max_batch_size > 1:
-                batch = self._gatherer.gather(request, model.max_batch_size, model.one_shape[1:])
-                model = self._model  # a swap may have come in between
-            batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
-            if model is None:
-                for one in batch:
-                    one.future.set_exception(TransientError("the model was withdrawn", code="no-model"))
-                continue
-            if not batch:
-                continue
+            with self._turn:
+                self._serve_taken(request)
+        self._refuse_pending()
+
+    def _begin(self, num_requests: int) -> None:
+        with self._lock:
+            self._num_waiting -= num_requests
+
+    def _serve_taken(self, request: Request) -> None:
+        """This request, and those that join it."""
+        self._begin(1)
+        begin_ns = time.perf_counter_ns()
+        model, taken = self._model, [request]
+        if model is not None and model.max_batch_size > 1:
+            taken = self._gatherer.gather(request, model.max_batch_size, model.one_shape[1:])
+            self._begin(len(taken) - 1)
+            model = self._model  # a swap may have come in between
+        batch = [one for one in taken if one.future.set_running_or_notify_cancel()]
+        if model is None:
+            for one in batch:
+                one.future.set_exception(TransientError("the model was withdrawn", code="no-model"))
+        elif batch:
             if not self._serve_together(model, batch, begin_ns):
                 for one in batch:
                     self._answer(model, one, begin_ns)
@@ -196,21 +250,24 @@ class InferenceEngine:
             except Exception:
                 # Nobody else answers requests when this thread has ended.
                 logger.exception("the reference kernel failed in an unforeseen way")
-        self._refuse_pending()
 
     def _answer(self, model: ServedModel, request: Request, begin_ns: int) -> None:
         try:
-            result = self.serve(model, request.inputs, begin_ns=begin_ns)
+            result = self._served(model, request.inputs, begin_ns)
         except EdgeloopError as error:
             request.future.set_exception(error)
-        except Exception as error:
-            # One request must not end the thread that serves all the others.
-            logger.exception("a request failed in an unforeseen way")
-            request.future.set_exception(
-                RejectedError(f"inference failed: {error!r}", code="inference-internal")
-            )
         else:
             request.future.set_result(result)
+
+    def _served(self, model: ServedModel, inputs: NDArray[np.float32], begin_ns: int) -> InferenceResult:
+        """Raises nothing but our own errors: no request may end the thread that serves others."""
+        try:
+            return self.serve(model, inputs, begin_ns=begin_ns)
+        except EdgeloopError:
+            raise
+        except Exception as error:
+            logger.exception("a request failed in an unforeseen way")
+            raise RejectedError(f"inference failed: {error!r}", code="inference-internal") from error
 
     def _serve_together(self, model: ServedModel, batch: list[Request], begin_ns: int) -> bool:
         """One run for all; False, with nothing answered, where each must run on its own."""
@@ -249,7 +306,7 @@ class InferenceEngine:
     def serve(
         self, model: ServedModel, inputs: NDArray[np.float32], *, begin_ns: int | None = None
     ) -> InferenceResult:
-        """One request on this thread. Only the inference thread and the benchmark call it.
+        """One request on this thread. Only whoever has the turn, and the benchmark, call it.
 
         ``begin_ns`` is when it was taken, if that is not now.
         """
@@ -298,14 +355,14 @@ class InferenceEngine:
             service_ms=sum(result.service_ms for result in results),
         )
 
+    def _is_reference_due(self) -> bool:
+        return self._reference is not None and time.monotonic() >= self._next_reference_s
+
     def _time_reference(self, key: WindowKey) -> None:
         reference = self._reference
-        if reference is None:
+        if reference is None or not self._is_reference_due():
             return
-        monotonic_s = time.monotonic()
-        if monotonic_s < self._next_reference_s:
-            return
-        self._next_reference_s = monotonic_s + self._reference_interval_s
+        self._next_reference_s = time.monotonic() + self._reference_interval_s
         elapsed_ms = 0.0
         for _ in range(self._num_repeats):
             elapsed_ms += reference.time_once()

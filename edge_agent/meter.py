@@ -10,7 +10,7 @@ Rules that this module keeps:
 - Finished windows wait here only until the next ``roll``, and at most ``MAX_FINISHED`` of them: when nobody
   rolls, the oldest go, and are counted.
 
-The inference thread records, the agent's own thread rolls; a lock joins the two.
+Whoever runs the model records, the agent's own thread rolls; a lock joins the two.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ Rules:
   new one.
 - What was issued is on the disk before it is used. A failure leaves the present certificate in place; it is
   tried again with back-off, said once at WARNING and repeated at DEBUG.
+- Clocks are set while agents run, by years and in both directions. So the certificate alone says from when it
+  is due, a failure is followed by a pause and not by a date, and one that is due as soon as it came (a clock
+  far ahead) is left alone for an hour: neither does a wrong clock end renewals for good, nor make a flood.
 """
 
 import logging
@@ -45,12 +48,14 @@ class Renewer:
         server: str,
         on_renewed: Callable[[Identity], None],
         backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._state_dir = state_dir
         self._identity = identity
         self._server = server
         self._on_renewed = on_renewed
         self._backoff = backoff or Backoff(1.0, 300.0, random.Random())
+        self._clock = clock
         self._complained = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
@@ -63,10 +68,15 @@ class Renewer:
         """Stops; a call that is under way is left to its end."""
         self._stop.set()
 
+    def _wait(self, seconds: float) -> bool:
+        """Whether it was stopped meanwhile."""
+        return self._stop.wait(seconds)
+
     def _run(self) -> None:
-        due_s = self._due_s()
-        while not self._stop.wait(min(max(0.0, due_s - time.time()), _MAX_WAIT_S)):
-            if time.time() < due_s:
+        due_s, pause_s = self._due_s(), 0.0
+        while not self._wait(max(pause_s, min(due_s - self._clock(), _MAX_WAIT_S))):
+            pause_s = 0.0
+            if self._clock() < due_s:
                 continue
             try:
                 self._identity = self._renewed()
@@ -75,16 +85,19 @@ class Renewer:
                 self._complain(error)
                 if isinstance(error, RejectedError | ConfigError):
                     self._backoff.to_max()
-                due_s = time.time() + self._backoff.next()
+                pause_s = self._backoff.next()
                 continue
             except Exception:  # a bug here must not leave the device without certificate for good
                 logger.exception("the certificate could not be renewed in an unforeseen way")
-                due_s = time.time() + self._backoff.next()
+                pause_s = self._backoff.next()
                 continue
             self._complained = False
             self._backoff.reset()
             due_s = self._due_s()
             logger.info("certificate renewed serial=%s", self._identity.facts.serial)
+            if due_s <= self._clock():
+                logger.warning("the new certificate is due at once: this device's clock is wrong, set it")
+                pause_s = _MAX_WAIT_S
 
     def _due_s(self) -> float:
         known = self._identity.facts
@@ -96,7 +109,7 @@ class Renewer:
         key_pem = new_private_key()
         request = certificate_request(key_pem, present.device_id)
         try:
-            if present.facts.not_after_s > time.time():
+            if present.facts.not_after_s > self._clock():
                 issued = self._renew(present, request)
             else:
                 issued = self._re_enrol(present, request)

@@ -111,7 +111,7 @@ class FleetReporter:
         """Stops. What waits is delivered if that takes no longer than ``timeout_s``, else it stays."""
         self._drain_until_s = time.monotonic() + timeout_s
         self._stop.set()
-        self._inbox.put(None)
+        self._wake_up()
         if not self._thread.is_alive():
             return
         self._thread.join(timeout_s)
@@ -127,23 +127,28 @@ class FleetReporter:
 
     def wake(self) -> None:
         """Says that the spool holds something new. Any thread."""
-        self._inbox.put(None)
+        self._wake_up()
 
     def register_again(self) -> None:
         """Says that the registration changed: another digest serves. Any thread."""
         self._register_again = True
-        self._inbox.put(None)
+        self._wake_up()
 
     def set_credentials(self, credentials: grpc.ChannelCredentials) -> None:
         """Connects again with these: the certificate was renewed. Any thread."""
         self._credentials = credentials
         self._reconnect = True
-        self._inbox.put(None)
+        self._wake_up()
 
     def update_status(self, status: deployment_pb2.DeploymentStatus) -> None:
         """Stores a status durably and sends it as soon as the cloud can be reached. Any thread."""
         self._spool.enqueue_status(status)
-        self._inbox.put(None)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        # Whatever waits there already wakes it; weeks without a cloud must not fill the memory with calls.
+        if self._inbox.empty():
+            self._inbox.put(None)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -97,7 +97,14 @@ class SelfTestProcess:
         return self._stopped.is_set()
 
     def _run(self) -> None:
-        result = self._wait()
+        try:
+            result = self._wait()
+        except Exception as error:
+            # Whoever waits for the result would wait for ever.
+            logger.exception("a self-test failed in an unforeseen way")
+            result = SelfTestResult(
+                code="self-test-crash", message=f"the self-test could not be followed ({error!r})"[:500]
+            )
         with self._lock:
             if self._stopped.is_set():
                 return

@@ -28,7 +28,7 @@ def process_age_s() -> float:
 
 
 class TrialMeter(LatencyMeter):
-    """Records on the inference thread, is asked on the agent's own."""
+    """Records on whichever thread has the turn to run the model, is asked on the agent's own."""
 
     def __init__(self, *, window_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         super().__init__(window_s=window_s)
@@ -38,7 +38,7 @@ class TrialMeter(LatencyMeter):
         self._num_good = 0
         self._num_errors = 0
         self._clean_since_s = 0.0
-        # Over the life of the process, for people. Only the inference thread writes them.
+        # Over the life of the process, for people. Only whoever has the turn writes them.
         self.num_served = 0
         self.num_failed = 0
         # From the start of the process to its first answer.

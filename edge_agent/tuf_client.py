@@ -9,12 +9,15 @@ Rules:
   by temporary file, fsync and rename. The library works on a copy, and what a killed process left of one goes
   with the next refresh.
 - The root that the device was configured with is where each refresh begins: the folder gives no trust that
-  signatures do not.
+  signatures do not. So what lies in the place of a file and does not read, or is none, goes, and the refresh
+  after that one does without.
 - Time is the caller's, not the clock's: a gateway that woke in 1970 still knows what has expired.
 """
 
 import datetime
+import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +27,7 @@ from urllib.parse import urlsplit
 from tuf.api import exceptions
 from tuf.ngclient import FetcherInterface, TargetFile, Updater, UpdaterConfig
 
+from edge_agent.blobs import discard_damaged
 from edge_agent.journal import fsync_folder, write_atomically
 from edgeloop import released
 from edgeloop.errors import ConfigError, RejectedError, TransientError
@@ -120,9 +124,18 @@ def lookup(
             finally:
                 _copy_out(Path(work), folder)
     except OSError as error:
+        _clear_way(folder, error)
         raise TransientError(
             f"TUF metadata cannot be kept in {folder} ({error.strerror})", code="storage-failed"
         ) from None
+
+
+def _clear_way(folder: Path, error: OSError) -> None:
+    path = Path(os.fsdecode(error.filename or ""))
+    if error.errno == errno.EEXIST and folder in (path, path.parent):
+        path.unlink(missing_ok=True)  # a file where a folder should be
+    elif folder in path.parents:
+        discard_damaged(path, error)
 
 
 def _refreshed(

@@ -80,6 +80,8 @@ from edge_agent.update_steps import (
 
 # What the blob store says of bytes that it cannot give back as it got them.
 STORAGE_CODES = frozenset({"artifact-missing", "artifact-altered", "manifest-missing", "manifest-altered"})
+# The same during a fetch, where an altered manifest is its sender's.
+LOST_CODES = STORAGE_CODES - {"manifest-altered"}
 
 
 # --- handlers ---------------------------------------------------------------------------------------
@@ -148,7 +150,14 @@ def _tested(state: UpdateState, event: Event, now_s: float, settings: UpdateSett
 
 
 def _failed(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
-    assert isinstance(event, FetchFailed | SelfTestFailed)
+    assert isinstance(event, SelfTestFailed)
+    return reject(state, now_s, event.code, event.message)
+
+
+def _fetch_failed(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
+    assert isinstance(event, FetchFailed)
+    if event.code in LOST_CODES:
+        return _refetch(state, event, now_s, settings)
     return reject(state, now_s, event.code, event.message)
 
 
@@ -159,7 +168,7 @@ def _delta_given_up(state: UpdateState, event: Event, now_s: float, settings: Up
 
 def _refetch(state: UpdateState, event: Event, now_s: float, settings: UpdateSettings) -> Step:
     """The stored bytes are not what was stored: the disk lost them, the deployment is not to blame."""
-    assert isinstance(event, VerifyFailed | ActivationFailed)
+    assert isinstance(event, FetchFailed | VerifyFailed | ActivationFailed)
     if event.code not in STORAGE_CODES or state.num_refetches >= settings.max_refetches:
         return reject(state, now_s, event.code, event.message)
     again = enter(state, State.FETCHING, now_s, event.code, event.message)
@@ -237,7 +246,10 @@ def _row(**handlers: Handler) -> dict[type[Event], Handler]:
 TABLE: Mapping[State, Mapping[type[Event], Handler]] = {
     State.IDLE: _row(),
     State.FETCHING: _row(
-        Started=start_fetching, FetchCompleted=_fetched, FetchFailed=_failed, DeltaGivenUp=_delta_given_up
+        Started=start_fetching,
+        FetchCompleted=_fetched,
+        FetchFailed=_fetch_failed,
+        DeltaGivenUp=_delta_given_up,
     ),
     State.VERIFYING: _row(
         Started=start_verifying, Stopping=stopping, Verified=_verified, VerifyFailed=_refetch

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from edge_agent.update_state import Slot, StatusNote
 
+# The code of a failure that nobody foresaw.
+INTERNAL = "update-internal"
+
 # --- events -----------------------------------------------------------------------------------------
 
 
@@ -220,3 +223,19 @@ Effect = (
     | CollectGarbage
     | Ignored
 )
+
+
+def unforeseen(effect: Effect, error: Exception) -> list[Event]:
+    """What the update rules are to hear of an effect that ended with something else than an error of ours."""
+    message = f"the agent failed ({error!r}): its log has more"[:500]
+    match effect:
+        case Fetch(slot=slot):
+            return [FetchFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case Verify(slot=slot):
+            return [VerifyFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case SelfTest(slot=slot):
+            return [SelfTestFailed(generation=slot.generation, code=INTERNAL, message=message)]
+        case Activate(slot=slot):
+            return [ActivationFailed(slot=slot, code=INTERNAL, message=message)]
+        case _:
+            return []

@@ -4,6 +4,7 @@ Rules:
 - Runs on the agent's own thread alone; what other threads find out comes back through the inbox.
 - A new state is saved before any effect of it. While it cannot be saved (full disk), nothing is done about
   it: the event waits and is tried again, and what serves goes on serving.
+- A failing trial gives way to the last known good without a save too: a start then would serve the same.
 - What fails in a way that nobody foresaw ends the step that it was, as any failure of it does: no event is
   tried twice for it, and no state waits for an answer that never comes.
 - Nothing is loaded for serving but bytes that were hashed on this read, under a manifest that was.
@@ -35,7 +36,6 @@ from edge_agent.update_events import (
     Effect,
     Event,
     Fetch,
-    FetchFailed,
     Ignored,
     SelfTest,
     SelfTestFailed,
@@ -49,6 +49,7 @@ from edge_agent.update_events import (
     Verified,
     Verify,
     VerifyFailed,
+    unforeseen,
 )
 from edge_agent.update_state import Slot, State, StatusNote
 from edge_agent.update_steps import UpdateSettings
@@ -60,7 +61,6 @@ logger = logging.getLogger(__name__)
 RETRY_S = 5.0
 # Time for the cloud to be heard before a model is loaded that may end this process.
 LATER_S = 60.0
-INTERNAL = "update-internal"
 
 
 class Updater:
@@ -252,6 +252,7 @@ class Updater:
                 except OSError as error:
                     self._pending.appendleft(event)
                     self._stall(f"state cannot be saved ({error.strerror})")
+                    self._return_to_good(effects)
                     return
             if new.state is not self.state.state or new.generation != self.state.generation:
                 logger.info(
@@ -269,9 +270,15 @@ class Updater:
                     self._pending.extend(self._carry_out(effect))
                 except Exception as error:
                     logger.exception("an update failed in an unforeseen way")
-                    self._pending.extend(_failure(effect, error))
+                    self._pending.extend(unforeseen(effect, error))
             if not self._pending:
                 self._flush_outbox()
+
+    def _return_to_good(self, effects: tuple[Effect, ...]) -> None:
+        """A model on trial that fails must not go on failing for want of a disk."""
+        good = self.state.committed
+        if self.state.state is State.TRIAL and good is not None and Activate(slot=good) in effects:
+            self._activate(good)
 
     def _stall(self, why: str) -> None:
         if self._retry_at_s is None:
@@ -379,19 +386,3 @@ class Updater:
         else:
             if num_removed:
                 logger.info("old artifacts deleted entries=%d", num_removed)
-
-
-def _failure(effect: Effect, error: Exception) -> list[Event]:
-    """What the update rules are to hear of an effect that ended with something else than an error of ours."""
-    message = f"the agent failed ({error!r}): its log has more"[:500]
-    match effect:
-        case Fetch(slot=slot):
-            return [FetchFailed(generation=slot.generation, code=INTERNAL, message=message)]
-        case Verify(slot=slot):
-            return [VerifyFailed(generation=slot.generation, code=INTERNAL, message=message)]
-        case SelfTest(slot=slot):
-            return [SelfTestFailed(generation=slot.generation, code=INTERNAL, message=message)]
-        case Activate(slot=slot):
-            return [ActivationFailed(slot=slot, code=INTERNAL, message=message)]
-        case _:
-            return []

@@ -20,8 +20,6 @@ PROJECT = "edgeloop-test"
 OPERATOR = f"{PROJECT}-operator"
 WEB_PORT = "EDGELOOP_WEB_PORT"
 PORTS = ("EDGELOOP_BROKER_PORT", "EDGELOOP_FLEET_PORT", "EDGELOOP_ENROL_PORT", WEB_PORT)
-#: How often it is given after a kill at most, and the pause between two.
-NUM_UPS, UP_PAUSE_S = 3, 5.0
 WITH_HEALTH_CHECK = ("control", "mosquitto", "postgres", "ray-head")
 
 
@@ -55,23 +53,6 @@ class Compose:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         return done.stdout
 
-    def up_again(self) -> int:
-        """``up`` as a person gives it after a kill; how many times it took.
-
-        Ray ends a process that used it, and so the control plane, when its head is lost. It is there again in
-        seconds, but an ``up`` in that moment calls it unhealthy and has to be given again.
-        """
-        for num_tries in range(1, NUM_UPS + 1):
-            try:
-                self("up", "-d", "--no-build")
-            except SystemExit as error:
-                if "is unhealthy" not in str(error) or num_tries == NUM_UPS:
-                    raise
-                time.sleep(UP_PAUSE_S)
-            else:
-                break
-        return num_tries
-
     def edgeloop(self, *arguments: str) -> str:
         """The control script, as the first operator."""
         return self("run", "--rm", "-T", "edgeloop", *arguments)
@@ -99,6 +80,24 @@ class Compose:
         return len(found) == len(WITH_HEALTH_CHECK) and all(
             item["State"].get("Health", {}).get("Status") == "healthy" for item in found
         )
+
+    def start_of(self, service: str) -> str:
+        """Of the one container of a service: what is another text after any restart or replacement of it."""
+        item = self._inspected(service)
+        started = item["State"]["StartedAt"]
+        return f"container {item['Id'][:12]}, started {started}, {item['RestartCount']} restarts"
+
+    def log_since(self, service: str, time_s: float) -> str:
+        """What the one container of a service has logged since then (seconds since the epoch)."""
+        command = ["docker", "logs", "--since", f"{time_s:.3f}", self._inspected(service)["Id"]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    def _inspected(self, service: str) -> Any:
+        ids = self("ps", "-q", "-a", service).split()
+        if len(ids) != 1:
+            raise SystemExit(f"FAILED: {service} has {len(ids)} containers, and should have one")
+        return _docker_json("inspect", ids[0])[0]
 
     def exit_codes(self) -> dict[str, int]:
         """Of the containers that ended."""

@@ -8,13 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from machine import missing
+from hypothesis import HealthCheck, settings
+from machine import REQUIRE_ALL, missing
 from mosquitto_server import Mosquitto
 from postgres_server import PostgresServer, find_programs
 
-# How long one example takes is the machine's affair: on a busy one a deadline fails what is right.
-settings.register_profile("edgeloop", deadline=None)
+# How long examples take is the machine's affair: on a busy one a deadline fails what is right. Where nothing
+# may be skipped the same examples are tried each time, and what no change has broken fails no change.
+settings.register_profile(
+    "edgeloop",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=REQUIRE_ALL,
+    print_blob=True,
+)
 settings.load_profile("edgeloop")
 
 

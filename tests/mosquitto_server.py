@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from machine import free_port
+from machine import WAIT_S, dying_with_us, free_port
 
 
 class Mosquitto:
@@ -38,11 +38,12 @@ class Mosquitto:
         config.write_text(f"{user}\nlistener {self.port} {self.host}\npersistence false\n{self.settings}\n")
         log = (self._directory / "mosquitto.log").open("ab")
         with log:
-            self._process = subprocess.Popen([self._program, "-c", str(config)], stdout=log, stderr=log)
-        until_s = time.monotonic() + 10
+            command = dying_with_us([self._program, "-c", str(config)])
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        until_s = time.monotonic() + WAIT_S
         while True:
             try:
-                socket.create_connection((self.host, self.port), timeout=1).close()
+                socket.create_connection((self.host, self.port), timeout=5).close()
                 return
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > until_s:
@@ -72,4 +73,4 @@ class Mosquitto:
             process.send_signal(how)
             if how is not signal.SIGKILL:
                 process.send_signal(signal.SIGCONT)  # one that is frozen would never hear of it
-            process.wait(10)
+            process.wait(WAIT_S)

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import WAIT_S
+
 #: Debian keeps the server's programs out of the PATH.
 _DEBIAN = Path("/usr/lib/postgresql")
 _SETTINGS = (
@@ -64,7 +66,8 @@ class PostgresServer:
         ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, **self._as_user())
-        for _ in range(300):
+        until_s = time.monotonic() + WAIT_S
+        while time.monotonic() < until_s:
             if self._try("pg_isready", "-h", str(self._folder), "-q"):
                 return
             if self._process.poll() is not None:
@@ -77,7 +80,7 @@ class PostgresServer:
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGQUIT)
-            process.wait(10)
+            process.wait(WAIT_S)
 
     def close(self) -> None:
         """End it and remove all of it."""

@@ -176,5 +176,9 @@ def main() -> None:
     except EdgeloopError as error:
         stderr.print(f"edgeloop: {error}", style="red", soft_wrap=True, markup=False)
         sys.exit(EXIT_FAILED)
+    except OSError as error:  # a folder that is read-only, a disk that is full: the name says which
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        stderr.print(f"edgeloop: {what}", style="red", soft_wrap=True, markup=False)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

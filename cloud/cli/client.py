@@ -35,8 +35,9 @@ def find_server(given: str | None, state_dir: Path | None) -> str:
         try:
             return str(json.loads((folder / "server.json").read_text())["control"])
         except FileNotFoundError:
-            raise ConfigError(
-                f"no control plane runs in {folder}: start it with 'edgeloop serve --state-dir {folder}'",
+            raise TransientError(
+                f"no control plane runs in {folder}, or it is starting: start it with 'edgeloop serve "
+                f"--state-dir {folder}'",
                 code="server-not-running",
             ) from None
         except (ValueError, KeyError, TypeError):
@@ -46,18 +47,24 @@ def find_server(given: str | None, state_dir: Path | None) -> str:
     return DEFAULT_ADDRESS
 
 
+def check_address(address: str) -> None:
+    """Raises ``ConfigError`` unless it is HOST:PORT."""
+    found = re.fullmatch(r".+:([0-9]{1,5})", address)
+    if found is None or not 0 < int(found[1]) < 65_536:
+        raise ConfigError(
+            f"the server is {address!r}: give HOST:PORT, such as {DEFAULT_ADDRESS} (--server or "
+            "EDGELOOP_SERVER)",
+            code="server-address",
+        )
+
+
 class ControlClient:
     """Calls ControlService. Every failure comes out as an ``EdgeloopError`` that says what to do next."""
 
     def __init__(
         self, address: str, *, timeout_s: float = 30.0, ca_pem: bytes | None = None, token: str = ""
     ) -> None:
-        if not re.fullmatch(r".+:[0-9]{1,5}", address):
-            raise ConfigError(
-                f"the server is {address!r}: give HOST:PORT, such as {DEFAULT_ADDRESS} (--server or "
-                "EDGELOOP_SERVER)",
-                code="server-address",
-            )
+        check_address(address)
         self.address = address
         self._timeout_s = timeout_s
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.keepalive_time_ms", 60_000)]

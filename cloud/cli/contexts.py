@@ -19,7 +19,8 @@ from typing import Annotated
 import typer
 import yaml
 
-from cloud.cli.output import make_table, stdout
+from cloud.cli.client import check_address
+from cloud.cli.output import Output, make_table, show_values, stderr, stdout
 from edgeloop.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Choose which control plane the other commands talk to.")
@@ -156,6 +157,7 @@ def set_context(
         raise ConfigError("--token and --token-file: give one of them", code="context-token")
     if ca is None and (token or token_file is not None):
         raise ConfigError("a token is not sent without TLS: give --ca too", code="context-token")
+    check_address(server)
     for given, what in ((ca, "--ca"), (token_file, "--token-file")):
         if given is not None:
             _read(str(given), what)
@@ -182,11 +184,22 @@ def use(name: Annotated[str, typer.Argument()]) -> None:
 
 
 @app.command("list")
-def list_contexts() -> None:
+def list_contexts(
+    output: Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml")] = Output.TABLE,
+) -> None:
     """Show all contexts; tokens are not shown."""
     contexts = ContextFile.load()
+    if output is not Output.TABLE:
+        show_values(
+            [
+                {"name": name, "current": name == contexts.current, "server": item.server, "ca": item.ca}
+                for name, item in sorted(contexts.contexts.items())
+            ],
+            output,
+        )
+        return
     if not contexts.contexts:
-        stdout.print("no context: 'edgeloop context set NAME --server HOST:PORT --ca FILE' adds one")
+        stderr.print("no context: 'edgeloop context set NAME --server HOST:PORT --ca FILE' adds one")
         return
     rows = [
         ["*" if name == contexts.current else "", name, item.server, "yes" if item.ca else "no"]

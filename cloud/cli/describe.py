@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from cloud.cli import columns, completion
 from cloud.cli.context import Connection, connect, server_option, state_dir_option
-from cloud.cli.output import Output, make_table, show_list, show_values, stdout
+from cloud.cli.output import Output, show_list, show_values, stdout
 from cloud.cli.plain import plain
 from edgeloop.errors import RejectedError
 from edgeloop.v1 import control_service_pb2 as pb
@@ -26,7 +26,16 @@ def _show(message: Message, output: Output) -> None:
     if output is not Output.TABLE:
         show_values(values, output)
         return
-    stdout.print(make_table(["FIELD", "VALUE"], list(_rows(values))))
+    rows = [["FIELD", "VALUE"], *_rows(values)]
+    indent = max(len(field) for field, _ in rows)
+    for number, (field, value) in enumerate(rows):
+        # Never wrapped: people copy digests from here.
+        stdout.print(
+            f"{field:<{indent}}  {value}".rstrip(),
+            soft_wrap=True,
+            markup=False,
+            style="bold" if not number else None,
+        )
 
 
 def _rows(values: dict[str, Any], prefix: str = "") -> list[list[str]]:
@@ -49,9 +58,9 @@ def _one(found: list[Any], kind: str, name: str, known: list[str]) -> Any:
         return found[0]
     if found:
         raise RejectedError(f"{kind} {name!r} fits {len(found)}: give more digits", code="name-ambiguous")
-    raise RejectedError(
-        f"no {kind} {name!r}: known are {', '.join(sorted(known)) or 'none yet'}", code="name-unknown"
-    )
+    names = sorted(set(known))
+    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise RejectedError(f"no {kind} {name!r}: known are {listed or 'none yet'}", code="name-unknown")
 
 
 @app.command()
@@ -103,16 +112,30 @@ def device(
 @app.command()
 def candidate(
     digest: Annotated[str, typer.Argument(help="digest or its beginning")],
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile",
+            "-p",
+            help="as this profile has it, where several have the same student",
+            autocompletion=completion.profile_names,
+        ),
+    ] = "",
     output: output_option = Output.TABLE,
     server: server_option = None,
     state_dir: state_dir_option = None,
 ) -> None:
     """A candidate: how it was made, what it measures, where it comes from."""
     with connect(Connection(server, state_dir)) as client:
-        found = client.call(
-            "ListCandidates", pb.ListCandidatesRequest(), pb.ListCandidatesResponse
-        ).candidates
+        request = pb.ListCandidatesRequest(profile=profile)
+        found = client.call("ListCandidates", request, pb.ListCandidatesResponse).candidates
     fitting = [c for c in found if c.digest.startswith(digest)]
+    if len(fitting) > 1 and len({c.digest for c in fitting}) == 1:
+        of = ", ".join(sorted(c.profile for c in fitting))
+        raise RejectedError(
+            f"candidate {digest!r} is one of several profiles ({of}): say which with --profile",
+            code="name-ambiguous",
+        )
     _show(_one(fitting, "candidate", digest, [c.digest[:12] for c in found]), output)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cloud.cli.describe import output_option
-from cloud.cli.output import Output
+from cloud.cli.output import Output, show_values
 
 
 def doctor(
@@ -23,6 +22,7 @@ def doctor(
     broker: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     ray_address: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     tls_dir: Annotated[Path | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
+    control_index: Annotated[int | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     output: output_option = Output.TABLE,
 ) -> None:
     """Check disk, database, clock, keys, broker and cluster, and say what to do. Exit code 1: one failed."""
@@ -36,6 +36,7 @@ def doctor(
         "broker": broker,
         "ray_address": ray_address,
         "tls_dir": tls_dir,
+        "control_index": control_index,
     }
     # Where it listens does not matter here.
     environ = {name: text for name, text in os.environ.items() if name != "EDGELOOP_HOST"}
@@ -52,6 +53,6 @@ def doctor(
         if output is Output.TABLE:
             typer.echo(f"{finding.verdict.value:<4}  {finding.what}: {finding.message}")
     if output is not Output.TABLE:
-        typer.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+        show_values([{**asdict(finding), "verdict": finding.verdict.value} for finding in found], output)
     if any(finding.verdict is Verdict.FAIL for finding in found):
         raise typer.Exit(1)

@@ -375,7 +375,7 @@ def _progress(
 def _summary(groups: Iterable[RolloutGroup]) -> str:
     records = [record for group in groups for record in group.devices]
     if not records:
-        return "no device belongs to the profile yet: those that join will take it in"
+        return "no device belonged to the profile: those that join take it in"
     num_active = sum(record.state is RolloutDeviceState.SUCCEEDED for record in records)
     return f"{num_active} of {len(records)} devices serve it"
 

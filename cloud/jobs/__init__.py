@@ -1,9 +1,5 @@
 """Compute on Ray: the only package that imports it.
 
-``RayCompute`` is all that the rest of the control plane sees. Importing this package does not import Ray,
-which takes time and reads its environment once: ``RayCompute.start`` does, after that environment is set.
+The rest of the control plane sees ``cloud.jobs.remote.RemoteCompute`` alone, which imports no Ray: a process
+of its own does (``cloud.jobs.driver``), and the two talk through ``cloud.jobs.link``.
 """
-
-from cloud.jobs.compute import RayCompute
-
-__all__ = ["RayCompute"]

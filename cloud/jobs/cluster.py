@@ -3,7 +3,7 @@
 Rules that this module keeps:
 
 - Whoever reaches a Ray port can run code. A runtime of our own listens on loopback alone and wants a token
-  that exists only in the memory of this process and its children.
+  that exists only in the memory of this process, which drives Ray and nothing else, and its children.
 - A runtime of our own dies with this process, even by SIGKILL. The kernel ties Ray's processes to the
   *thread* that started them, so a thread that lives as long as the runtime does it.
 - Ray lets a driver join only on a node of the cluster: where this machine is none, it becomes one that lends
@@ -114,7 +114,7 @@ class Cluster:
 
     @property
     def is_lost(self) -> bool:
-        """Whether a process without which a runtime of our own cannot work has died."""
+        """Whether a process of Ray on this machine without which we cannot work has died."""
         return self._thread is not None and any(
             not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in self._servers
         )

@@ -1,4 +1,4 @@
-"""Hands tasks to Ray and tells what became of them.
+"""Hands tasks to Ray and tells what became of them: inside of the driver's process (cloud.jobs.driver).
 
 Guarantees:
 
@@ -6,17 +6,19 @@ Guarantees:
   killed, is answered from its result without running. Tasks that want the same teacher, or the same elastic
   family, share one training.
 - Each submitted task ends in exactly one ``TaskSucceeded`` or ``TaskFailed``; no progress comes after it.
-  A task that failed or was cancelled may be submitted again, and then runs again.
-- ``submit``, ``poll`` and ``cancel`` return at once and may be called from any thread.
-- Losing a worker costs its own task an attempt, no more. When a Ray of our own is killed as a whole, it is
-  started again and given what was unfinished. Losing this process costs nothing that was finished: the next
-  one submits again. Each time, a teacher goes on after its last whole epoch.
+  A task that failed or was cancelled may be submitted again, and then runs again. All of them end in the
+  order in which they were submitted where they have the same id.
+- Losing a worker costs its own task an attempt, no more. Losing Ray as a whole is told by ``poll``, and costs
+  what runs: whoever drives ends this process, and the next one is given what was unfinished
+  (cloud.jobs.remote). Losing this process costs nothing that was finished. Each time, a teacher goes on
+  after its last whole epoch.
+
+It belongs to one thread, and any call may wait for Ray, or end the process when Ray's native code aborts.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,7 @@ class _Run:
 
 
 class RayCompute:
-    """The cluster as the control plane sees it.
+    """The cluster as the driver sees it.
 
     ``address`` is "" for a Ray of our own on this machine with ``num_cpus`` (all when ``None``), else
     ``host:port``. ``work_dir`` holds checkpoints and results; with a cluster of machines it and the registry
@@ -67,7 +69,6 @@ class RayCompute:
         self._registry = Registry(registry_url)
         self._cluster = Cluster(address=address, num_cpus=num_cpus)
         self._shelf = ResultShelf(self._work_dir / "results")
-        self._lock = threading.RLock()
         self._runs: dict[str, _Run] = {}
         self._events: list[TaskEvent] = []
         self._context: Context | None = None
@@ -75,86 +76,9 @@ class RayCompute:
 
     def start(self) -> None:
         """Start or join Ray; takes seconds. Raises ``ConfigError`` when the address cannot be used."""
-        with self._lock:
-            if self._context is not None:
-                return
-            self._work_dir.mkdir(parents=True, exist_ok=True)
-            self._enter()
-            logger.info("compute: %s", self.describe())
-
-    def submit(self, task: Task) -> None:
-        """Have the task done, once. What it gives comes out of ``poll``."""
-        with self._lock:
-            context = self._started()
-            if any(task.task_id in run.task_ids for run in self._runs.values()):
-                return
-            result = self._shelf.find(task, self._registry)
-            if result is not None:
-                self._events.append(TaskSucceeded(task_id=task.task_id, result=result))
-                return
-            key = run_key(task)
-            run = self._runs.get(key)
-            if run is None:
-                run = self._runs[key] = _Run(task=task, reference=_launch(task, context))
-            run.task_ids.append(task.task_id)
-            self._events.append(TaskProgress(task_id=task.task_id, fraction=0.0, message="waiting for a CPU"))
-
-    def poll(self) -> list[TaskEvent]:
-        """What happened since the last call, in order. Raises ``TransientError`` when Ray does not answer.
-
-        It returns at once, but for one case: when a Ray of our own was killed, it is started again first.
-        """
-        import ray
-
-        with self._lock:
-            self._started()
-            if self._cluster.is_lost:
-                self._start_again()
-            try:
-                self._collect_words()
-                self._collect_outcomes()
-            except ray.exceptions.RayError as error:
-                raise TransientError(f"Ray does not answer: {error}", code="ray-lost") from error
-            events, self._events = self._events, []
-            return events
-
-    def cancel(self, task_id: str) -> None:
-        """End the task; the next ``poll`` says so. One that is unknown or has ended is left as it is."""
-        import ray
-
-        with self._lock:
-            self._started()
-            key = next((key for key, run in self._runs.items() if task_id in run.task_ids), None)
-            if key is None:
-                return
-            run = self._runs[key]
-            run.task_ids.remove(task_id)
-            if not run.task_ids:
-                # By force: training does not look up from its loop. What a supervisor started dies with it.
-                ray.cancel(run.reference, force=True)
-                del self._runs[key]
-                if not isinstance(run.task, StudentTask):
-                    _free_processors()
-            self._events.append(TaskFailed(task_id=task_id, code="cancelled", message="cancelled"))
-
-    def stop(self) -> None:
-        """End what runs and leave Ray. Checkpoints and results stay; ``start`` may follow."""
-        with self._lock:
-            self._runs.clear()
-            self._events.clear()
-            self._context = None
-            self._drain = None
-            self._cluster.stop()
-
-    def describe(self) -> str:
-        """For people: ``local Ray, 2 CPUs``."""
-        return self._cluster.describe()
-
-    def _started(self) -> Context:
-        assert self._context is not None, "call start() first"
-        return self._context
-
-    def _enter(self) -> None:
+        if self._context is not None:
+            return
+        self._work_dir.mkdir(parents=True, exist_ok=True)
         self._cluster.start()
         import ray
 
@@ -166,13 +90,70 @@ class RayCompute:
             work_dir=str(self._work_dir), registry_url=self._registry.url, mailbox=mailbox
         )
 
-    def _start_again(self) -> None:
-        """A new Ray in place of one that was killed; what ran on it is handed out again."""
-        logger.warning("Ray's processes died: starting it again, with %d unfinished tasks", len(self._runs))
+    def submit(self, task: Task) -> None:
+        """Have the task done, once. What it gives comes out of ``poll``."""
+        context = self._started()
+        if any(task.task_id in run.task_ids for run in self._runs.values()):
+            return
+        result = self._shelf.find(task, self._registry)
+        if result is not None:
+            self._events.append(TaskSucceeded(task_id=task.task_id, result=result))
+            return
+        key = run_key(task)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = _Run(task=task, reference=_launch(task, context))
+        run.task_ids.append(task.task_id)
+        self._events.append(TaskProgress(task_id=task.task_id, fraction=0.0, message="waiting for a CPU"))
+
+    def poll(self) -> list[TaskEvent]:
+        """What happened since the last call, in order. Raises ``TransientError`` when Ray was lost."""
+        import ray
+
+        self._started()
+        if self._cluster.is_lost:
+            raise TransientError("a process of Ray on this machine has died", code="ray-lost")
+        try:
+            self._collect_words()
+            self._collect_outcomes()
+        except ray.exceptions.RayError as error:
+            raise TransientError(f"Ray does not answer: {error}", code="ray-lost") from error
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self, task_id: str) -> None:
+        """End the task; the next ``poll`` says so. One that is unknown or has ended is left as it is."""
+        import ray
+
+        self._started()
+        key = next((key for key, run in self._runs.items() if task_id in run.task_ids), None)
+        if key is None:
+            return
+        run = self._runs[key]
+        run.task_ids.remove(task_id)
+        if not run.task_ids:
+            # By force: training does not look up from its loop. What a supervisor started dies with it.
+            ray.cancel(run.reference, force=True)
+            del self._runs[key]
+            if not isinstance(run.task, StudentTask):
+                _free_processors()
+        self._events.append(TaskFailed(task_id=task_id, code="cancelled", message="cancelled"))
+
+    def stop(self) -> None:
+        """End what runs and leave Ray. Checkpoints and results stay; ``start`` may follow."""
+        self._runs.clear()
+        self._events.clear()
+        self._context = None
+        self._drain = None
         self._cluster.stop()
-        self._enter()
-        for run in self._runs.values():
-            run.reference = _launch(run.task, self._started())
+
+    def describe(self) -> str:
+        """For people: ``local Ray, 2 CPUs``."""
+        return self._cluster.describe()
+
+    def _started(self) -> Context:
+        assert self._context is not None, "call start() first"
+        return self._context
 
     def _collect_words(self) -> None:
         import ray

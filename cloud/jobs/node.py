@@ -50,8 +50,13 @@ def _resolved(address: str) -> tuple[str, str]:
         return host, port
 
 
+def die_with_parent(by: signal.Signals) -> None:
+    """Have the kernel send this process that signal when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
+
+
 def main() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
         *("--address", sys.argv[1], "--num-cpus", "0", "--num-gpus", "0"),

@@ -78,7 +78,8 @@ class Catalogue:
             if devices := [device.device_id for device in self._store.devices(profile.name)]:
                 in_the_way.append(
                     f"{_counted(devices, 'device belongs to it', 'devices belong to it')}: move them with "
-                    "'edgeloop device label', or forget them with 'edgeloop device delete'"
+                    "'edgeloop device label' (or their agents' --label), or forget them with "
+                    "'edgeloop device delete'"
                 )
             rollouts = self._store.rollouts(profile.name, unfinished_only=True)
             if ids := [rollout.rollout_id for rollout in rollouts]:

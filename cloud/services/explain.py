@@ -22,7 +22,8 @@ class Situation:
     """All that the explanation is made from.
 
     ``led_here`` is the decision that asked for the deployment; None when a person did, or when it is not
-    kept any more. ``latest`` is the newest decision on the profile. ``p95_ms`` is what the device measures of
+    kept any more. ``latest`` is the newest decision on the profile. ``rollout`` is the deployment's,
+    ``newer_rollout`` the profile's newest, where that is another. ``p95_ms`` is what the device measures of
     what it serves, 0 when it has not reported.
     """
 
@@ -31,6 +32,7 @@ class Situation:
     deployment: Deployment | None = None
     candidate: Candidate | None = None
     rollout: Rollout | None = None
+    newer_rollout: Rollout | None = None
     led_here: LedgerEntry | None = None
     latest: LedgerEntry | None = None
     jobs: tuple[Job, ...] = ()
@@ -47,6 +49,7 @@ def explain(situation: Situation) -> list[str]:
         sentences += _candidate(situation)
         sentences += _rollout(situation)
         sentences += _progress(situation)
+    sentences += _newer_rollout(situation)
     sentences += _measured(situation)
     sentences += _since(situation)
     sentences += [
@@ -143,13 +146,35 @@ def _rollout(situation: Situation) -> list[str]:
     rollout = situation.rollout
     if rollout is None:
         return []
+    if situation.newer_rollout is not None:  # what it said last is no longer so
+        return [f"It came with rollout {rollout.rollout_id}, which is {rollout.state.value}."]
+    return [f"Rollout {_how_it_stands(rollout)}."]
+
+
+def _newer_rollout(situation: Situation) -> list[str]:
+    rollout = situation.newer_rollout
+    if rollout is None:
+        return []
+    same = situation.deployment is not None and situation.deployment.digest == rollout.digest
+    what = "the same student" if same else _short(rollout.digest)
+    text = f"The newest rollout of profile {rollout.profile}, of {what}: {_how_it_stands(rollout)}."
+    device_id = situation.device.device_id
+    for group in rollout.groups:
+        for record in group.devices:
+            if record.device_id == device_id:
+                reason = f" ({record.message})" if record.message else ""
+                return [f"{text} This device is in its group {group.name}: {record.state.value}{reason}."]
+    return [f"{text} This device has no part in it."]
+
+
+def _how_it_stands(rollout: Rollout) -> str:
     groups = ", ".join(f"{group.name} {group.state.value}" for group in rollout.groups)
-    text = f"Rollout {rollout.rollout_id} is {rollout.state.value}"
+    text = f"{rollout.rollout_id} is {rollout.state.value}"
     text += f" ({groups})" if groups else ""
     text += f": {rollout.message}" if rollout.message else ""
     if rollout.state is RolloutState.PAUSED:
         text += f"; 'edgeloop rollout resume {rollout.rollout_id}' goes on"
-    return [text + "."]
+    return text
 
 
 def _progress(situation: Situation) -> list[str]:

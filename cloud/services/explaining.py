@@ -53,6 +53,10 @@ def _situation(
     deployment = store.deployment(device.device_id, host.workload or None)
     candidate = store.candidate(deployment.digest, deployment.profile) if deployment else None
     rollout = store.rollout(deployment.rollout_id) if deployment and deployment.rollout_id else None
+    newest_rollout = next(iter(store.rollouts(profile.name, limit=1)), None) if profile is not None else None
+    is_newer = newest_rollout is not None and (
+        rollout is None or newest_rollout.rollout_id != rollout.rollout_id
+    )
     asked_by = (deployment.decision_id if deployment else "") or (rollout.decision_id if rollout else "")
     led_here = store.decision(asked_by) if asked_by else None
     newest: list[LedgerEntry] = []
@@ -74,6 +78,7 @@ def _situation(
         deployment=deployment,
         candidate=candidate,
         rollout=rollout,
+        newer_rollout=newest_rollout if is_newer else None,
         led_here=led_here,
         latest=newest[0] if newest else None,
         jobs=tuple(jobs),

@@ -158,6 +158,13 @@ class Identities:
 
     def _identity(self, device_id: str) -> DeviceIdentity:
         names = (item.device_id for item in self._store.identities())
+        if self._store.identity(device_id) is None and self._store.device(device_id) is not None:
+            raise RejectedError(
+                f"device {device_id} registered without being enrolled, so nothing is bound to it: its "
+                f"labels are its agent's own (--label); 'edgeloop device enroll {device_id}' gives it an "
+                "identity, where there are keys",
+                code="identity-unknown",
+            )
         return named(self._store.identity(device_id), "identity", device_id, names)
 
     def _info(self, device_id: str) -> pb.IdentityInfo:

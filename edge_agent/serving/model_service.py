@@ -123,15 +123,18 @@ class ModelService:
                     f"output {wanted[:80]!r} is unknown; the model has {output_name!r}", code="output-name"
                 )
         wait_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
-        future = engine.submit(array, deadline_s=time.monotonic() + wait_s)
-        try:
-            result = future.result(max(wait_s, 0.0))
-        except (FutureTimeoutError, CancelledError):
-            future.cancel()
-            raise TransientError(
-                f"no answer within {wait_s:g} s: the device is busy; send fewer requests, or allow more time",
-                code="request-deadline",
-            ) from None
+        result = engine.serve_here(array, wait_s=wait_s)
+        if result is None:
+            future = engine.submit(array, deadline_s=time.monotonic() + wait_s)
+            try:
+                result = future.result(max(wait_s, 0.0))
+            except (FutureTimeoutError, CancelledError):
+                future.cancel()
+                raise TransientError(
+                    f"no answer within {wait_s:g} s: the device is busy; send fewer requests, or allow more "
+                    "time",
+                    code="request-deadline",
+                ) from None
         return Inference(version=version_of(result.digest), output_name=output_name, outputs=result.outputs)
 
     def _engine_of(self, name: str) -> InferenceEngine | None:

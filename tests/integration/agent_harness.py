@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
 import onnx
+from machine import WAIT_S, dying_with_us, wait_until
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeloop import artifact, topics, trust
@@ -184,7 +185,7 @@ class Cloud:
         self.key = trust.DirectorKey.generate()
         self.broker = f"{broker_host}:{broker_port}"
         self.session = MqttSession(broker_host, broker_port, "test-publisher").start()
-        assert self.session.wait_connected(10)
+        assert self.session.wait_connected(WAIT_S), self.session.last_error
         self.requests: list[deployment_pb2.BlockRequest] = []
         self.presence: dict[str, bytes] = {}
         self.session.subscribe(topics.ALL_REQUESTS, self._on_request)
@@ -217,7 +218,7 @@ class Cloud:
         self.presence[topics.device_of(topic)] = payload
 
     def put(self, topic: str, payload: bytes) -> None:
-        self.session.publish(topic, payload, retain=True).wait(10)
+        self.session.publish(topic, payload, retain=True).wait(WAIT_S)
 
     def publish(self, shipment: Shipment, *, without: frozenset[int] = frozenset()) -> None:
         self.shipments[shipment.manifest_digest] = shipment
@@ -254,7 +255,10 @@ class Cloud:
 
 
 class AgentProcess:
-    """`edgeloop-agent run` with a state folder that outlives it."""
+    """`edgeloop-agent run` with a state folder that outlives it; it ends with the tests at the latest."""
+
+    #: All that were started in this process, whether they run or not.
+    started: ClassVar[set[AgentProcess]] = set()
 
     def __init__(self, cloud: Cloud, folder: Path, device_id: str = "gw-1", **flags: str) -> None:
         self.cloud = cloud
@@ -299,18 +303,47 @@ class AgentProcess:
     def start(self) -> AgentProcess:
         with self._log_path.open("ab") as log:
             environment = {name: value for name, value in os.environ.items() if "EDGELOOP" not in name}
-            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
+            # The process of the self-test is the most courteous of all: beside busy ones it takes its time.
+            environment["EDGELOOP_AGENT_SELF_TEST_TIMEOUT_S"] = "120"
+            self.process = subprocess.Popen(
+                dying_with_us(self.command()), stdout=log, stderr=log, env=environment
+            )
+        self.started.add(self)
         return self
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(WAIT_S)
 
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(15)
+        try:
+            return self.process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end:\n{self.log[-4000:]}") from None
+
+    def num_reported(self) -> int:
+        """Requests in the reports that the cloud has, of all starts together."""
+        with self.cloud.fleet.lock:
+            return sum(sum(report.latency.counts) for report in self.cloud.fleet.reports.values())
+
+    def check_all_reported(self) -> None:
+        """Of an agent that was stopped: every request that was answered is in exactly one report.
+
+        It gives what is left two seconds as it ends. What a busy machine did not carry in them is in its
+        spool, and the next start sends it: that one is asked nothing.
+        """
+        asked = self.status()["num_requests"]
+        if self.num_reported() != asked:
+            self.left_out |= {"replay", "rate-hz"}
+            self.start()
+            wait_until(
+                lambda: self.num_reported() >= asked, what=lambda: f"{asked}, not {self.num_reported()}"
+            )
+            self.stop()
+        assert self.num_reported() == asked
 
     @property
     def log(self) -> str:
@@ -323,18 +356,20 @@ class AgentProcess:
             return {}
         return said
 
-    def wait(self, condition: Callable[[dict[str, Any]], bool], *, timeout_s: float = 20.0) -> dict[str, Any]:
+    def wait(
+        self, condition: Callable[[dict[str, Any]], bool], *, timeout_s: float = WAIT_S
+    ) -> dict[str, Any]:
         """Until a running agent's status satisfies the condition; its log is in the failure."""
         until_s = time.monotonic() + timeout_s
         while True:
             status = self.status()
             if self.process is not None and status.get("pid") == self.process.pid and condition(status):
                 return status
-            assert time.monotonic() < until_s, f"still {status}\n{self.log[-4000:]}"
-            assert self.process is None or self.process.poll() is None, self.log[-4000:]
+            assert time.monotonic() < until_s, f"after {timeout_s:g} s still {status}\n{self.log[-4000:]}"
+            assert self.process is None or self.process.poll() is None, f"it ended:\n{self.log[-4000:]}"
             time.sleep(0.02)
 
-    def wait_state(self, state: str, generation: int, *, timeout_s: float = 20.0) -> dict[str, Any]:
+    def wait_state(self, state: str, generation: int, *, timeout_s: float = WAIT_S) -> dict[str, Any]:
         return self.wait(
             lambda status: (status["state"], status["generation"]) == (state, generation), timeout_s=timeout_s
         )

@@ -9,6 +9,17 @@ import pytest
 from agent_harness import AgentProcess, Cloud
 
 
+@pytest.fixture(autouse=True)
+def _no_agent_is_left() -> Iterator[None]:
+    """What a test started and a failure kept it from ending, ends with it; what a module shares goes on."""
+    before = set(AgentProcess.started)
+    yield
+    for agent in AgentProcess.started - before:
+        AgentProcess.started.discard(agent)
+        if agent.process is not None and agent.process.poll() is None:
+            agent.kill()
+
+
 @pytest.fixture
 def cloud(mosquitto) -> Iterator[Cloud]:
     cloud = Cloud(mosquitto.host, mosquitto.port)

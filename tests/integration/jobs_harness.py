@@ -14,7 +14,7 @@ from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import StudentTask, TaskEvent, TaskProgress, TeacherResult, TeacherTask
 from cloud.domain.workloads import TrainingBudget, Workload
-from cloud.jobs import RayCompute
+from cloud.jobs.remote import RemoteCompute
 
 SOURCE_DIR = str(Path(__file__).parent / "jobs_workload")
 TINY_NET = {"base_width": 8, "num_stages": 1}
@@ -86,7 +86,7 @@ def ray_folders(pid: int) -> list[Path]:
 class Watcher:
     """Polls as the controller does, and keeps all that it was told."""
 
-    def __init__(self, compute: RayCompute) -> None:
+    def __init__(self, compute: RemoteCompute) -> None:
         self.compute = compute
         self.told: list[tuple[float, TaskEvent]] = []
 
@@ -94,7 +94,7 @@ class Watcher:
         now_s = time.monotonic()
         self.told += [(now_s, event) for event in self.compute.poll()]
 
-    def ends(self, task_ids: Sequence[str], timeout_s: float = 50.0) -> list[Any]:
+    def ends(self, task_ids: Sequence[str], timeout_s: float = 100.0) -> list[Any]:
         """The final event of each task, in the order asked for."""
         self.until(lambda: all(self.end(task_id) for task_id in task_ids), f"{task_ids} to end", timeout_s)
         return [self.end(task_id) for task_id in task_ids]
@@ -104,7 +104,7 @@ class Watcher:
         assert len(found) < 2, f"{task_id} ended twice: {found}"
         return found[0] if found else None
 
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 50.0) -> None:
+    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 100.0) -> None:
         limit_s = time.monotonic() + timeout_s
         while True:
             self.poll()

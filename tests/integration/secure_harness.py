@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding
-from machine import free_port, wait_until
+from machine import dying_with_us, free_port, wait_until
 
 from cloud.pki.authority import Authority
 from cloud.pki.key_folder import KeyFolder, init_folder
@@ -25,7 +25,7 @@ from edgeloop.identity import certificate_request, new_private_key, requested_ke
 from edgeloop.v1.control_service_pb2_grpc import ControlServiceStub
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "mosquitto"
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def new_keys(folder: Path) -> KeyFolder:
@@ -60,12 +60,12 @@ class SecureBroker:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_until(self._answers, what="mosquitto to listen", timeout_s=10)
+        wait_until(self._answers, what=lambda: f"mosquitto to listen: {self.log[-2000:]}")
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log
         try:
-            socket.create_connection((self.host, self.port), timeout=1).close()
+            socket.create_connection((self.host, self.port), timeout=5).close()
         except OSError:
             return False
         return True
@@ -77,7 +77,7 @@ class SecureBroker:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(10)
+            self.process.wait(WAIT_S)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
@@ -110,9 +110,13 @@ class SecurePlane:
         for name in ("fleet", "control", "enrol", "broker"):
             command += [f"--{name}-port", "0"]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen([*command, *self._flags], stdout=log, stderr=log, env=clean_env())
+            words = dying_with_us([*command, *self._flags])
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=clean_env())
         path = self.state_dir / "server.json"
-        wait_until(lambda: path.exists() or self.process.poll() is not None, what="server.json")  # type: ignore[union-attr]
+        wait_until(
+            lambda: path.exists() or self.process.poll() is not None,  # type: ignore[union-attr]
+            what=lambda: f"server.json: {self.log[-3000:]}",
+        )
         assert self.process.poll() is None, self.log
         self.info = json.loads(path.read_text())
         return self
@@ -202,7 +206,7 @@ class SecureAgent:
         words = ["run", "--state-dir", str(self.state_dir), "--serve-grpc", "off", "--serve-rest", "off"]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edge_agent.cli", *words, *flags],
+                dying_with_us([sys.executable, "-m", "edge_agent.cli", *words, *flags]),
                 stdout=log,
                 stderr=log,
                 env=clean_env(),
@@ -223,7 +227,7 @@ class SecureAgent:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(15)
+            self.process.wait(WAIT_S)
 
 
 @dataclass(frozen=True, slots=True)

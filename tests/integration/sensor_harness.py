@@ -49,7 +49,7 @@ def main(model: Path, folder: Path) -> None:
     engine = started_engine(model.read_bytes(), TrialMeter(window_s=3600))
     settings = folder_settings(folder)
     counts = SourceCounts([settings.name])
-    FolderSource(settings, Asker(engine, timeout_s=5, max_bytes=1 << 20), counts).start()
+    FolderSource(settings, Asker(engine, timeout_s=60, max_bytes=1 << 20), counts).start()
     print("ready", flush=True)
     threading.Event().wait()
 

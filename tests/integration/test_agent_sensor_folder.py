@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sensor_harness
 from agent_harness import golden_inputs, make_model
-from machine import wait_until
+from machine import dying_with_us, wait_until
 from sensor_harness import folder_settings, serve, started_engine
 
 from edge_agent.inference import InferenceEngine
@@ -49,7 +49,7 @@ class Bench:
         self.counts = SourceCounts(["folder-1"])
 
     def source(self, settings: FolderSettings | None = None) -> FolderSource:
-        asker = Asker(self.engine, timeout_s=5, max_bytes=4096)
+        asker = Asker(self.engine, timeout_s=60, max_bytes=4096)
         return FolderSource(settings or folder_settings(self.folder), asker, self.counts, clock=self.clock)
 
     def names(self, of: str = "") -> list[str]:
@@ -141,7 +141,7 @@ def test_what_can_never_be_answered_goes_to_failed_with_the_reason(
     assert reasons["c"].startswith("request-too-large: ")
     assert bench.names("done") == ["d.json"]  # a bad neighbour costs it nothing
     assert bench.counts.get("folder-1", FAILED) == 3
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if record.name.startswith("edge_agent.sensors")]) == 1
 
 
 def test_files_wait_for_a_model_and_that_is_said_once(
@@ -191,34 +191,34 @@ def test_killed_again_and_again_each_file_has_one_answer_that_never_changes(tmp_
     model, folder = tmp_path / "model.onnx", tmp_path / "samples"
     model.write_bytes(MODEL)
     folder.mkdir()
-    num_files, rng = 300, random.Random(7)
-    for number in range(num_files):
-        put(folder, f"{number}.json", number % 4)
+    num_files, num_kills, rng = 0, 7, random.Random(7)
     seen: dict[str, bytes] = {}
-    num_kills = 0
-    while len(list(folder.glob("*.json"))) and num_kills < 60:
+    for kill in range(num_kills):
+        for number in range(num_files, num_files + 45):
+            put(folder, f"{number}.json", number % 4)
+        num_files += 45
+        # The last one may come to its end.
+        target = len(seen) + rng.randint(20, 40) if kill < num_kills - 1 else num_files
         process = subprocess.Popen(
-            [sys.executable, sensor_harness.__file__, str(model), str(folder)], stdout=subprocess.PIPE
+            dying_with_us([sys.executable, sensor_harness.__file__, str(model), str(folder)]),
+            stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         with process.stdout:
             assert process.stdout.readline() == b"ready\n"
-            target = len(seen) + rng.randint(20, 60)
             wait_until(
-                lambda target=target: (
-                    len(list((folder / "out").glob("*.json"))) >= min(target, num_files)
-                    and (target < num_files or not list(folder.glob("*.json")))
+                lambda target=target, is_last=kill == num_kills - 1: (
+                    len(list((folder / "out").glob("*.json"))) >= target
+                    and (not is_last or not list(folder.glob("*.json")))
                 ),
                 what="answers",
             )
             time.sleep(rng.random() * 0.005)
             process.kill()
-            process.wait(10)
-        num_kills += 1
+            process.wait(60)
         now = {path.name: path.read_bytes() for path in (folder / "out").glob("*.json")}
         assert seen.items() <= now.items()  # none was answered again
         seen = now
-    assert num_kills >= 3
     assert len(list((folder / "done").iterdir())) == num_files
     assert sorted(seen) == sorted(f"{number}.json.json" for number in range(num_files))
     assert all(json.loads(data)["id"] == name.removesuffix(".json") for name, data in seen.items())

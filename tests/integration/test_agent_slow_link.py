@@ -15,9 +15,9 @@ from agent_harness import AgentProcess, Cloud, make_model, ship
 pytestmark = pytest.mark.mosquitto
 
 BLOCK_SIZE_BYTES = 32 << 10
-BYTES_A_SECOND = 32_000
-BLOCK_TIMEOUT_S = 0.4  # four tenths of what a block takes
-PIECE_BYTES = 2_000
+BYTES_A_SECOND = 13_000
+BLOCK_TIMEOUT_S = 1.0  # four tenths of what a block takes; and a busy machine may stand still for most of it
+PIECE_BYTES = 1_000
 
 
 class Modem:
@@ -72,7 +72,7 @@ def test_what_comes_slowly_is_not_asked_for_again_and_comes_once(
     cloud.broker = modem.address
     agent = AgentProcess(cloud, tmp_path, block_timeout_s=str(BLOCK_TIMEOUT_S)).start()
     try:
-        agent.wait_state("active", 1, timeout_s=60)
+        agent.wait_state("active", 1, timeout_s=90)
     finally:
         agent.kill()
     assert cloud.requests == []

@@ -92,7 +92,6 @@ def test_each_refusal_has_its_code_in_the_cloud_and_the_old_model_serves(cloud, 
         wait_until(
             lambda code=code, generation=generation: code in cloud.fleet.codes(generation),
             what=code,
-            timeout_s=20,
         )
         assert "REFUSED" in cloud.fleet.states(generation)
     status = agent.status()

@@ -297,7 +297,10 @@ def test_it_is_blocked_with_its_code_and_the_old_model_serves(scene: Scene, atta
     before = len(scene.agent.log)
     attack(scene)
     code = ATTACKS[attack]
-    wait_until(lambda: f" code={code} " in scene.agent.log[before:], what=scene.agent.log[before:][-1500:])
+    wait_until(
+        lambda: f" code={code} " in scene.agent.log[before:],
+        what=lambda: f"{code}: {scene.agent.log[before:][-1500:]}",
+    )
     said = [
         line.split(" code=")[1].split()[0]
         for line in scene.agent.log[before:].splitlines()
@@ -314,7 +317,7 @@ def test_it_is_blocked_with_its_code_and_the_old_model_serves(scene: Scene, atta
             {path.name for path in blobs.glob("artifacts/*")} == {scene.good.digest}
             and not list(blobs.glob("partial/*"))
         ),
-        what="nothing of it on the disk",
+        what=lambda: f"nothing of it on the disk: {sorted(blobs.rglob('*'))}",
     )
 
 

@@ -22,7 +22,7 @@ from edgeloop.backoff import Backoff
 from edgeloop.errors import ConfigError
 from edgeloop.mqtt import MqttSession
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def test_the_will_of_a_client_that_vanishes_is_sent_and_retained(broker: Embedde
         "import sys, time\nfrom edgeloop.mqtt import MqttSession, Will\n"
         "will = Will(topic='p', payload=b'offline')\n"
         f"s = MqttSession('127.0.0.1', {broker.port}, 'gw', will=will).start()\n"
-        "assert s.wait_connected(20)\ns.publish('p', b'online', retain=True).wait(20)\n"
-        "print('up', flush=True)\ntime.sleep(60)\n"
+        "assert s.wait_connected(60)\ns.publish('p', b'online', retain=True).wait(60)\n"
+        "print('up', flush=True)\ntime.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as gateway:
         try:
@@ -169,7 +169,7 @@ def test_it_ends_with_its_supervisor_even_when_that_is_killed(tmp_path: Path) ->
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom cloud.broker import EmbeddedBroker\n"
         "broker = EmbeddedBroker(host='127.0.0.1', port=0, work_dir=Path(sys.argv[1]))\n"
-        "broker.start()\nprint(broker.pid, flush=True)\ntime.sleep(60)\n"
+        "broker.start()\nprint(broker.pid, flush=True)\ntime.sleep(600)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE
@@ -178,7 +178,7 @@ def test_it_ends_with_its_supervisor_even_when_that_is_killed(tmp_path: Path) ->
         pid = int(supervisor.stdout.readline())
         assert is_alive(pid)
         supervisor.kill()
-    assert await_that(lambda: not is_alive(pid), 10.0)
+    assert await_that(lambda: not is_alive(pid))
 
 
 def test_a_port_in_use_is_said_with_the_flag_that_changes_it(tmp_path: Path) -> None:

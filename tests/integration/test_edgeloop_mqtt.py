@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from machine import free_port, wait_until
 
 from edgeloop import topics
 from edgeloop.backoff import Backoff
@@ -44,7 +45,7 @@ def sessions(mosquitto: Mosquitto) -> Iterator[Callable[..., MqttSession]]:
             session = MqttSession(mosquitto.host, mosquitto.port, client_id, backoff=eager(), **options)
             stack.callback(session.close)
             session.start()
-            assert session.wait_connected(10), session.last_error
+            assert session.wait_connected(60), session.last_error
             return session
 
         yield make
@@ -58,11 +59,11 @@ def test_acknowledged_message_reaches_exact_and_wildcard_subscribers(sessions):
     barrier(receiver)
 
     for device in ("gateway-1", "gateway-2"):
-        sender.publish(topics.requests(device), device.encode()).wait(5)
+        sender.publish(topics.requests(device), device.encode()).wait(60)
 
     # The broker may deliver once for each matching subscription; the exact one has the say.
-    assert exact.get(timeout=5) == (topics.requests("gateway-1"), b"gateway-1")
-    assert wild.get(timeout=5) == (topics.requests("gateway-2"), b"gateway-2")
+    assert exact.get(timeout=60) == (topics.requests("gateway-1"), b"gateway-1")
+    assert wild.get(timeout=60) == (topics.requests("gateway-2"), b"gateway-2")
     assert wild.empty()
 
 
@@ -73,22 +74,22 @@ def test_retained_blocks_arrive_whole_by_their_exact_topics(sessions):
     for publication in [
         sender.publish(topics.block(digest, n), data, retain=True) for n, data in blocks.items()
     ]:
-        publication.wait(10)
+        publication.wait(60)
 
     inbox = Inbox()
     for n in blocks:
         receiver.subscribe(topics.block(digest, n), post_to(inbox))
-    received = dict(inbox.get(timeout=10) for _ in blocks)
+    received = dict(inbox.get(timeout=60) for _ in blocks)
     assert {topics.block_of(topic)[1]: data for topic, data in received.items()} == blocks
 
 
 def test_subscribing_again_brings_what_is_retained_once_more(sessions):
     inbox = Inbox()
     session = sessions("agent")
-    session.publish("t/1", b"kept", retain=True).wait(5)
+    session.publish("t/1", b"kept", retain=True).wait(60)
     for _ in range(2):
         session.subscribe("t/1", post_to(inbox))
-        assert inbox.get(timeout=5) == ("t/1", b"kept")
+        assert inbox.get(timeout=60) == ("t/1", b"kept")
         session.unsubscribe("t/1")
 
 
@@ -97,7 +98,7 @@ def test_unsubscribed_topic_is_silent(sessions):
     session = sessions("agent")
     session.subscribe("t/1", post_to(inbox))
     session.unsubscribe("t/1")
-    session.publish("t/1", b"late").wait(5)
+    session.publish("t/1", b"late").wait(60)
     barrier(session)
     assert inbox.empty()
 
@@ -110,36 +111,36 @@ def test_broker_restart_is_survived_with_subscriptions(mosquitto, sessions, how)
     session.on_state(states.put)
     session.subscribe("t/1", post_to(inbox))
     with session:
-        assert states.get(timeout=5) is True
+        assert states.get(timeout=60) is True
         getattr(mosquitto, how)()
-        assert states.get(timeout=5) is False
+        assert states.get(timeout=60) is False
         assert not session.connected
         assert session.wait_connected(0.3) is False
 
         mosquitto.start()
-        assert states.get(timeout=10) is True
-        sessions("sender").publish("t/1", b"again").wait(5)
-        assert inbox.get(timeout=5) == ("t/1", b"again")
-    assert states.get(timeout=5) is False
+        assert states.get(timeout=60) is True
+        sessions("sender").publish("t/1", b"again").wait(60)
+        assert inbox.get(timeout=60) == ("t/1", b"again")
+    assert states.get(timeout=60) is False
     assert states.empty()
 
 
 def test_subscription_made_while_the_broker_is_away_works_once_it_is_back(mosquitto, sessions):
     session = sessions("agent")
     mosquitto.kill()
-    wait_for(lambda: not session.connected)
+    wait_until(lambda: not session.connected)
     inbox = Inbox()
     session.subscribe("t/1", post_to(inbox))
     mosquitto.start()
-    assert session.wait_connected(10)
-    session.publish("t/1", b"here").wait(5)
-    assert inbox.get(timeout=5) == ("t/1", b"here")
+    assert session.wait_connected(60)
+    session.publish("t/1", b"here").wait(60)
+    assert inbox.get(timeout=60) == ("t/1", b"here")
 
 
 def test_publishing_without_a_connection_is_refused_at_once(mosquitto, sessions):
     session = sessions("agent")
     mosquitto.kill()
-    wait_for(lambda: not session.connected)
+    wait_until(lambda: not session.connected)
     with pytest.raises(TransientError) as caught:
         session.publish("t/1", b"x")
     assert caught.value.code == "mqtt-not-connected"
@@ -154,7 +155,7 @@ def test_message_that_a_dead_broker_never_acknowledged_is_reported_lost(mosquitt
     assert caught.value.code == "mqtt-timeout"
     mosquitto.kill()
     with pytest.raises(TransientError) as caught:
-        publication.wait(10)
+        publication.wait(60)
     assert caught.value.code == "mqtt-lost"
 
 
@@ -174,8 +175,8 @@ def test_more_messages_than_are_in_flight_at_once_are_all_acknowledged_in_order(
     session.subscribe("t/1", post_to(inbox))
     publications = [session.publish("t/1", str(n).encode()) for n in range(150)]
     for publication in publications:
-        publication.wait(10)
-    assert [inbox.get(timeout=5)[1] for _ in publications] == [str(n).encode() for n in range(150)]
+        publication.wait(60)
+    assert [inbox.get(timeout=60)[1] for _ in publications] == [str(n).encode() for n in range(150)]
 
 
 def test_many_threads_may_publish(sessions):
@@ -187,7 +188,7 @@ def test_many_threads_may_publish(sessions):
     def publish(name: str) -> None:
         try:
             for n in range(100):
-                session.publish(f"t/{name}", str(n).encode()).wait(10)
+                session.publish(f"t/{name}", str(n).encode()).wait(60)
         except TransientError as error:
             failures.append(error)
 
@@ -197,7 +198,7 @@ def test_many_threads_may_publish(sessions):
     for thread in threads:
         thread.join()
     assert not failures
-    received = [inbox.get(timeout=5) for _ in range(400)]
+    received = [inbox.get(timeout=60) for _ in range(400)]
     for name in range(4):
         assert [payload for topic, payload in received if topic == f"t/{name}"] == [
             str(n).encode() for n in range(100)
@@ -214,27 +215,26 @@ def test_outbox_that_publishes_until_acknowledged_loses_nothing_to_a_dying_broke
         if n in (15, 30, 45):
             mosquitto.kill()
             mosquitto.start()
-        until_s = time.monotonic() + 20
+        until_s = time.monotonic() + 60
         while payload not in received:  # the receiver may reconnect later, and the broker keeps nothing
             assert time.monotonic() < until_s
             try:
-                sender.publish("t/1", payload).wait(5)
+                sender.publish("t/1", payload).wait(60)
             except TransientError:
                 time.sleep(0.02)
             else:
                 with contextlib.suppress(AssertionError):
-                    wait_for(lambda payload=payload: payload in received, timeout_s=0.2)
+                    wait_until(lambda payload=payload: payload in received, timeout_s=0.2)
     assert received == set(outbox)
 
 
 def test_connection_that_went_silent_is_noticed_by_keepalive(mosquitto, sessions):
     session = sessions("agent", keepalive_s=1)
     mosquitto.freeze()
-    began_s = time.monotonic()
-    wait_for(lambda: not session.connected, timeout_s=10)
-    assert time.monotonic() - began_s < 2 * 1 + 2  # so 20 s of keepalive make 45 s at most
+    # By itself TCP would find nothing wrong for a quarter of an hour.
+    wait_until(lambda: not session.connected, timeout_s=30)
     mosquitto.thaw()
-    assert session.wait_connected(10)
+    assert session.wait_connected(60)
 
 
 def test_listener_that_never_answers_is_given_up():
@@ -242,7 +242,7 @@ def test_listener_that_never_answers_is_given_up():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         with MqttSession("127.0.0.1", listener.getsockname()[1], "agent", backoff=eager()) as session:
-            wait_for(lambda: "does not answer" in session.last_error, timeout_s=15)
+            wait_until(lambda: "does not answer" in session.last_error)
 
 
 def test_will_is_published_when_the_connection_breaks_and_when_it_is_closed(mosquitto, sessions):
@@ -252,16 +252,16 @@ def test_will_is_published_when_the_connection_breaks_and_when_it_is_closed(mosq
     barrier(watcher)
     topic = topics.presence("gateway-1")
     agent = sessions("agent", will=Will(topic=topic, payload=topics.OFFLINE))
-    agent.publish(topic, topics.ONLINE, retain=True).wait(5)
-    assert inbox.get(timeout=5) == (topic, topics.ONLINE)
+    agent.publish(topic, topics.ONLINE, retain=True).wait(60)
+    assert inbox.get(timeout=60) == (topic, topics.ONLINE)
     agent.close()
-    assert inbox.get(timeout=5) == (topic, topics.OFFLINE)
+    assert inbox.get(timeout=60) == (topic, topics.OFFLINE)
 
     agent = sessions("agent", will=Will(topic=topic, payload=topics.OFFLINE))
-    agent.publish(topic, topics.ONLINE, retain=True).wait(5)
-    assert inbox.get(timeout=5) == (topic, topics.ONLINE)
+    agent.publish(topic, topics.ONLINE, retain=True).wait(60)
+    assert inbox.get(timeout=60) == (topic, topics.ONLINE)
     usurper = sessions("agent")  # the broker ends the older connection of the same client id
-    assert inbox.get(timeout=5) == (topic, topics.OFFLINE)
+    assert inbox.get(timeout=60) == (topic, topics.OFFLINE)
     usurper.close()
 
 
@@ -274,9 +274,9 @@ def test_broken_handler_costs_neither_connection_nor_later_messages(sessions, ca
 
     session.subscribe("t/bad", broken)
     session.subscribe("t/good", post_to(inbox))
-    session.publish("t/bad", b"1").wait(5)
-    session.publish("t/good", b"2").wait(5)
-    assert inbox.get(timeout=5) == ("t/good", b"2")
+    session.publish("t/bad", b"1").wait(60)
+    session.publish("t/good", b"2").wait(60)
+    assert inbox.get(timeout=60) == ("t/good", b"2")
     assert session.connected
     assert "t/bad" in caplog.text
 
@@ -290,27 +290,26 @@ def test_refused_client_says_why_and_slows_down(mosquitto, caplog):
         caplog.at_level(logging.DEBUG, "edgeloop.mqtt"),
         MqttSession(mosquitto.host, mosquitto.port, "agent", backoff=backoff) as session,
     ):
-        wait_for(lambda: session.last_error)
+        wait_until(lambda: session.last_error)
         assert "Not authorized" in session.last_error
         assert backoff._ceiling_s == 30.0
-    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    warnings = [record for record in of("agent", caplog) if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
 
 
 def test_unreachable_broker_is_said_once_and_closing_does_not_wait(caplog):
     session = MqttSession("127.0.0.1", free_port(), "agent", backoff=Backoff(0.01, 0.02))
     with caplog.at_level(logging.DEBUG, "edgeloop.mqtt"), session:
-        wait_for(lambda: len(caplog.records) >= 5)
-    levels = [record.levelno for record in caplog.records if "cannot reach" in record.message]
+        wait_until(lambda: len(of("agent", caplog)) >= 5)
+    levels = [record.levelno for record in of("agent", caplog)]
     assert levels[0] == logging.WARNING
     assert set(levels[1:]) == {logging.DEBUG}
 
     slow = MqttSession("127.0.0.1", free_port(), "agent", backoff=Backoff(600, 600)).start()
-    wait_for(lambda: slow.last_error)
-    began_s = time.monotonic()
-    slow.close()
-    assert time.monotonic() - began_s < 1
-    assert not [thread for thread in threading.enumerate() if thread.name == "mqtt-agent"]
+    wait_until(lambda: slow.last_error)
+    # Its next try is minutes away, and no longer than a minute is waited for its thread.
+    slow.close(60)
+    assert not slow._thread.is_alive()
 
 
 def test_closing_twice_or_before_the_start_is_harmless(mosquitto):
@@ -331,45 +330,37 @@ def test_waiting_on_the_sessions_own_thread_is_a_programming_error(sessions):
             seen.put(str(error))
 
     session.subscribe("t/1", wait_inside)
-    session.publish("t/1", b"x").wait(5)
-    assert "own thread" in seen.get(timeout=5)
+    session.publish("t/1", b"x").wait(60)
+    assert "own thread" in seen.get(timeout=60)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def of(client_id: str, caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What was said of a client that cannot reach its broker, without the words of other tests' threads."""
+    return [record for record in list(caplog.records) if f" as {client_id}: " in record.getMessage()]
 
 
 def barrier(session: MqttSession) -> None:
     """Return once the broker has handled what this session sent before."""
     passed = threading.Event()
     session.subscribe(f"barrier/{session.client_id}", lambda topic, payload: passed.set())
-    session.publish(f"barrier/{session.client_id}", b"").wait(5)
-    assert passed.wait(5)
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 10) -> None:
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s, "it did not happen in time"
-        time.sleep(0.01)
+    session.publish(f"barrier/{session.client_id}", b"").wait(60)
+    assert passed.wait(60)
 
 
 def test_a_message_beyond_any_of_ours_is_not_taken_into_memory_and_the_session_recovers(sessions, caplog):
     sender, inbox = sessions("sender"), Inbox()
     receiver = sessions("receiver")
-    sender.publish("edgeloop/v1/huge", b"\0" * (8 << 20), retain=True).wait(20)
+    sender.publish("edgeloop/v1/huge", b"\0" * (8 << 20), retain=True).wait(60)
     receiver.subscribe("edgeloop/v1/huge", post_to(inbox))
-    until_s = time.monotonic() + 20
+    until_s = time.monotonic() + 60
     while "more than any of ours" not in caplog.text:
         assert time.monotonic() < until_s, caplog.text
         time.sleep(0.01)
-    sender.publish("edgeloop/v1/huge", b"", retain=True).wait(20)
-    assert receiver.wait_connected(20)
-    until_s = time.monotonic() + 20
+    sender.publish("edgeloop/v1/huge", b"", retain=True).wait(60)
+    assert receiver.wait_connected(60)
+    until_s = time.monotonic() + 60
     while inbox.empty():
-        sender.publish("edgeloop/v1/huge", b"small").wait(20)
+        sender.publish("edgeloop/v1/huge", b"small").wait(60)
         assert time.monotonic() < until_s
         time.sleep(0.05)
     assert inbox.get()[1] == b"small"

@@ -6,11 +6,11 @@ import logging
 import queue
 import random
 import ssl
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from machine import wait_until
 from tls_authority import Authority
 
 from edgeloop.backoff import Backoff
@@ -48,11 +48,11 @@ def test_large_messages_pass_over_mutual_tls(mosquitto: Mosquitto, authority: Au
     tls = context(authority, authority.issue("gateway-1"))
     blocks = [random.Random(n).randbytes(256 * 1024) for n in range(6)]
     with MqttSession(mosquitto.host, mosquitto.port, "gateway-1", tls=tls) as session:
-        assert session.wait_connected(10), session.last_error
+        assert session.wait_connected(60), session.last_error
         session.subscribe("t/1", lambda topic, payload: inbox.put(payload))
         for publication in [session.publish("t/1", data) for data in blocks]:
-            publication.wait(10)
-        assert [inbox.get(timeout=5) for _ in blocks] == blocks
+            publication.wait(60)
+        assert [inbox.get(timeout=60) for _ in blocks] == blocks
 
 
 def test_broker_of_an_unknown_authority_is_refused_at_the_slowest_pace(
@@ -70,10 +70,7 @@ def test_broker_of_an_unknown_authority_is_refused_at_the_slowest_pace(
             backoff=backoff,
         ) as session,
     ):
-        until_s = time.monotonic() + 10
-        while not session.last_error:
-            assert time.monotonic() < until_s
-            time.sleep(0.01)
+        wait_until(lambda: session.last_error)
         assert "certificate verify failed" in session.last_error
         assert backoff._ceiling_s == 30.0
         assert not session.connected
@@ -84,5 +81,5 @@ def test_client_without_a_certificate_never_gets_in(mosquitto: Mosquitto, author
     with MqttSession(
         mosquitto.host, mosquitto.port, "gateway-1", tls=context(authority, None), backoff=backoff
     ) as session:
+        wait_until(lambda: session.last_error, what="the refusal")
         assert not session.wait_connected(0.5)
-        assert session.last_error

@@ -75,6 +75,7 @@ def batch(batch_id: int, *reports: telemetry_pb2.LatencyReport) -> fleet_service
 class Fleet:
     store: Store
     stub: fleet_service_pb2_grpc.FleetServiceStub
+    servicer: FleetServicer
     registered: list[str] = field(default_factory=list)
     statuses: list[DeploymentStatus] = field(default_factory=list)
 
@@ -110,13 +111,14 @@ class Fleet:
 
 @asynccontextmanager
 async def serving(store: Store) -> AsyncIterator[Fleet]:
-    fleet = Fleet(store, None)
+    fleet = Fleet(store, None, None)
     servicer = FleetServicer(
         store,
         settings=FleetSettings(report_interval_s=7),
         on_register=fleet.registered.append,
         on_status=fleet.statuses.append,
     )
+    fleet.servicer = servicer
     await servicer.start()
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_fleet_service(server, servicer)
@@ -139,7 +141,7 @@ class GatedStore(Store):
         self.fault: Exception | None = None
 
     def insert_reports(self, rows: Sequence[ReportRow], now_s: float) -> tuple[int, int]:
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         self.num_commits += 1
         if self.fault is not None:
             raise self.fault
@@ -156,7 +158,7 @@ def run(tmp_path: Path) -> Callable[[Callable[[Fleet, GatedStore], Coroutine[Any
             store.gate.set()
             store.migrate()
             try:
-                async with asyncio.timeout(30), serving(store) as fleet:
+                async with asyncio.timeout(120), serving(store) as fleet:
                     await scenario(fleet, store)
             finally:
                 store.gate.set()
@@ -279,13 +281,15 @@ def test_nothing_is_acknowledged_before_its_commit_and_waiting_batches_share_one
         await fleet.register()
         store.gate.clear()
         streams = [asyncio.create_task(fleet.send(batch(n, report(n)))) for n in range(20)]
+        while fleet.servicer.num_queued_reports < 20:
+            await asyncio.sleep(0.01)
         done, _ = await asyncio.wait(streams, timeout=0.5)
         assert not done
         store.gate.set()
         answers = await asyncio.gather(*streams)
         assert [answer.num_accepted for (answer,) in answers] == [1] * 20
         assert len(store.windows()) == 20
-        assert store.num_commits < 20
+        assert store.num_commits <= 2, "the first ones, and those that came while these were written"
 
     run(scenario)
 
@@ -435,21 +439,21 @@ class CrashServer:
         self._process = subprocess.Popen(
             [sys.executable, str(script), str(self.database), str(self._port_file), str(self.trigger)]
         )
-        until_s = time.monotonic() + 30
+        until_s = time.monotonic() + 60
         while not self._port_file.exists():
             assert self._process.poll() is None, "the server did not start"
-            assert time.monotonic() < until_s, "the server took over 30 s to start"
+            assert time.monotonic() < until_s, "the server took over 60 s to start"
             time.sleep(0.05)
         return int(self._port_file.read_text())
 
     def wait(self) -> int:
         assert self._process is not None
-        return self._process.wait(20)
+        return self._process.wait(60)
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(20)
+            self._process.wait(60)
 
 
 def test_a_server_killed_between_commit_and_acknowledgement_counts_the_resend_once(tmp_path: Path) -> None:
@@ -460,8 +464,8 @@ def test_a_server_killed_between_commit_and_acknowledgement_counts_the_resend_on
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = fleet_service_pb2_grpc.FleetServiceStub(channel)
             if register:
-                stub.Register(fleet_service_pb2.RegisterRequest(registration=registration()), timeout=10)
-            return [answer.num_accepted for answer in stub.StreamReports(iter([request]), timeout=20)]
+                stub.Register(fleet_service_pb2.RegisterRequest(registration=registration()), timeout=60)
+            return [answer.num_accepted for answer in stub.StreamReports(iter([request]), timeout=60)]
 
     try:
         port = server.start()

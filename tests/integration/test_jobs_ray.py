@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,15 +26,15 @@ from jobs_harness import (
     teacher_task,
     workload,
 )
-from machine import wait_until
+from machine import dying_with_us, wait_until
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.tasks import TaskFailed, TaskSucceeded, TeacherResult
-from cloud.jobs import RayCompute
+from cloud.jobs.remote import RemoteCompute
 from cloud.registry import Registry
 
 #: Ray, then Ray Train with its helpers, start in some 15 s on two idle cores; neighbours make it longer.
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.timeout(420), pytest.mark.slow, pytest.mark.alone]
 
 #: A control plane of its own, to be killed: it trains until then, and prints what it is told.
 DRIVER = """
@@ -44,9 +42,9 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from jobs_harness import slow_task
-from cloud.jobs import RayCompute
+from cloud.jobs.remote import RemoteCompute
 
-compute = RayCompute(work_dir=sys.argv[1], registry_url=sys.argv[1] + "/registry", num_cpus=2)
+compute = RemoteCompute(work_dir=sys.argv[1], registry_url=sys.argv[1] + "/registry", num_cpus=2)
 compute.start()
 compute.submit(slow_task("slow", Path(sys.argv[2])))
 while True:
@@ -77,31 +75,34 @@ def _command(process: psutil.Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def compute(home: Path, started_in: Path) -> Iterator[RayCompute]:
-    compute = RayCompute(work_dir=home, registry_url=str(home / "registry"), num_cpus=2)
+def compute(home: Path, started_in: Path) -> Iterator[RemoteCompute]:
+    compute = RemoteCompute(work_dir=home, registry_url=str(home / "registry"), num_cpus=2)
     before = set(psutil.Process().children(recursive=True))
     with contextlib.chdir(started_in):
         compute.start()
     yield compute
+    driver = compute.pid
+    assert driver is not None
     ours = [(child, _command(child)) for child in psutil.Process().children(recursive=True)]
     ours = [(child, command) for child, command in ours if child not in before]
     compute.stop()
-    gone, left = psutil.wait_procs([child for child, _ in ours], timeout=15)
+    gone, left = psutil.wait_procs([child for child, _ in ours], timeout=60)
     assert gone
     assert not left, f"stop() leaves behind {[command for child, command in ours if child in left]}"
-    assert not ray_folders(os.getpid()), "nor any file"
+    assert not ray_folders(driver), "nor any file"
 
 
 @pytest.fixture
-def watcher(compute: RayCompute) -> Watcher:
+def watcher(compute: RemoteCompute) -> Watcher:
     return Watcher(compute)
 
 
 @pytest.fixture(scope="module")
-def teacher(compute: RayCompute) -> TeacherResult:
+def teacher(compute: RemoteCompute, home: Path) -> TeacherResult:
     watcher = Watcher(compute)
-    compute.submit(teacher_task("shared-teacher", workload("shared", num_epochs=3)))
-    (end,) = watcher.ends(["shared-teacher"], timeout_s=100)
+    work = workload("shared", num_epochs=3, import_path=str(home / "import-path"))
+    compute.submit(teacher_task("shared-teacher", work))
+    (end,) = watcher.ends(["shared-teacher"])
     assert isinstance(end, TaskSucceeded), end
     assert isinstance(end.result, TeacherResult)
     fractions = [word.fraction for word in watcher.words("shared-teacher")]
@@ -109,7 +110,7 @@ def teacher(compute: RayCompute) -> TeacherResult:
     return end.result
 
 
-def test_ray_is_reachable_from_this_machine_alone(compute: RayCompute) -> None:
+def test_ray_is_reachable_from_this_machine_alone(compute: RemoteCompute) -> None:
     assert compute.describe() == "local Ray, 2 CPUs"
     listening = {
         connection.laddr.ip
@@ -122,12 +123,11 @@ def test_ray_is_reachable_from_this_machine_alone(compute: RayCompute) -> None:
 
 
 def test_workers_import_nothing_from_the_directory_that_the_program_was_started_in(
-    compute: RayCompute, started_in: Path
+    home: Path, teacher: TeacherResult, started_in: Path
 ) -> None:
-    import ray
-
-    path: list[str] = ray.get(ray.remote(lambda: sys.path).remote())
-    assert str(started_in) not in path
+    path = (home / "import-path").read_text().splitlines()
+    assert len(path) > 1
+    assert not {str(started_in), ""} & set(path)
 
 
 def test_a_teacher_comes_out_trained_measured_and_registered(home: Path, teacher: TeacherResult) -> None:
@@ -140,7 +140,7 @@ def test_a_teacher_comes_out_trained_measured_and_registered(home: Path, teacher
 
 
 def test_a_training_that_ended_keeps_no_process_in_memory(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult
 ) -> None:
     def kept() -> list[str]:
         children = [_command(child) for child in psutil.Process().children(recursive=True)]
@@ -150,7 +150,7 @@ def test_a_training_that_ended_keeps_no_process_in_memory(
 
 
 def test_a_killed_worker_costs_its_own_task_one_attempt_and_no_other(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:
     hit, other = tmp_path / "hit", tmp_path / "other"
     compute.submit(student_task("hit", workload("shared", trace=str(hit), hold_s=60.0, num_holds=1), teacher))
@@ -166,7 +166,7 @@ def test_a_killed_worker_costs_its_own_task_one_attempt_and_no_other(
 
 
 def test_workers_leave_the_processor_to_others(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
     compute.submit(
@@ -179,7 +179,7 @@ def test_workers_leave_the_processor_to_others(
 
 
 def test_a_task_submitted_twice_runs_once_and_is_answered_again_without_running(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
     task = student_task("twice", workload("shared", trace=str(trace)), teacher)
@@ -188,13 +188,13 @@ def test_a_task_submitted_twice_runs_once_and_is_answered_again_without_running(
     (first,) = watcher.ends(["twice"])
     assert isinstance(first, TaskSucceeded), first
     compute.submit(task)
-    (again,) = Watcher(compute).ends(["twice"], timeout_s=1)
+    (again,) = Watcher(compute).ends(["twice"])
     assert again == first
     assert len(pids(trace)) == 1
 
 
 def test_a_workload_whose_dataset_raises_is_told_to_its_author_and_not_retried(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:
     by_student, by_teacher = tmp_path / "student", tmp_path / "teacher"
     compute.submit(
@@ -210,7 +210,7 @@ def test_a_workload_whose_dataset_raises_is_told_to_its_author_and_not_retried(
 
 
 def test_cancelling_ends_the_process_and_frees_its_cpu(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:
     held = [tmp_path / "a", tmp_path / "b"]
     for trace in held:
@@ -233,9 +233,9 @@ def test_cancelling_ends_the_process_and_frees_its_cpu(
     assert [len(pids(trace)) for trace in held] == [1, 1], "a cancelled task is not retried"
 
 
-@pytest.mark.timeout(180)  # two trainings and a student after them: each waits for new processes of Ray
+@pytest.mark.timeout(420)  # two trainings and a student after them: each waits for new processes of Ray
 def test_cancelled_trainings_give_their_processors_back(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:
     """As many as there are processors: had they kept one each, nothing would run any more."""
     for name in ("one", "two"):
@@ -257,7 +257,7 @@ def test_cancelled_trainings_give_their_processors_back(
 
 
 def test_a_teacher_waits_for_a_cpu_behind_students_is_shared_and_can_be_cancelled(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
 ) -> None:
     """Students hold both CPUs while Ray Train asks for one: nothing may deadlock."""
     for name in ("first", "second"):
@@ -288,11 +288,11 @@ def test_a_teacher_waits_for_a_cpu_behind_students_is_shared_and_can_be_cancelle
 
 
 def test_killing_the_control_plane_takes_ray_along_and_training_goes_on_after_the_last_epoch(
-    home: Path, compute: RayCompute, watcher: Watcher, tmp_path: Path
+    home: Path, compute: RemoteCompute, watcher: Watcher, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(home), str(trace), str(Path(__file__).parent)],
+        dying_with_us([sys.executable, "-c", DRIVER, str(home), str(trace), str(Path(__file__).parent)]),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -305,33 +305,33 @@ def test_killing_the_control_plane_takes_ray_along_and_training_goes_on_after_th
     assert driver.poll() is None, seen[-3:]
     family = psutil.Process(driver.pid).children(recursive=True)
     assert len(family) > 5
+    (ray_driver,) = (child.pid for child in family if "cloud.jobs.driver" in _command(child))
+    loaded = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in (driver.pid, ray_driver)}
+    assert "_raylet" in loaded[ray_driver]
+    assert "_raylet" not in loaded[driver.pid], "the control plane itself loads no Ray"
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    _, left = psutil.wait_procs(family, timeout=10)
+    _, left = psutil.wait_procs(family, timeout=60)
     assert not left, "Ray does not outlive the process that started it"
-    wait_until(lambda: not ray_folders(driver.pid), "its files to be removed")
+    wait_until(lambda: not ray_folders(ray_driver), "its files to be removed")
 
     before = max(epochs(seen))
     compute.submit(slow_task("slow", trace))
-    (end,) = watcher.ends(["slow"], timeout_s=80)
+    (end,) = watcher.ends(["slow"])
     assert isinstance(end, TaskSucceeded), end
     assert isinstance(end.result, TeacherResult)
     assert end.result.num_epochs == NUM_SLOW_EPOCHS
     # An epoch's word comes before its checkpoint: the last one told, and the one begun, may be done again.
     assert watcher.epochs("slow")[0] >= before
     assert num_steps(trace) <= (NUM_SLOW_EPOCHS + 2) * STEPS_PER_EPOCH
-    told_s = [now_s for now_s, event in watcher.told if "epoch" in getattr(event, "message", "")]
-    assert max(later - earlier for earlier, later in itertools.pairwise(told_s)) < 2.0
-    started_s = time.monotonic()
     compute.submit(slow_task("slow", trace))
-    (again,) = Watcher(compute).ends(["slow"], timeout_s=2)
+    (again,) = Watcher(compute).ends(["slow"])
     assert again == end
-    assert time.monotonic() - started_s < 1.0
     assert len(pids(trace)) == 2, "a finished teacher is not trained again"
 
 
 def test_a_killed_training_worker_is_replaced_and_goes_on_after_the_last_epoch(
-    compute: RayCompute, watcher: Watcher, tmp_path: Path
+    compute: RemoteCompute, watcher: Watcher, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
     compute.submit(slow_task("hit", trace))
@@ -343,15 +343,28 @@ def test_a_killed_training_worker_is_replaced_and_goes_on_after_the_last_epoch(
     assert len(pids(trace)) == 2
 
 
-def test_a_ray_that_was_killed_as_a_whole_is_started_again_with_what_was_unfinished(
-    compute: RayCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path
+@pytest.mark.parametrize("victim", ["raylet", "the driver"])
+def test_a_ray_that_was_lost_as_a_whole_is_started_again_with_what_was_unfinished(
+    compute: RemoteCompute, watcher: Watcher, teacher: TeacherResult, tmp_path: Path, victim: str
 ) -> None:
+    """Killed as a cluster's head or the kernel's lack of memory would: this process stands for ``serve``."""
     trace = tmp_path / "trace"
     work = workload("shared", trace=str(trace), hold_s=60.0, num_holds=1)
-    compute.submit(student_task("survivor", work, teacher))
+    name = f"survivor of {victim}"
+    compute.submit(student_task(name, work, teacher))
     watcher.until(lambda: pids(trace), "the student to start")
-    (raylet,) = (process for process in psutil.Process().children() if process.name() == "raylet")
-    raylet.kill()
-    (end,) = watcher.ends(["survivor"])
+    driver = compute.pid
+    assert driver is not None
+    family = psutil.Process(driver).children(recursive=True)
+    if victim == "raylet":
+        (raylet,) = (process for process in family if process.name() == "raylet")
+        raylet.kill()
+    else:
+        os.kill(driver, signal.SIGKILL)
+    (end,) = watcher.ends([name])
     assert isinstance(end, TaskSucceeded), end
     assert len(pids(trace)) == 2
+    assert compute.pid != driver
+    _, left = psutil.wait_procs(family, timeout=15)
+    assert not left, "the Ray of a driver that died does not outlive it"
+    wait_until(lambda: not ray_folders(driver), "its files to be removed")

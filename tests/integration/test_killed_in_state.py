@@ -9,7 +9,6 @@ was really hit, starts again, lets go, and then wants one generation, one termin
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -24,7 +23,7 @@ from typing import Any
 import psutil
 import pytest
 from agent_harness import AgentProcess, Shipment, make_model, ship
-from machine import free_port, missing, wait_until
+from machine import dying_with_us, free_port, missing, wait_until
 from test_serve import DIGITS, FLEET, WAIT_S, Served, await_that
 
 from cloud.domain.candidates import Candidate, CandidateMetrics
@@ -39,7 +38,7 @@ from edgeloop.mqtt import MqttSession
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1 import deployment_pb2
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(420)]
 
 DEVICE = "gw-1"
 STATES = ("pending", "fetching", "verifying", "testing", "trial", "active")
@@ -230,7 +229,7 @@ class Site:
 
     def settled(self, generation: int, state: str = "active") -> None:
         """The device ended this generation, and the cloud heard so."""
-        self.agent.wait_state(state, generation, timeout_s=60)
+        self.agent.wait_state(state, generation, timeout_s=90)
         assert await_that(lambda: (self.newest.generation, self.newest.state) == (generation, state))
 
     def endings(self, generation: int) -> list[DeploymentState]:
@@ -266,11 +265,16 @@ def site(tmp_path_factory: pytest.TempPathFactory, module_mosquitto: Any) -> Ite
 
 def hold_pending(site: Site, shipment: Shipment, generation: int) -> Callable[[], None]:
     """The device hears nothing: its processor stands still."""
-    assert site.agent.process is not None
-    site.agent.process.send_signal(signal.SIGSTOP)
+    let_go = stand_still(site)
     site.roll_out(shipment)
     assert await_that(lambda: site.newest.generation == generation)
     assert site.newest.state == "pending"
+    return let_go
+
+
+def stand_still(site: Site) -> Callable[[], None]:
+    assert site.agent.process is not None
+    site.agent.process.send_signal(signal.SIGSTOP)
     return lambda: site.agent.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
 
 
@@ -292,8 +296,8 @@ def hold_verifying(site: Site, shipment: Shipment, generation: int) -> Callable[
     site.agent.stop()
     path = site.agent.state_dir / "blobs" / "artifacts" / shipment.digest
     slow = ("-e", "trace=openat", "-P", str(path), "-e", "inject=openat:delay_enter=5s:when=2")
-    words = [strace, "-f", "-qq", *slow, "-o", "/dev/null", *site.agent.command()]
-    tracer = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = [strace, "-f", "-qq", *slow, "-o", "/dev/null", *dying_with_us(site.agent.command())]
+    tracer = subprocess.Popen(dying_with_us(words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     found: list[psutil.Process] = []
 
     def has_agent() -> bool:
@@ -319,7 +323,7 @@ def hold_verifying(site: Site, shipment: Shipment, generation: int) -> Callable[
 
     def let_go() -> None:
         """It ends by itself; from then on without the slow disk."""
-        site.agent.wait_state("active", generation, timeout_s=60)
+        site.agent.wait_state("active", generation, timeout_s=90)
         site.agent.stop()
         site.agent.start()
 
@@ -327,7 +331,7 @@ def hold_verifying(site: Site, shipment: Shipment, generation: int) -> Callable[
 
 
 def hold_testing(site: Site, shipment: Shipment, generation: int) -> Callable[[], None]:
-    """The process that tries the model stands still."""
+    """The process that tries the model stands still, and for so long as it does nothing is tried."""
     assert site.agent.process is not None
     agent, children = psutil.Process(site.agent.process.pid), []
     site.roll_out(shipment)
@@ -336,9 +340,9 @@ def hold_testing(site: Site, shipment: Shipment, generation: int) -> Callable[[]
         children[:] = agent.children()
         return bool(children)
 
-    wait_until(has_child, what="the self-test")
-    os.kill(children[0].pid, signal.SIGSTOP)
-    return lambda: os.kill(children[0].pid, signal.SIGCONT)
+    wait_until(has_child, what=lambda: f"the self-test: {site.journal}")
+    children[0].suspend()
+    return children[0].resume
 
 
 def hold_nothing(site: Site, shipment: Shipment, generation: int) -> Callable[[], None]:
@@ -351,7 +355,7 @@ HOLDS = {
     "fetching": hold_fetching,
     "verifying": hold_verifying,
     "testing": hold_testing,
-    "trial": hold_nothing,  # it lasts a second and a half
+    "trial": hold_nothing,  # it lasts a second and a half: time enough to stop the device in it
     "active": hold_nothing,
 }
 
@@ -363,10 +367,12 @@ def test_killed_in_a_state_of_the_device(site: Site, state: str, killed: str) ->
     shipment = site.new_model()
     let_go = HOLDS[state](site, shipment, generation)
     hit = ("active", generation - 1) if state == "pending" else (state, generation)
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 60
     while site.journal != hit:
         assert time.monotonic() < until_s, f"never {hit}, but {site.journal}\n{site.agent.log[-3000:]}"
         time.sleep(0.002)
+    if state == "trial":
+        let_go = stand_still(site)
     site.kill(killed)
     # The device was in that state when the other died, and is so still.
     assert site.journal == hit

@@ -45,7 +45,7 @@ class Dying(MqttSession):
         sent = super().publish(topic, payload, qos=qos, retain=retain)
         Dying.num += 1
         if Dying.num == kill_after:
-            sent.wait(10)  # it is out, and nothing after it ever will be
+            sent.wait(60)  # it is out, and nothing after it ever will be
             os.kill(os.getpid(), signal.SIGKILL)
         return sent
 
@@ -59,8 +59,8 @@ shipment["payload"] = shipment["payload"].encode()
 publisher.set_desired({shipment["device_id"]: Shipment(**shipment)})
 publisher.start()
 session.start()
-assert session.wait_connected(10)
-assert publisher.wait_settled(20)
+assert session.wait_connected(60)
+assert publisher.wait_settled(60)
 publisher.stop()
 session.close()
 """
@@ -81,20 +81,20 @@ class Scene:
             "delta": self.delta,
         }
         words = json.dumps([self.host, self.port, str(self.folder), told, kill_after])
-        return subprocess.run([sys.executable, "-c", CHILD, words], timeout=60, check=False).returncode
+        return subprocess.run([sys.executable, "-c", CHILD, words], timeout=120, check=False).returncode
 
     def retained(self, wanted: Iterable[str]) -> dict[str, bytes]:
         """What a device would find under these topics now."""
         found: dict[str, bytes] = {}
         answered = threading.Event()
         with MqttSession(self.host, self.port, "reader") as session:
-            assert session.wait_connected(10)
+            assert session.wait_connected(60)
             for topic in wanted:
                 session.subscribe(topic, found.__setitem__)
             # Behind them in the broker's order: when it is heard, so were they.
-            session.publish("edgeloop/v1/test-end", b"end", retain=True).wait(10)
+            session.publish("edgeloop/v1/test-end", b"end", retain=True).wait(60)
             session.subscribe("edgeloop/v1/test-end", lambda *_: answered.set())
-            assert answered.wait(10)
+            assert answered.wait(60)
         return found
 
 

@@ -33,7 +33,7 @@ from edgeloop.v1 import (
 from edgeloop.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub, RenewalServiceStub
 from edgeloop.v1.fleet_service_pb2_grpc import FleetServiceStub
 
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_device_cannot_register_or_report_as_another(plane: SecurePlane) -> No
         batch = fleet_service_pb2.StreamReportsRequest(batch_id=1, reports=reports)
         assert refused(lambda: list(stub.StreamReports(iter([batch]), timeout=CALL_S))) == denied
     for action in ("Register", "UpdateDeploymentStatus", "StreamReports"):
-        assert audited(plane, action, "'victim'"), action
+        wait_until(lambda action=action: audited(plane, action, "'victim'"), what=f"word of it: {action}")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_without_a_good_certificate_nobody_gets_in_and_the_log_says_why(
         "forged": lambda: device(Authority.create("edgeloop devices", time.time())[0], tmp_path, "gw-1"),
     }[kind]()
     assert refused(lambda: register(plane, who))[0] is grpc.StatusCode.UNAVAILABLE
-    wait_until(lambda: audited(plane, "tls-handshake", reason), what=reason, timeout_s=15)
+    wait_until(lambda: audited(plane, "tls-handshake", reason), what=reason)
 
 
 def test_a_server_certificate_opens_nothing(plane: SecurePlane) -> None:
@@ -208,8 +208,8 @@ def test_revoking_cuts_a_live_stream_and_refuses_new_calls(plane: SecurePlane) -
     denied = (grpc.StatusCode.PERMISSION_DENIED, "certificate-revoked")
     assert ended == [denied]
     assert refused(lambda: register(plane, who)) == denied
-    assert audited(plane, "StreamReports", "was revoked")
-    assert audited(plane, "Register", "was revoked")
+    for action in ("StreamReports", "Register"):
+        wait_until(lambda action=action: audited(plane, action, "was revoked"), what=f"word of it: {action}")
 
 
 def _open_end() -> Iterator[fleet_service_pb2.StreamReportsRequest]:
@@ -296,7 +296,7 @@ def test_an_agent_that_is_not_let_in_says_what_to_do(
     wanted = {"none": "'edgeloop-agent enroll' gets one", "forged": "its audit log says why"}[kind]
     with caplog.at_level("DEBUG", "edge_agent.reporter"):
         reporter.start()
-        wait_until(lambda: wanted in caplog.text, what=wanted, timeout_s=15)
+        wait_until(lambda: wanted in caplog.text, what=wanted)
     reporter.close()
 
 

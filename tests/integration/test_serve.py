@@ -12,13 +12,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from machine import free_port
+from machine import dying_with_us, free_port, wait_until
 
 from cloud.job_plans import train_job
 from cloud.store import Store
@@ -32,7 +32,7 @@ from edgeloop.v1 import artifact_pb2, device_pb2, fleet_service_pb2, fleet_servi
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1.control_service_pb2_grpc import ControlServiceStub
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 DIGITS = {"kind": "Workload", "name": "digits", "dataset": "digits"}
 FLEET = {
     "kind": "Fleet",
@@ -48,32 +48,40 @@ class Served:
 
     def __init__(self, state_dir: Path, *flags: str) -> None:
         self.state_dir = state_dir
+        self.said = state_dir.with_name(f"{state_dir.name}.stderr")
         self._flags = flags
         self.process: subprocess.Popen[bytes] | None = None
         self.info: dict[str, Any] = {}
         self._channels: list[grpc.Channel] = []
 
-    def spawn(self) -> subprocess.Popen[bytes]:
+    def spawn(self, stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "cloud.cli", "serve", "--state-dir", str(self.state_dir)]
         command += ["--fleet-port", "0", "--control-port", "0", "--broker-port", "0", "--compute", "none"]
         command += ["--step-interval-s", "0.2", *self._flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            dying_with_us(command),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if stderr is None else stderr,
+        )
         return self.process
 
     def start(self) -> float:
         """Returns how long it took to be ready."""
         (self.state_dir / "server.json").unlink(missing_ok=True)
         began_s = time.monotonic()
-        process = self.spawn()
+        # Not into a pipe, which nobody reads while it runs.
+        self.said.parent.mkdir(parents=True, exist_ok=True)
+        with self.said.open("ab") as stderr:
+            process = self.spawn(stderr)
         while time.monotonic() - began_s < WAIT_S:
             try:
                 self.info = json.loads((self.state_dir / "server.json").read_text())
             except FileNotFoundError:
-                assert process.poll() is None, process.stderr and process.stderr.read().decode()
+                assert process.poll() is None, self.said.read_text()
                 time.sleep(0.02)
                 continue
             return time.monotonic() - began_s
-        raise AssertionError("not ready in time")
+        raise AssertionError(f"not ready in {WAIT_S:g} s: {self.said.read_text()[-4000:]}")
 
     def channel(self, name: str = "control") -> grpc.Channel:
         channel = grpc.insecure_channel(self.info[name])
@@ -356,6 +364,8 @@ def test_it_waits_for_a_broker_that_is_not_there_yet_and_says_so_once(tmp_path: 
         served.start()
         info = served.control.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S)
         assert (info.broker_embedded, info.broker_connected) == (False, False)
+        log = tmp_path / "state" / "logs" / "serve.log"
+        wait_until(lambda: "cannot reach the broker" in log.read_text(), what=lambda: log.read_text()[-3000:])
         time.sleep(1.5)
         mosquitto.start()
         assert await_that(
@@ -363,5 +373,4 @@ def test_it_waits_for_a_broker_that_is_not_there_yet_and_says_so_once(tmp_path: 
         )
     finally:
         served.end(signal.SIGKILL)
-    log = (tmp_path / "state" / "logs" / "serve.log").read_text()
-    assert log.count("cannot reach the broker") == 1
+    assert log.read_text().count("cannot reach the broker") == 1

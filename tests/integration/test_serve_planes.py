@@ -20,11 +20,11 @@ from edgeloop.trust import key_ring, open_deployment
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 
-pytestmark = pytest.mark.mosquitto
+pytestmark = [pytest.mark.mosquitto, pytest.mark.timeout(420)]
 
 DEVICES = [f"gw-{n}" for n in range(12)]
-#: A lease of 9 s, and what noticing and starting takes.
-TAKE_OVER_S = 15.0
+#: A lease of 9 s, and what noticing and starting takes on a busy machine.
+TAKE_OVER_S = 60.0
 
 
 @pytest.fixture

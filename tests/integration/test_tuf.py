@@ -63,7 +63,7 @@ class Scene:
         shipment = small(1000 + self.generation)
         self.repository.refresh()
         self.release(shipment)
-        self.agent.wait_state("active", self.deploy(shipment), timeout_s=30)
+        self.agent.wait_state("active", self.deploy(shipment))
         self.good = shipment
 
 
@@ -210,11 +210,12 @@ def test_the_old_model_serves_and_the_cloud_hears_why(scene: Scene, lie) -> None
     lie(scene, new)
     before = len(scene.agent.log)
     generation = scene.deploy(new)
-    wait_until(lambda: f"code={code} " in scene.agent.log[before:], what=scene.agent.log[before:][-1500:])
-    # The same reason is told once in ten seconds.
     wait_until(
-        lambda: code in scene.cloud.fleet.codes(generation), what=f"the cloud to hear {code}", timeout_s=25
+        lambda: f"code={code} " in scene.agent.log[before:],
+        what=lambda: f"{code}: {scene.agent.log[before:][-1500:]}",
     )
+    # The same reason is told once in ten seconds.
+    wait_until(lambda: code in scene.cloud.fleet.codes(generation), what=f"the cloud to hear {code}")
     status = scene.agent.wait_state(state, generation)
     assert status["serving_digest"] == scene.good.digest
     assert status["num_errors"] == 0
@@ -271,20 +272,20 @@ def test_a_drill_stolen_online_keys_are_replaced_and_the_device_is_never_touched
     honest = small(501)
     scene.release(honest)
     generation = scene.deploy(honest)
-    wait_until(lambda: "tuf-rollback" in scene.cloud.fleet.codes(generation), timeout_s=25, what="rollback")
+    wait_until(lambda: "tuf-rollback" in scene.cloud.fleet.codes(generation), what="rollback")
 
     # One root key is not enough; two replace all that was stolen, and the same deployment goes on by itself.
     draft = repository.rotate("targets", "snapshot", "timestamp", sign_with=(2,))
     assert not draft.complete
     assert repository.rotate("targets", "snapshot", "timestamp", sign_with=(1, 3)).complete
     scene.publish_tuf()
-    assert scene.agent.wait_state("active", generation, timeout_s=30)["serving_digest"] == honest.digest
+    assert scene.agent.wait_state("active", generation)["serving_digest"] == honest.digest
     scene.good = honest
 
     # What the thief signs counts no more.
     scene.publish_tuf(forge(repository.files, ahead + 1))
     generation = scene.deploy(small(502))
-    wait_until(lambda: "tuf-threshold" in scene.cloud.fleet.codes(generation), timeout_s=25, what="threshold")
+    wait_until(lambda: "tuf-threshold" in scene.cloud.fleet.codes(generation), what="threshold")
     scene.heals()
 
 
@@ -297,7 +298,7 @@ def test_a_device_that_was_away_follows_several_roots_and_keeps_what_it_trusts(s
     scene.release(new)
     generation = scene.deploy(new)
     scene.agent.start()
-    assert scene.agent.wait_state("active", generation, timeout_s=30)["serving_digest"] == new.digest
+    assert scene.agent.wait_state("active", generation)["serving_digest"] == new.digest
     scene.good = new
     history = scene.agent.state_dir / "tuf" / "root_history"
     assert {path.name for path in history.iterdir()} >= {

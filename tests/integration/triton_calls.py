@@ -81,7 +81,8 @@ def infer(
 def load(transport: str, address: str, model: str, array: Any, wanted: Plain, stop: str) -> Plain:
     """Calls, at most some 500 times a second, until `stop` exists: which versions answered, what went wrong.
 
-    `wanted` holds the outputs of each version: an answer must be that of the version that it names.
+    `wanted` holds the outputs of each version: an answer must be that of the version that it names. For the
+    first of each version there is a file beside `stop`.
     """
     import numpy as np
 
@@ -103,6 +104,8 @@ def load(transport: str, address: str, model: str, array: Any, wanted: Plain, st
             longest_s = max(longest_s, time.perf_counter() - begin_s)
             said = result.get_response(as_json=True) if transport == "grpc" else result.get_response()
             version = said["model_version"]
+            if version not in versions:
+                Path(f"{stop}-{transport}-{version}").touch()
             versions[version] = versions.get(version, 0) + 1
             if not np.allclose(result.as_numpy("y"), wanted[version], atol=1e-4):
                 errors.append(f"{version} answered as another")

@@ -16,7 +16,7 @@ NUM_PARTS = 10
 END_S = 4000.0
 
 
-@pytest.mark.timeout(max(60, NUM_SEEDS))
+@pytest.mark.timeout(max(180, NUM_SEEDS))
 @pytest.mark.parametrize("part", range(NUM_PARTS))
 def test_fifty_agents_never_do_what_must_not_happen_and_come_to_rest(part: int) -> None:
     counts: collections.Counter[str] = collections.Counter()

@@ -292,7 +292,7 @@ class Mutations:
         return bytes(data)
 
 
-@pytest.mark.timeout(60 + 3 * FUZZ_S)
+@pytest.mark.timeout(180 + 3 * FUZZ_S)
 @pytest.mark.parametrize("name", PARSERS)
 def test_it_gives_a_value_or_an_error_of_ours(name: str) -> None:
     parse, genuine = PARSERS[name]

@@ -6,6 +6,7 @@ It is imported by workers, from ``source_dir``, as a user's own code would be.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,16 @@ from torch import nn
 CLASSES = 4
 
 
-def load(trace: str = "", hold_s: float = 0.0, num_holds: int = 0, fail: str = "") -> dict[str, Any]:
-    """Write the process id to ``trace``; the first ``num_holds`` calls then sleep."""
+def load(
+    trace: str = "", hold_s: float = 0.0, num_holds: int = 0, fail: str = "", import_path: str = ""
+) -> dict[str, Any]:
+    """Write the process id to ``trace``; the first ``num_holds`` calls then sleep.
+
+    From where modules are imported is written to ``import_path``.
+    """
     num_calls = 0
+    if import_path:
+        Path(import_path).write_text("\n".join(sys.path))
     if trace:
         with Path(trace).open("a+") as stream:
             stream.write(f"{os.getpid()}\n")

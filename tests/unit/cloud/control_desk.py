@@ -45,14 +45,14 @@ def served(store: Store, servicer: ControlServicer, *, with_tokens: bool = False
         await server.start()
         return server, port
 
-    server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(5), loop).result(10)
-        asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.stop(5), loop).result(60)
+        asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 
@@ -60,7 +60,7 @@ def call(address: str, method: str, request: Any, role: Role) -> Any:
     """As an operator of this role. Raises ``grpc.RpcError``."""
     metadata = (("authorization", f"Bearer {TOKENS[role]}"),)
     with grpc.insecure_channel(address) as channel:
-        answer = getattr(ControlServiceStub(channel), method)(request, timeout=10, metadata=metadata)
+        answer = getattr(ControlServiceStub(channel), method)(request, timeout=60, metadata=metadata)
         return list(answer) if method.startswith("Watch") else answer
 
 

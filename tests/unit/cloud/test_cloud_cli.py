@@ -36,6 +36,17 @@ class Service(ControlServiceServicer):
         device.deployment.state = deployment_pb2.DEPLOYMENT_STATE_TRIAL
         return pb.ListDevicesResponse(devices=[device])
 
+    def ListCandidates(self, request: Any, context: grpc.ServicerContext) -> pb.ListCandidatesResponse:
+        """The same student of two profiles, and another one."""
+        found = [("ab" * 32, "large"), ("ab" * 32, "small"), ("cd" * 32, "small")]
+        return pb.ListCandidatesResponse(
+            candidates=[
+                pb.CandidateInfo(digest=digest, profile=profile)
+                for digest, profile in found
+                if request.profile in ("", profile)
+            ]
+        )
+
     def Apply(self, request: pb.ApplyRequest, context: grpc.ServicerContext) -> pb.ApplyResponse:
         self.asked.append(request)
         change = pb.AppliedResource.CHANGE_UNCHANGED
@@ -111,6 +122,20 @@ def test_a_list_reads_as_a_table_and_as_json_and_yaml(
     assert device["desired_generation"] == 3
 
 
+def test_a_student_of_several_profiles_is_described_for_one_of_them(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = "ab" * 32
+    assert run(monkeypatch, "describe", "candidate", digest) == cli.EXIT_FAILED
+    assert "several profiles (large, small): say which with --profile" in capsys.readouterr().err
+    assert run(monkeypatch, "describe", "candidate", digest, "--profile", "large") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["digest", digest] in [line.split() for line in lines]  # on one line, to be copied
+    assert ["profile", "large"] in [line.split() for line in lines]
+    assert run(monkeypatch, "describe", "candidate", "ef") == cli.EXIT_FAILED
+    assert "known are abababababab, cdcdcdcdcdcd\n" in capsys.readouterr().err
+
+
 def test_apply_sends_the_checked_document_and_tells_the_change(
     service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
@@ -152,8 +177,19 @@ def test_an_absent_control_plane_has_its_own_exit_code(
 ) -> None:
     assert run(monkeypatch, "get", "jobs", "--server", "127.0.0.1:1") == cli.EXIT_UNREACHABLE
     assert "start it with 'edgeloop serve'" in capsys.readouterr().err
-    assert run(monkeypatch, "get", "jobs", "--state-dir", str(tmp_path)) == cli.EXIT_USAGE
+    assert run(monkeypatch, "get", "jobs", "--state-dir", str(tmp_path)) == cli.EXIT_UNREACHABLE
     assert "no control plane runs in" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    inside = str(tmp_path / "file" / "state")
+    assert run(monkeypatch, "keys", "tuf-status", "--state-dir", inside) == cli.EXIT_FAILED
+    said = capsys.readouterr().err
+    assert inside in said
+    assert said.count("\n") == 1
 
 
 def test_a_spec_on_the_command_line_names_what_is_wrong() -> None:

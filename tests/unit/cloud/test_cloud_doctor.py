@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
+import ssl
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import typer
+import yaml
 
+from cloud import doctor as examination
 from cloud.cli.doctor import doctor
+from cloud.cli.output import Output
 from cloud.doctor import Finding, Verdict, examine
 from cloud.pki.key_folder import init_folder
 from cloud.settings import ServeSettings
@@ -21,14 +32,15 @@ def found(settings: ServeSettings, *, now_s: float | None = None) -> dict[str, F
 
 
 @pytest.fixture
-def settings(tmp_path: Path, store_url: str) -> ServeSettings:
-    """Of a control plane that acts."""
+def settings(tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch) -> ServeSettings:
+    """Of a control plane that acts, on a disk with room."""
+    monkeypatch.setattr("cloud.doctor.shutil.disk_usage", lambda folder: SimpleNamespace(free=1 << 40))
     settings = ServeSettings(state_dir=tmp_path / "state", database_url=store_url)
     settings.state_dir.mkdir()
     DirectorKey.generate().save(settings.director / "director.key")
     store = Store(store_url)
     store.migrate()
-    store.claim_lease("controller", "plane-1", 60.0)
+    store.claim_lease("controller", "plane-1", 3600.0)
     store.close()
     return settings
 
@@ -58,6 +70,13 @@ def test_a_database_that_is_away_fails_and_the_rest_is_still_looked_at(tmp_path:
     assert findings["broker"].verdict is Verdict.FAIL
     assert "--broker" in findings["broker"].message
     assert findings["cluster"].verdict is Verdict.OK
+
+
+def test_a_state_folder_that_cannot_be_written_to_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    finding = found(ServeSettings(state_dir=tmp_path / "file" / "state"))["disk"]
+    assert finding.verdict is Verdict.FAIL
+    assert "--state-dir" in finding.message
 
 
 def test_a_clock_that_is_off_fails(tmp_path: Path, postgres_url: str) -> None:
@@ -105,3 +124,65 @@ def test_asked_where_no_control_plane_runs_it_says_whose_machine_it_looks_at(
     said = capsys.readouterr()
     assert ("not at control:50062" in said.err) is is_told
     assert "disk:" in said.out
+
+
+@contextlib.contextmanager
+def tls_broker(folder: Path, *, clients_of: Path) -> Iterator[int]:
+    """The port of a listener that shows the certificate of ``folder``, takes those of ``clients_of``, and is
+    silent, as a broker is before CONNECT."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(folder / "broker" / "server.crt", folder / "broker" / "server.key")
+    context.load_verify_locations(clients_of / "control" / "device-ca.crt")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    plain, _ = listener.accept()
+                except OSError:  # the test is over
+                    return
+                with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as secured:
+                    secured.recv(1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_broker_must_be_believed_and_believe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        init_folder(folder, ["127.0.0.1"], ())
+
+    def look(port: int) -> Finding:
+        return found(ServeSettings(state_dir=tmp_path, tls_dir=ours, broker=f"127.0.0.1:{port}"))["broker"]
+
+    with tls_broker(ours, clients_of=ours) as port:
+        assert look(port).verdict is Verdict.OK
+        assert "certificates are believed" in look(port).message
+    # A refusal comes at once, unless the machine is busy.
+    monkeypatch.setattr(examination, "_REFUSAL_WAIT_S", 30.0)
+    with tls_broker(theirs, clients_of=ours) as port:
+        stranger = look(port)
+    assert stranger.verdict is Verdict.FAIL
+    assert "certificate that is not believed" in stranger.message
+    assert "edgeloop keys renew" in stranger.message
+    with tls_broker(ours, clients_of=theirs) as port:
+        refused = look(port)
+    assert refused.verdict is Verdict.FAIL
+    assert "takes no TLS with" in refused.message
+    assert "mqtt.pem" in refused.message
+
+
+@pytest.mark.parametrize("output", [Output.JSON, Output.YAML])
+def test_findings_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Output) -> None:
+    with pytest.raises(typer.Exit):
+        doctor(state_dir=tmp_path, broker="127.0.0.1:1", output=output)
+    text = capsys.readouterr().out
+    values = json.loads(text) if output is Output.JSON else yaml.safe_load(text)
+    assert {value["what"]: value["verdict"] for value in values}["broker"] == "fail"
+    assert text.lstrip().startswith("[") is (output is Output.JSON)

@@ -34,7 +34,7 @@ class Office:
         whole = enrolment.enrol_all
 
         def counted(asked: Sequence[Asked]) -> object:
-            self.held.wait(10)
+            assert self.held.wait(60)
             self.batches.append(len(asked))
             return whole(asked)
 

@@ -129,10 +129,46 @@ def test_a_device_that_went_back_is_not_said_to_run_what_was_asked_for(world: Wo
     assert f"gw-1 runs {good.digest[:12]} (generation 3), as it should." in text
     if ended == "aborted":
         assert f"Profile gateway runs {good.digest[:12]}, so this device should." in text
+        assert f"of {other.digest[:12]}: {rollout.rollout_id} is aborted" in text
     else:
         assert f"It went back to {good.digest[:12]}" in text
         assert f"the rollout of {other.digest[:12]} ended as failed" in text
     assert "A person asked for" not in text
+
+
+def test_what_an_older_rollout_said_last_is_not_told_beside_a_newer_one(world: World) -> None:
+    good, other = build(world.store, PROFILE, 1.0, 0.5)
+    queries = Queries(world.store, settings=SETTINGS, now_s=lambda: world.now_s)
+    operations = Operations(
+        world.store, queries, settings=SETTINGS, now_s=lambda: world.now_s, poke=lambda: None
+    )
+
+    def start(digest: str) -> str:
+        world.now_s += 1.0
+        request = pb.StartRolloutRequest(profile=PROFILE.name, digest=digest)
+        return operations.start_rollout(request).rollout.rollout_id
+
+    world.register("gw-1")
+    older = start(good.digest)
+    for _ in range(3):
+        world.step()
+        world.obey(["gw-1"])
+        world.measure(["gw-1"], 8.0, num_windows=3)
+    assert f"Rollout {older} is succeeded (canary succeeded): 1 of 1 devices serve it." in sentences(
+        world, "gw-1"
+    )
+    newer = start(other.digest)
+    operations.pause_rollout(pb.PauseRolloutRequest(rollout_id=newer))
+    told = sentences(world, "gw-1")
+    assert f"It came with rollout {older}, which is succeeded." in told
+    assert not [sentence for sentence in told if "devices serve it" in sentence]
+    (about_newer,) = [sentence for sentence in told if newer in sentence]
+    assert f"of {other.digest[:12]}: {newer} is paused (canary waiting): paused by an operator" in about_newer
+    assert about_newer.endswith("This device is in its group canary: waiting.")
+    # The same student once more: nobody is told anything, and yet the newest rollout is the one that counts.
+    again = start(good.digest)
+    (about_newest,) = [sentence for sentence in sentences(world, "gw-1") if again in sentence]
+    assert f"of the same student: {again} is running" in about_newest
 
 
 def test_a_device_that_is_away_is_said_to_be(world: World) -> None:

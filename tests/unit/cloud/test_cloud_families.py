@@ -229,7 +229,7 @@ def test_a_lock_on_weights_makes_the_second_wait_and_say_so(tmp_path: Path) -> N
     with first.lock("k", lambda *_: None):
         thread = threading.Thread(target=wait)
         thread.start()
-        assert said.wait(10)
+        assert said.wait(60)
         assert not got.is_set()
-    thread.join(10)
+    thread.join(60)
     assert got.is_set()

@@ -47,6 +47,18 @@ def test_a_profile_binds_the_labels_that_it_matches_on(identities: Identities, s
         identities.enrol(pb.EnrolDeviceRequest(device_id="gw-1", profile="smal"))
 
 
+def test_what_was_never_enrolled_is_said_to_be_so(identities: Identities, store: Store) -> None:
+    store.register_device(replace(DEVICE, device_id="gw-1"), None, "nothing matches", NOW_S)
+    for change in (
+        lambda: identities.label(pb.LabelDeviceRequest(device_id="gw-1", set={"class": "small"})),
+        lambda: identities.revoke(pb.RevokeDeviceRequest(device_id="gw-1")),
+    ):
+        with pytest.raises(RejectedError, match="'edgeloop device enroll gw-1' gives it an identity"):
+            change()
+    with pytest.raises(RejectedError, match="not known"):
+        identities.revoke(pb.RevokeDeviceRequest(device_id="gw-2"))
+
+
 def test_new_labels_move_a_registered_device(identities: Identities, store: Store) -> None:
     identities.enrol(pb.EnrolDeviceRequest(device_id="gw-1"))
     device = replace(DEVICE, device_id="gw-1", labels={"room": "7"})

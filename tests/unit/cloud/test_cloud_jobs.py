@@ -2,21 +2,22 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from machine import wait_until
 
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Precision
 from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
+from cloud.jobs import progress
 from cloud.jobs.cluster import Cluster
-from cloud.jobs.progress import HEARTBEAT_S, Heartbeat, Mailbox, Reporter
+from cloud.jobs.progress import MIN_INTERVAL_S, Heartbeat, Mailbox, Reporter
 from cloud.jobs.results import ResultShelf, discard_torn_run, run_key
 from cloud.registry import Registry
 from edgeloop.errors import ConfigError
@@ -192,13 +193,16 @@ def test_the_mailbox_keeps_only_the_newest_word_of_each_task() -> None:
     assert mailbox.drain() == {}
 
 
-def test_a_chatty_task_posts_seldom_but_always_its_end() -> None:
+def test_a_chatty_task_posts_seldom_but_always_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now_s))
     post = Post()
     report = Reporter(post, "a")
     for step in range(1000):
         report(step / 1000, "step")
+        now_s += 0.001
     report(1.0, "done")
-    assert len(post.words) < 20
+    assert len(post.words) <= 1.0 / MIN_INTERVAL_S + 2
     assert post.words[-1] == (1.0, "done")
 
 
@@ -222,16 +226,9 @@ def test_a_silent_epoch_is_heard_of_each_second() -> None:
     post = Post()
     with Heartbeat(Reporter(post, "a")) as report:
         report(0.25, "epoch 2 of 4")
-        time.sleep(2.4 * HEARTBEAT_S)
-    assert len(post.words) >= 3
+        wait_until(lambda: len(post.words) >= 3, "two words that nobody said")
     assert {fraction for fraction, _ in post.words} == {0.25}
     assert all(message.startswith("epoch 2 of 4") for _, message in post.words)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -244,22 +241,16 @@ def test_an_address_that_cannot_be_used_names_the_field(address: str) -> None:
     assert caught.value.code == "ray-address"
 
 
-def test_a_head_that_does_not_run_is_told_within_seconds_and_without_ray() -> None:
-    started_s = time.monotonic()
-    with pytest.raises(ConfigError, match="ray start --head"):
-        Cluster(address=f"127.0.0.1:{free_port()}").start()
-    assert time.monotonic() - started_s < 6.0
+def test_a_head_that_does_not_run_is_told_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would try for minutes."""
+    monkeypatch.setattr(Cluster, "_live", lambda cluster: pytest.fail("Ray was asked"))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(ConfigError, match="ray start --head"):
+            Cluster(address=f"127.0.0.1:{nobody.getsockname()[1]}").start()
 
 
 @pytest.mark.parametrize(("address", "num_cpus"), [("", 0), ("", -1), ("head:6379", 2)])
 def test_cpus_must_make_sense(address: str, num_cpus: int) -> None:
     with pytest.raises(ConfigError, match="num_cpus"):
         Cluster(address=address, num_cpus=num_cpus)
-
-
-def test_the_control_plane_imports_compute_without_ray_or_torch() -> None:
-    import subprocess
-
-    code = "import cloud.jobs, sys; print([m for m in ('ray', 'torch') if m in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"

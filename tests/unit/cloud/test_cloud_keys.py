@@ -200,6 +200,16 @@ def test_contexts_are_set_used_listed_and_kept_from_others(
     shown = capsys.readouterr().out
     assert "lab:50062" in shown
     assert "elo_secret" not in shown
+    assert run_cli(monkeypatch, "context", "list", "-o", "yaml") == 0
+    listed = capsys.readouterr().out
+    assert [(item["name"], item["current"]) for item in yaml.safe_load(listed)] == [
+        ("home", True),
+        ("lab", False),
+    ]
+    assert "elo_secret" not in listed
+    assert run_cli(monkeypatch, "context", "set", "home", "--server", "home") == 2
+    assert "give HOST:PORT" in capsys.readouterr().err
+    assert ContextFile.load().contexts["home"].server == "home:50062"
     assert run_cli(monkeypatch, "context", "use", "nowhere") == 2
     path.chmod(0o644)
     assert run_cli(monkeypatch, "context", "list") == 2

@@ -224,16 +224,16 @@ def test_who_follows_hears_what_comes_once(world: World, log: logging.Logger, ad
     with ControlClient(address) as client:
         thread = threading.Thread(target=listen, args=(client,))
         thread.start()
-        assert news.acquire(timeout=10)  # whose they are
-        assert news.acquire(timeout=10)
+        assert news.acquire(timeout=60)  # whose they are
+        assert news.acquire(timeout=60)
         with grpc.insecure_channel(address) as channel:
             ControlServiceStub(channel).StartRollout(pb.StartRolloutRequest(profile="gateway"))
         world.step()
         world.obey(["gw-1"])
         log.error("after")
         while not {"after"} <= {record.message for record in heard} or len(heard) < 3:
-            assert news.acquire(timeout=10)
-    thread.join(10)
+            assert news.acquire(timeout=60)
+    thread.join(60)
     sources = [record.source for record in heard]
     assert sorted(sources) == ["device gw-1", "plane plane-a", "plane plane-a"]
 

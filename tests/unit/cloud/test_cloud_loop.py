@@ -10,7 +10,7 @@ import pytest
 from cloud import loop as loop_module
 from cloud.loop import ControlLoop
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Clock:

@@ -78,9 +78,9 @@ def server(metrics: FleetMetrics) -> Iterator[MetricsServer]:
 
 
 def test_the_page_is_served_and_nothing_else_is(server: MetricsServer, metrics: FleetMetrics) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=60) as answer:
         assert answer.headers["Content-Type"] == CONTENT_TYPE
         assert answer.read() == metrics.page()
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"http://127.0.0.1:{server.port}/etc/passwd", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{server.port}/etc/passwd", timeout=60)
     assert caught.value.code == 404

@@ -117,7 +117,7 @@ class SlowStore:
         self.may_go = threading.Semaphore(0)
 
     def insert_reports(self, rows: list[ReportRow], now_s: float) -> int:
-        assert self.may_go.acquire(timeout=10)
+        assert self.may_go.acquire(timeout=60)
         if any(row.sequence == 13 for row in rows):
             raise TransientError("the disk is full", code="store-busy")
         return len(rows)

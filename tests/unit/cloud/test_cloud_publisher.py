@@ -18,7 +18,7 @@ from edgeloop.artifact import MIN_BLOCK_SIZE_BYTES, build_manifest, encode_manif
 from edgeloop.errors import TransientError
 from edgeloop.v1 import artifact_pb2, deployment_pb2
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Sent:

@@ -42,7 +42,7 @@ PROFILE = DeviceProfile(name="tiny-flash", workload="digits", match=MatchRule())
 PLAIN = CompressionSpec(width_ratio=0.5, num_epochs=2, precision=Precision.INT8)
 
 
-@pytest.mark.timeout(240)  # four real students, 15 CPU-seconds: neighbours may take most of a core
+@pytest.mark.timeout(420)  # four real students, 15 CPU-seconds: neighbours may take most of a core
 def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_says_why(
     tmp_path: Path,
 ) -> None:
@@ -93,7 +93,7 @@ def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_
     assert chosen.accuracy > 0.5
 
 
-@pytest.mark.timeout(240)  # a teacher and two real students, 8 CPU-seconds
+@pytest.mark.timeout(420)  # a teacher and two real students, 8 CPU-seconds
 def test_where_latency_binds_a_shorter_student_follows_and_says_why(tmp_path: Path) -> None:
     world = World(tmp_path)
     registry = Registry(str(tmp_path / "registry"))

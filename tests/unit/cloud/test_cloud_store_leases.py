@@ -154,7 +154,7 @@ def test_taking_over_waits_for_the_write_that_is_under_way(store: Store, other: 
         thread.join(0.3)
         assert thread.is_alive()
         acting.set_meta("note", "committed first")
-    thread.join(20)
+    thread.join(60)
     assert seen == ["committed first"]
 
 

@@ -126,7 +126,7 @@ def test_readers_do_not_wait_for_a_writer(store: Store) -> None:
     with store.transaction():
         store.insert_reports([report(0)], 1.0)
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(store.windows).result(timeout=5) == []
+            assert pool.submit(store.windows).result(timeout=60) == []
     assert len(store.windows()) == 1
 
 

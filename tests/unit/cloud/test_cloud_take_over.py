@@ -23,7 +23,7 @@ from edgeloop import topics
 from edgeloop.errors import RejectedError, TransientError
 from edgeloop.released import TIMESTAMP_FILE
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 NAME = "controller"
 NOW_S = 1_800_000_000.0
 DAY_S = 86_400.0

@@ -56,7 +56,7 @@ def with_server(
     *,
     tokens: Book | None = None,
     html: Callable[[], bytes] = lambda: PAGE,
-    deadline_s: float = 5.0,
+    deadline_s: float = 60.0,
     context: ssl.SSLContext | None = None,
     failures: FailureLimiter | None = None,
     requests: FailureLimiter | None = None,
@@ -81,6 +81,13 @@ def with_server(
     asyncio.run(run())
 
 
+async def answers(server: WebServer) -> None:
+    """Returns once it does: what it had to do with others takes as long as it takes."""
+    async with asyncio.timeout(60):
+        while (await ask(server))[0] != 200:
+            await asyncio.sleep(0.02)
+
+
 async def ask(
     server: WebServer,
     path: str = "/",
@@ -102,7 +109,7 @@ async def ask(
     ]
     writer.write(raw if raw is not None else "\r\n".join([*head, "", ""]).encode())
     try:
-        answer = await asyncio.wait_for(reader.read(), 20)
+        answer = await asyncio.wait_for(reader.read(), 60)
     except ConnectionError:
         answer = b""
     writer.transport.abort()
@@ -235,7 +242,7 @@ def test_a_long_request_ends_and_one_that_never_ends_too() -> None:
         code, _, _ = await ask(server, raw=b"GET / HTTP/1.1\r\nCookie: " + b"a" * 100_000)
         assert code in (0, 431)
         assert (await ask(server, raw=b"GET / HTTP/1.1\r\nHost: loc"))[0] == 0
-        assert (await ask(server))[0] == 200
+        await answers(server)
 
     with_server(test, deadline_s=0.3)
 
@@ -249,8 +256,7 @@ def test_one_address_holds_so_many_connections_and_no_more() -> None:
         assert (await ask(server))[0] == 0
         for _, writer in held:
             writer.transport.abort()
-        await asyncio.sleep(0.1)
-        assert (await ask(server))[0] == 200
+        await answers(server)
 
     with_server(test)
 
@@ -261,7 +267,7 @@ def test_who_does_not_read_holds_no_answer() -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.sleep(1.0)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(64 << 20), 20)
+            await asyncio.wait_for(reader.readexactly(64 << 20), 60)
         writer.transport.abort()
 
     with_server(test, html=lambda: b"x" * (64 << 20), deadline_s=0.3)

@@ -95,7 +95,7 @@ def test_rules_for_another_loss_are_refused_by_name(tmp_path: Path, loss: Loss) 
         )
 
 
-@pytest.mark.timeout(180)  # some 8 s each on an idle core; a busy machine shall not fail them
+@pytest.mark.timeout(420)  # some 8 s each on an idle core; a busy machine shall not fail them
 @pytest.mark.parametrize(
     ("network", "loss", "spec"),
     [

@@ -38,7 +38,7 @@ class GatedRuntime:
         if threading.current_thread().name == "inference":
             self.sizes.append(len(inputs))
             self.begun.set()
-            assert self.gate.wait(20)
+            assert self.gate.wait(60)
         if self.poison is not None and (inputs == self.poison).any():
             raise self.failure
         return inputs * np.float32(2)
@@ -70,7 +70,7 @@ class Batching:
 
     def hold(self) -> Future[InferenceResult]:
         first = self.engine.submit(sample(100))
-        assert self.runtime.begun.wait(20)
+        assert self.runtime.begun.wait(60)
         return first
 
     def close(self) -> None:
@@ -90,8 +90,8 @@ def test_what_waits_shares_runs_and_each_caller_gets_its_own_answer(four: Batchi
     waiting = [four.engine.submit(sample(n)) for n in range(9)]
     four.runtime.gate.set()
     for n, future in enumerate(waiting):
-        np.testing.assert_array_equal(future.result(20).outputs, sample(2 * n))
-    np.testing.assert_array_equal(first.result(20).outputs, sample(200))
+        np.testing.assert_array_equal(future.result(60).outputs, sample(2 * n))
+    np.testing.assert_array_equal(first.result(60).outputs, sample(200))
     assert four.runtime.sizes == [1, 4, 4, 1]
 
 
@@ -101,8 +101,8 @@ def test_requests_of_several_samples_join_whole_and_in_order(four: Batching) -> 
     flat = four.engine.submit(sample(9)[0])
     four.runtime.gate.set()
     for n, (future, count) in enumerate(zip(waiting, (2, 1, 3, 1, 5), strict=True)):
-        np.testing.assert_array_equal(future.result(20).outputs, sample(2 * n, count))
-    np.testing.assert_array_equal(flat.result(20).outputs, sample(18))
+        np.testing.assert_array_equal(future.result(60).outputs, sample(2 * n, count))
+    np.testing.assert_array_equal(flat.result(60).outputs, sample(18))
     # What is larger than any batch runs sample by sample, as it does without batching.
     assert four.runtime.sizes == [1, 3, 4, 1, 1, 1, 1, 1, 1]
 
@@ -111,8 +111,8 @@ def test_every_sample_is_metered_with_the_whole_run_that_it_waited_for(four: Bat
     first = four.hold()
     waiting = [four.engine.submit(sample(n)) for n in range(4)]
     four.runtime.gate.set()
-    alone = first.result(20).service_ms
-    (together,) = {future.result(20).service_ms for future in waiting}
+    alone = first.result(60).service_ms
+    (together,) = {future.result(60).service_ms for future in waiting}
     four.close()
     (window,) = four.meter.flush(time.time())
     assert window.latency.count == 5
@@ -131,9 +131,9 @@ def test_a_bad_input_fails_alone(four: Batching) -> None:
     ]
     good.append(four.engine.submit(sample(2)))
     four.runtime.gate.set()
-    codes = [cast(EdgeloopError, future.exception(20)).code for future in bad]
+    codes = [cast(EdgeloopError, future.exception(60)).code for future in bad]
     assert codes == ["input-shape", "input-type", "inference-internal"]
-    assert [future.result(20).outputs[0, 0] for future in good] == [2, 4]
+    assert [future.result(60).outputs[0, 0] for future in good] == [2, 4]
 
 
 def test_when_a_batch_fails_only_the_request_that_makes_it_fail_is_refused_and_counted(
@@ -143,8 +143,8 @@ def test_when_a_batch_fails_only_the_request_that_makes_it_fail_is_refused_and_c
     four.hold()
     waiting = [four.engine.submit(sample(n)) for n in (1, 13, 3)]
     four.runtime.gate.set()
-    assert cast(EdgeloopError, waiting[1].exception(20)).code == "model-run"
-    assert [waiting[n].result(20).outputs[0, 0] for n in (0, 2)] == [2, 6]
+    assert cast(EdgeloopError, waiting[1].exception(60)).code == "model-run"
+    assert [waiting[n].result(60).outputs[0, 0] for n in (0, 2)] == [2, 6]
     four.close()
     (window,) = four.meter.flush(time.time())
     assert (window.num_errors, window.latency.count) == (1, 3)
@@ -157,9 +157,9 @@ def test_an_unforeseen_failure_of_a_shared_run_ends_neither_the_thread_nor_the_o
     four.hold()
     waiting = [four.engine.submit(sample(n)) for n in (1, 13, 3)]
     four.runtime.gate.set()
-    assert cast(EdgeloopError, waiting[1].exception(20)).code == "inference-internal"
-    assert [waiting[n].result(20).outputs[0, 0] for n in (0, 2)] == [2, 6]
-    assert four.engine.submit(sample(4)).result(20).outputs[0, 0] == 8
+    assert cast(EdgeloopError, waiting[1].exception(60)).code == "inference-internal"
+    assert [waiting[n].result(60).outputs[0, 0] for n in (0, 2)] == [2, 6]
+    assert four.engine.submit(sample(4)).result(60).outputs[0, 0] == 8
 
 
 def test_who_gave_up_while_waiting_takes_no_place_in_a_run(four: Batching) -> None:
@@ -167,7 +167,7 @@ def test_who_gave_up_while_waiting_takes_no_place_in_a_run(four: Batching) -> No
     waiting = [four.engine.submit(sample(n)) for n in range(4)]
     assert waiting[1].cancel()
     four.runtime.gate.set()
-    waiting[3].result(20)
+    waiting[3].result(60)
     assert four.runtime.sizes == [1, 3]
 
 
@@ -177,7 +177,7 @@ def test_a_model_that_is_not_proven_is_served_one_by_one() -> None:
     waiting = [unproven.engine.submit(sample(n)) for n in range(3)]
     unproven.runtime.gate.set()
     for future in waiting:
-        future.result(20)
+        future.result(60)
     unproven.close()
     assert unproven.runtime.sizes == [1, 1, 1, 1]
     assert "edgeloop_serving_max_batch_size 1" in render_batches({"": unproven.engine})
@@ -191,10 +191,10 @@ def test_a_first_request_waits_for_others_no_longer_than_it_is_told() -> None:
     time.sleep(0.05)
     assert not first.done()
     second = held.engine.submit(sample(2))
-    assert [future.result(20).outputs[0, 0] for future in (first, second)] == [2, 4]
+    assert [future.result(60).outputs[0, 0] for future in (first, second)] == [2, 4]
     # And one whose caller waits for a fifth of a second only is answered before that.
     hurried = held.engine.submit(sample(3), deadline_s=time.monotonic() + 0.2)
-    assert hurried.result(20).outputs[0, 0] == 6
+    assert hurried.result(60).outputs[0, 0] == 6
     held.close()
     assert held.runtime.sizes == [2, 1]
 
@@ -214,7 +214,7 @@ def test_a_swap_to_a_model_that_is_not_batched_answers_what_was_gathered(four: B
     single.gate.set()
     four.engine.swap(ServedModel(runtime=single, digest="b" * 64, generation=2, workload="digits"))
     four.runtime.gate.set()
-    assert {future.result(20).generation for future in waiting} == {2}
+    assert {future.result(60).generation for future in waiting} == {2}
     assert single.sizes == [1, 1, 1]
 
 
@@ -223,7 +223,7 @@ def test_sizes_are_shown_as_a_histogram_and_only_where_batching_is_on(four: Batc
     waiting = [four.engine.submit(sample(n)) for n in range(3)]
     four.runtime.gate.set()
     for future in waiting:
-        future.result(20)
+        future.result(60)
     four.close()
     lines = render_batches({"": four.engine})
     for line in (

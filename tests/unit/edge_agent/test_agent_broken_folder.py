@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from test_agent_updater import FIRST, SECOND, Device, slot
 
-from edge_agent.update_events import DeploymentSeen
+from edge_agent.blobs import BlobStore
+from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
+from edge_agent.update_events import INTERNAL, DeploymentSeen
 from edge_agent.update_state import State
-from edge_agent.updater import INTERNAL
-from edgeloop import topics
+from edgeloop import artifact, topics
+from edgeloop.errors import RejectedError
 
 
 @pytest.fixture
@@ -71,6 +76,21 @@ def test_whatever_lies_where_blocks_are_fetched_to_it_serves_and_fetches(
     assert device.serving == SECOND.digest
 
 
+@pytest.mark.parametrize("quota_bytes", [None, 10_000_000], ids=["no-quota", "quota"])
+@pytest.mark.parametrize("where", ["", "partial", "artifacts", "manifests"])
+def test_folders_that_are_cleared_away_while_it_runs_cost_no_restart(
+    device: Device, where: str, quota_bytes: int | None
+) -> None:
+    device.quota_bytes = quota_bytes
+    device.restart()
+    remove(device.folder / "blobs" / where)
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 3)))
+    device.fetch(SECOND)
+    device.pass_test()
+    device.serve()
+    assert (device.serving, device.updater.state.state) == (SECOND.digest, State.ACTIVE)
+
+
 def test_a_disk_that_does_not_even_list_what_it_has_ends_the_fetch_alone(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,3 +124,60 @@ def test_a_failure_that_nobody_foresaw_ends_the_update_and_not_the_agent(
     device.updater.handle(DeploymentSeen(slot=slot(FIRST, 3)))
     device.fetch(FIRST)
     assert (device.updater.state.state, device.updater.state.generation) == (State.ACTIVE, 3)
+
+
+@pytest.mark.parametrize("step", ["keep_block", "read_blocks"])
+def test_a_message_that_fails_in_an_unforeseen_way_ends_the_fetch_and_leaves_no_state_waiting(
+    device: Device, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*given: object) -> Any:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobStore, step, fail)
+        device.fetch(SECOND)
+    assert (device.updater.state.state, device.updater.state.code) == (State.REJECTED, INTERNAL)
+    assert device.subscribed == set()
+    assert device.serving == FIRST.digest
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 3)))
+    device.fetch(SECOND)
+    assert device.updater.state.state is State.TESTING
+
+
+def test_a_process_without_descriptors_loses_no_model(device: Device) -> None:
+    manifest = artifact.parse_manifest(FIRST.raw_manifest, expected_digest=FIRST.manifest_digest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    blobs = BlobStore(device.folder / "blobs", reserve_bytes=0)
+    partial = device.folder / "blobs" / "partial" / SECOND.digest
+    num_blocks = len(list(partial.iterdir()))
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(RejectedError):
+            blobs.read_artifact(manifest)
+        with pytest.raises(RejectedError):
+            blobs.read_manifest(FIRST.manifest_digest)
+        device.updater.handle(DeploymentSeen(slot=slot(SECOND, 3)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert blobs.read_artifact(manifest) == FIRST.data
+    assert blobs.read_manifest(FIRST.manifest_digest) == manifest
+    assert len(list(partial.iterdir())) == num_blocks
+    device.restart()
+    assert device.serving == FIRST.digest
+
+
+def test_a_self_test_that_cannot_be_followed_has_an_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **named: object) -> Any:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", fail)
+    ended: SimpleQueue[SelfTestResult] = SimpleQueue()
+    job = SelfTestJob(artifact_path=tmp_path / "a", manifest_path=tmp_path / "m", manifest_digest="0" * 64)
+    process = SelfTestProcess(job, ended.put)
+    process.start()
+    assert ended.get(timeout=30).code == "self-test-crash"
+    process.stop()

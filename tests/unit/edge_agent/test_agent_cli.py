@@ -31,7 +31,7 @@ def call(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env={**environment, "COLUMNS": "200"},
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == expect, (done.returncode, done.stdout, done.stderr)
@@ -202,7 +202,7 @@ from edge_agent.cli import main
 main()
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "Exit codes" in done.stdout
@@ -217,6 +217,6 @@ heavy = {"typer", "rich", "click", "pydantic", "cryptography", "onnx", "multipro
 print(sorted(heavy & {name.split(".")[0] for name in sys.modules}))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "[]"

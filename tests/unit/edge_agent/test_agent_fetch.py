@@ -155,7 +155,7 @@ def test_what_does_not_come_is_asked_for_with_growing_pauses_and_a_limit() -> No
     assert found.deadline_s == now_s + 5.0
 
 
-def test_what_is_on_its_way_is_not_asked_for_until_it_stalls_or_is_no_more_than_a_trickle() -> None:
+def test_what_is_on_its_way_is_not_asked_for_until_it_stalls() -> None:
     found, _ = with_blocks()
     now_s = 0.0
     while now_s < 60.0:  # a block that takes a minute
@@ -168,10 +168,44 @@ def test_what_is_on_its_way_is_not_asked_for_until_it_stalls_or_is_no_more_than_
     # The link stalls in the middle of the next one.
     (request,) = found.on_tick(now_s + 5.0, fed_at_s=now_s)
     assert isinstance(request, Request)
-    # And something comes on and on, and never is a block.
-    for second in range(5, 3600, 10):
-        found.on_tick(now_s + second, fed_at_s=now_s + second)
-    assert of(Request, found.on_tick(now_s + 3601.0, fed_at_s=now_s + 3601.0))
+
+
+def test_what_comes_on_and_on_and_never_is_a_block_is_something_else() -> None:
+    found, _ = with_blocks()
+    longest_s = SETTINGS.slow_grace_s + BLOCK / SETTINGS.min_rate_bytes_s
+    for second in range(5, int(longest_s), 5):
+        assert found.on_tick(float(second), fed_at_s=float(second)) == []
+    assert of(Request, found.on_tick(longest_s + 5.0, fed_at_s=longest_s + 5.0))
+
+
+@pytest.mark.parametrize("rate", [64.0, 65.0, 80.0])
+def test_a_block_at_the_least_rate_takes_over_an_hour_and_comes_once(rate: float) -> None:
+    """256 KiB, in virtual time; each second some bytes of it come."""
+    block_size = 256 * 1024
+    data = np.random.default_rng(1).bytes(2 * block_size)
+    tensor = artifact_pb2.TensorSpec(name="x", datatype="FP32", shape=[0, 2])
+    manifest = artifact.build_manifest(
+        data,
+        workload="tiny",
+        profile="small",
+        precision=artifact_pb2.PRECISION_FP32,
+        inputs=[tensor],
+        outputs=[tensor],
+        golden=artifact.golden_set(np.zeros((1, 2)), np.zeros((1, 2)), absolute_tolerance=0.1),
+        accuracy=0.5,
+    )
+    slot = replace(SLOT, digest=manifest.digest)
+    found = Fetcher(slot, SETTINGS, random.Random(0))
+    found.begin_blocks(BlockAssembler(manifest), 0.0)
+    assert block_size / rate > 3000.0
+    now_s, effects = 0.0, []
+    for n, block in enumerate(artifact.split_blocks(data)):
+        until_s = now_s + block_size / rate
+        while now_s < until_s:
+            assert found.on_tick(now_s, fed_at_s=now_s) == []
+            now_s += 1.0
+        effects = found.on_message(topics.block(slot.digest, n), block, now_s)
+    assert Complete() in effects
 
 
 def test_a_manifest_that_does_not_come_is_asked_for() -> None:

@@ -24,6 +24,22 @@ CPU implementer\t: 0x41
 
 Hardware\t: BCM2835
 """
+# As a 64-bit kernel has it: no name, and cores of two kinds.
+ARM64 = """processor\t: 0
+BogoMIPS\t: 48.00
+Features\t: fp asimd evtstrm aes crc32 atomics asimdhp cpuid asimdrdm asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: 0xd05
+
+processor\t: 1
+BogoMIPS\t: 48.00
+Features\t: fp asimd evtstrm aes crc32 atomics asimdhp cpuid asimdrdm asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: 0xd0b
+"""
+UNKNOWN = "CPU implementer\t: 0x61\nCPU part\t: 0x022\n"
 
 
 @pytest.mark.parametrize(
@@ -31,8 +47,10 @@ Hardware\t: BCM2835
     [
         (X86, "AMD EPYC 7763", ["avx2", "avx512_vnni", "fma", "sse4_2"]),
         (ARM, "BCM2835", ["asimd", "asimddp", "asimdhp"]),
+        (ARM64, "Cortex-A55, Cortex-A76", ["asimd", "asimddp", "asimdhp"]),
+        (UNKNOWN, "0x61/0x022", []),
     ],
-    ids=["x86", "arm"],
+    ids=["x86", "arm", "arm64", "unknown"],
 )
 def test_features_that_change_kernels_are_named_and_no_others(
     tmp_path: Path, text: str, processor: str, features: list[str]

@@ -219,8 +219,8 @@ def test_the_engine_serves_rules_as_it_serves_networks() -> None:
     engine.swap(ServedModel(runtime=runtime, digest="a" * 64, generation=1, workload="digits"))
     engine.start()
     try:
-        answers = [engine.submit(INPUTS[row : row + 1]).result(10).outputs for row in range(50)]
+        answers = [engine.submit(INPUTS[row : row + 1]).result(60).outputs for row in range(50)]
         assert np.array_equal(np.concatenate(answers), WANTED[:50])
-        assert np.array_equal(engine.submit(INPUTS[:16]).result(10).outputs, WANTED[:16])
+        assert np.array_equal(engine.submit(INPUTS[:16]).result(60).outputs, WANTED[:16])
     finally:
         engine.close()

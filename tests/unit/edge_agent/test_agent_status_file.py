@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent import status_file
 from edge_agent.cli import main
 from edge_agent.sensors.counts import ANSWERED, DROPPED, SourceCounts
 from edge_agent.status_board import MAX_CHARS, StatusBoard
@@ -55,12 +55,13 @@ def test_without_a_file_a_full_disk_is_an_error(tmp_path: Path, full_disk: None)
         write_status(tmp_path, STATUS)
 
 
-def test_a_reader_that_meets_half_of_it_reads_again(tmp_path: Path) -> None:
+def test_a_reader_that_meets_half_of_it_reads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / STATUS_FILE).write_text('{"format_version": 1,')
-    later = threading.Timer(0.03, write_status, (tmp_path, STATUS))
-    later.start()
-    assert read_status(tmp_path) == STATUS
-    later.join()
+    # The writer comes to its end while the reader waits.
+    meanwhile = SimpleNamespace(sleep=lambda seconds: write_status(tmp_path, STATUS))
+    with monkeypatch.context() as patched:
+        patched.setattr(status_file, "time", meanwhile)
+        assert read_status(tmp_path) == STATUS
     (tmp_path / STATUS_FILE).write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_status(tmp_path)

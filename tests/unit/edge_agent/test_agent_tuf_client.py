@@ -6,7 +6,9 @@ and key types other than Ed25519 (none is made).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tuf.api.metadata import Key, Metadata, MetaFile, Root, Snapshot, Targets, T
 
 from edge_agent import tuf_client
 from edgeloop import released
-from edgeloop.errors import ConfigError, RejectedError
+from edgeloop.errors import ConfigError, RejectedError, TransientError
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 ROLES = ("timestamp", "snapshot", "targets")
@@ -376,6 +378,33 @@ def test_a_damaged_folder_costs_a_refresh_and_nothing_else(repo: Simulator) -> N
         path.write_bytes(b"")
     assert repo.refresh() == ""
     assert repo.version("timestamp") == 1
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "loop"])
+@pytest.mark.parametrize(
+    "where", ["", "timestamp.json", "targets.json", "root_history", "root_history/1.root.json"]
+)
+def test_whatever_lies_where_metadata_is_kept_holds_up_one_refresh_at_most(
+    repo: Simulator, where: str, what: str
+) -> None:
+    assert repo.refresh() == ""
+    path = repo.folder / where
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if what == "folder":
+        (path / "inside").mkdir(parents=True)
+    elif what == "file":
+        path.write_bytes(b"what")
+    else:
+        path.symlink_to(path)
+    repo.publish("targets", "snapshot", "timestamp")
+    for _ in range(3):
+        with contextlib.suppress(TransientError):
+            assert repo.refresh() == ""
+            break
+    assert repo.version("targets") == 2
 
 
 def test_the_time_is_the_callers(repo: Simulator) -> None:

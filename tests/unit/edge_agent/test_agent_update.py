@@ -219,6 +219,16 @@ def test_bytes_lost_on_the_disk_are_fetched_again_but_not_for_ever() -> None:
     assert do(state, lost)[0].state is State.REJECTED
 
 
+@pytest.mark.parametrize("code", ["artifact-missing", "artifact-altered", "manifest-missing"])
+def test_bytes_lost_during_the_fetch_are_fetched_again_but_not_for_ever(code: str) -> None:
+    state = in_state(State.FETCHING)
+    lost = FetchFailed(generation=2, code=code, message="m")
+    for _ in range(SETTINGS.max_refetches):
+        state, effects = do(state, lost)
+        assert (state.state, effects) == (State.FETCHING, [Fetch(slot=slot(2))])
+    assert do(state, lost)[0].state is State.REJECTED
+
+
 def test_a_committed_model_that_was_damaged_gives_way_to_the_one_before_and_is_fetched_again() -> None:
     state, effects = do(
         in_state(State.ACTIVE), ActivationFailed(slot=slot(2), code="artifact-altered", message="m")

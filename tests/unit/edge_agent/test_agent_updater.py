@@ -341,6 +341,58 @@ def test_a_file_that_vanishes_before_its_test_is_fetched_again(device: Device) -
     assert device.serving == FIRST.digest
 
 
+@pytest.mark.parametrize("damage", ["deleted", "altered"])
+def test_a_block_that_the_disk_loses_before_the_last_has_come_is_fetched_again_alone(
+    device: Device, damage: str
+) -> None:
+    device.install(FIRST, 1)
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 2)))
+    device.updater.on_message(topics.manifest(SECOND.manifest_digest), SECOND.raw_manifest)
+    topic = min(device.subscribed)
+    lost = topics.block_of(topic)[1]
+    device.updater.on_message(topic, SECOND.blocks[lost])
+    path = device.folder / "blobs" / "partial" / SECOND.digest / str(lost)
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(len(SECOND.blocks[lost])))
+    came = []
+    while device.updater.state.state is State.FETCHING and device.subscribed:
+        topic = min(device.subscribed)
+        came.append(topics.block_of(topic)[1])
+        device.updater.on_message(topic, SECOND.blocks[came[-1]])
+    assert sorted(came) == sorted(range(len(SECOND.blocks)))
+    device.pass_test()
+    assert device.serving == SECOND.digest
+
+
+def test_a_trial_that_fails_where_nothing_can_be_saved_gives_way_to_the_good_model(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.install(FIRST, 1)
+    device.updater.handle(DeploymentSeen(slot=slot(SECOND, 2)))
+    device.fetch(SECOND)
+    device.pass_test()
+    assert device.serving == SECOND.digest
+
+    def read_only(journal: Journal, state: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "save", read_only)
+        for _ in range(3):
+            device.meter.record_error(device.engine.serving.key, 0.0)
+        device.tick()
+        assert device.serving == FIRST.digest
+        device.tick(RETRY_S)
+        assert (device.serving, device.updater.state.state) == (FIRST.digest, State.TRIAL)
+    device.tick(RETRY_S)
+    assert (device.serving, device.updater.state.state) == (FIRST.digest, State.ROLLED_BACK)
+    assert device.updater.state.quarantine == (SECOND.digest,)
+    device.restart()
+    assert device.serving == FIRST.digest
+
+
 def used_bytes(device: Device) -> int:
     return sum(path.stat().st_size for path in (device.folder / "blobs").rglob("*") if path.is_file())
 
