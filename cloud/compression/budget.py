@@ -29,15 +29,20 @@ def narrowest(model: nn.Module, graph: ChannelGraph, input_shape: Sequence[int])
     return measure_cost(remove_units(model, graph, removed, input_shape), input_shape)
 
 
-def check_artifact_bytes(constraints: Constraints, least_parameters: int, profile: str) -> None:
-    """Raises ``ConfigError`` when no student of this teacher can be as small as the profile asks."""
+def check_artifact_bytes(
+    constraints: Constraints,
+    least_parameters: int,
+    profile: str,
+    *,
+    what: str = "the narrowest student of this teacher",
+) -> None:
+    """Raises ``ConfigError`` when ``what`` cannot be as small as the profile asks."""
     least = int(least_parameters * LEAST_BITS_A_WEIGHT / 8)
     wanted = constraints.artifact_bytes
     if wanted is not None and wanted < least:
         raise ConfigError(
-            f"profile {profile}: constraints.artifact_bytes is {wanted}: the narrowest student of this "
-            f"teacher has {least_parameters} parameters, over {least} bytes however they are stored; allow "
-            "more, or name a smaller teacher",
+            f"profile {profile}: constraints.artifact_bytes is {wanted}: {what} has {least_parameters} "
+            f"parameters, over {least} bytes however they are stored; allow more, or name a smaller network",
             code="budget-too-small",
         )
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.devices import Deployment, DeploymentState, Device
 from cloud.domain.jobs import Job
+from cloud.domain.networks import network_name
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState
 from cloud.store import LedgerEntry
@@ -121,6 +122,8 @@ def _candidate(situation: Situation) -> list[str]:
     kind = (
         f"{spec.road} student of width {spec.width_ratio:g}" if spec.rules is None else spec.rules.kind.value
     )
+    if spec.network is not None:
+        kind += f" of network {network_name(spec.network)}"
     if spec.depth_ratio is not None:
         kind += f" and depth {spec.depth_ratio:g}"
     if spec.shortcuts is not None:

@@ -44,6 +44,8 @@ def teacher_info(teacher: TeacherResult) -> pb.TeacherInfo:
         artifact_bytes=teacher.artifact_bytes,
         test_accuracy=teacher.test_accuracy,
         metric=teacher.metric,
+        ensemble_accuracy=teacher.ensemble_accuracy or 0.0,
+        ensemble_test_accuracy=teacher.ensemble_test_accuracy or 0.0,
     )
 
 

@@ -126,7 +126,7 @@ def test_a_failure_that_nobody_foresaw_ends_the_update_and_not_the_agent(
     assert (device.updater.state.state, device.updater.state.generation) == (State.ACTIVE, 3)
 
 
-@pytest.mark.parametrize("step", ["keep_block", "read_blocks"])
+@pytest.mark.parametrize("step", ["keep_block", "assemble"])
 def test_a_message_that_fails_in_an_unforeseen_way_ends_the_fetch_and_leaves_no_state_waiting(
     device: Device, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
