@@ -63,7 +63,8 @@ class CompressionSpec:
     ``depth_ratio`` is the share of the branches beside shortcuts that stays, at least one of them (None, as
     which 1 counts: all); channels are chosen in what is left. ``network`` is one of the workload's own
     (``search.students``) in the place of the teacher's, on the roads distilled and scratch. ``shortcuts``
-    false leaves the shortcuts themselves out, with the layers in them (None, as which true counts: they stay).
+    false leaves the shortcuts themselves out, with the layers in them (None, as which true counts: they
+    stay).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
