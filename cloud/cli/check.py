@@ -127,6 +127,7 @@ def _show(found: Preview) -> None:
     if found.branches:
         names = ", ".join(found.branches)
         stdout.print(f"\ndepth_ratio may leave out all but one of: {names}", soft_wrap=True, markup=False)
+        stdout.print("shortcuts=false keeps these, and leaves out what stands beside them", soft_wrap=True)
     if found.rewritten:
         stdout.print(f"\nwritten out, computing the same: {', '.join(found.rewritten)}", soft_wrap=True)
     for one in found.sizes[:1]:

@@ -28,6 +28,8 @@ def spec_text(spec_json: str) -> str:
     text = f"{spec['road']} {own}x{spec['width_ratio']:g}"
     if depth := spec.get("depth_ratio"):
         text += f" deep {depth:g}"
+    if spec.get("shortcuts") is False:
+        text += " plain"
     if rounded := spec.get("quantisation"):
         text += f" {rounded['scheme']} {rounded['bits']} bits"
     if zeros := spec.get("sparsity"):

@@ -64,7 +64,15 @@ def check_epochs(spec: CompressionSpec, family_depths: Collection[float] = ()) -
 
     ``family_depths`` are those under 1 at which the elastic family was trained.
     """
-    if spec.num_epochs or spec.road is Road.PRUNED:
+    if spec.num_epochs:
+        return
+    if spec.shortcuts is not None:
+        raise ConfigError(
+            "shortcuts is false with num_epochs 0: a network without its shortcuts must learn anew; give "
+            "num_epochs at least 1, or leave shortcuts out",
+            code="budget-too-small",
+        )
+    if spec.road is Road.PRUNED:
         return
     if spec.road is Road.ELASTIC and spec.depth_ratio not in (None, *family_depths):
         raise ConfigError(

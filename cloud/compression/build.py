@@ -27,7 +27,7 @@ from cloud.compression.budget import check_artifact_bytes, check_calibration, ch
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.cost import count_parameters, measure_cost
 from cloud.compression.dependency import trace_channels
-from cloud.compression.depth import as_deep_as
+from cloud.compression.depth import as_deep_as, without_shortcuts
 from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.family import cut_student
@@ -223,6 +223,7 @@ def make_student(
     check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
     opened = as_deep_as(spec, open_attention(teacher), dataset, training, device)
+    opened = without_shortcuts(spec, opened, dataset.input_shape)
     _check_bytes(task, opened, dataset)
 
     def train(student: nn.Module, num_epochs: int, rule: Sparsifier | None = None) -> DistilResult:
@@ -250,7 +251,7 @@ def make_student(
         tune=lambda network: train(network, between),
     )
     same = count_parameters(student) == count_parameters(teacher)
-    if spec.road is Road.PRUNED and same and spec.sparsity is None:
+    if spec.road is Road.PRUNED and same and spec.sparsity is None and spec.shortcuts is None:
         report(DISTIL_TO, "nothing to remove: the student is the teacher")
         return student.cpu().eval()
     if spec.road is not Road.PRUNED:
@@ -285,6 +286,7 @@ def make_elastic(
     )  # fmt: skip
     if not held:
         student = as_deep_as(spec, student, dataset, training, device)
+    student = without_shortcuts(spec, student, dataset.input_shape)
     rule = sparsifier_for(task, dataset)
     if spec.num_epochs or rule is not None:
         learnt_from, progress = teacher if wisdom is None else wisdom, _part(report, DISTIL_FROM, DISTIL_TO)

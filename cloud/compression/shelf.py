@@ -19,6 +19,7 @@ from torch import nn
 
 from cloud.compression.branches import absent_branches, find_branches, without_branches
 from cloud.compression.dependency import trace_channels
+from cloud.compression.depth import without_shortcuts
 from cloud.compression.prune import choose_removed, remove_units
 from cloud.domain.specs import CompressionSpec, Precision
 from cloud.domain.tasks import StudentTask
@@ -79,7 +80,7 @@ def training_key(task: StudentTask) -> str:
     }
     if task.spec.network is not None:
         identity["network"] = network_identity(task.workload, task.spec.network)
-    plain = {*json.loads(CompressionSpec().to_json()), "depth_ratio"}
+    plain = {*json.loads(CompressionSpec().to_json()), "depth_ratio", "shortcuts"}
     if json.loads(spec.to_json()).keys() - plain:
         # Further dimensions may train for the arithmetic of the target.
         identity["instruction_sets"] = ",".join(sorted(task.profile.instruction_sets))
@@ -96,6 +97,7 @@ def _restore(
         if spec.depth_ratio is not None:
             gone = absent_branches(find_branches(whole, input_shape), state["model"])
             whole = without_branches(whole, gone, input_shape)
+        whole = without_shortcuts(spec, whole, input_shape)
         graph = trace_channels(whole, input_shape)
         scores = {unit: 0.0 for group in graph.groups for unit in group.units}
         student = remove_units(whole, graph, choose_removed(graph, scores, spec.width_ratio), input_shape)

@@ -94,11 +94,7 @@ def propose(
         rung = first_rung(budget, taken | {spec.digest for spec in ahead}, limit=budget.max_trials)
         return (*ahead, *rung)[: budget.max_trials]
     # Rules have no width, and are too fast to say anything about networks; shorter ones are, too.
-    networks = [
-        c
-        for c in mine
-        if c.spec.road is not Road.RULES and c.spec.depth_ratio is None and c.spec.network is None
-    ]
+    networks = [c for c in mine if c.spec.road is not Road.RULES and c.spec.is_whole]
     if current is not None and current.spec.road is Road.RULES:
         current = None
     is_own = current is not None and current.spec.network is not None

@@ -18,7 +18,7 @@ from cloud.domain.sparsity import SparsitySpec
 #: How a network is narrowed and taught: rules have none of it.
 _OF_NETWORKS = (
     "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
-    "hint_weight", "depth_ratio", "network",
+    "hint_weight", "depth_ratio", "network", "shortcuts",
 )  # fmt: skip
 #: Fields that were not there in the first version: None asks for what was done then.
 _OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio"})
@@ -62,7 +62,9 @@ class CompressionSpec:
     out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
     ``depth_ratio`` is the share of the branches beside shortcuts that stays, at least one of them (None, as
     which 1 counts: all); channels are chosen in what is left. ``network`` is one of the workload's own
-    (``search.students``) in the place of the teacher's, on the roads distilled and scratch.
+    (``search.students``) in the place of the teacher's, on the roads distilled and scratch. ``shortcuts``
+    false leaves the shortcuts themselves out, with the layers in them (None, as which true counts: they
+    stay).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -84,6 +86,7 @@ class CompressionSpec:
     sparsity: SparsitySpec | None = None
     depth_ratio: float | None = None
     network: str | None = None
+    shortcuts: bool | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -105,6 +108,10 @@ class CompressionSpec:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
         if self.depth_ratio == 1.0:  # one identity for what is the same
             object.__setattr__(self, "depth_ratio", None)
+        if self.shortcuts is not None and not isinstance(self.shortcuts, bool):
+            raise ValueError(f"shortcuts is {self.shortcuts!r}: it must be true or false")
+        if self.shortcuts:
+            object.__setattr__(self, "shortcuts", None)
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
             raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
         if self.sparsity is not None and not isinstance(self.sparsity, SparsitySpec):
@@ -191,10 +198,16 @@ class CompressionSpec:
 
     @property
     def label(self) -> str:
-        """Road, network where it is the workload's own, width and, where it is less than all, depth."""
+        """Road, the workload's own network, width and, where they are less than all, depth and shortcuts."""
         deep = "" if self.depth_ratio is None else f" deep {self.depth_ratio:g}"
         own = "" if self.network is None else f"{network_name(self.network)} "
-        return f"{self.road} {own}{self.width_ratio:g}{deep}"
+        plain = "" if self.shortcuts is None else " plain"
+        return f"{self.road} {own}{self.width_ratio:g}{deep}{plain}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the student has all of the teacher's layers, however narrow."""
+        return self.depth_ratio is None and self.shortcuts is None and self.network is None
 
     @property
     def digest(self) -> str:

@@ -127,6 +127,8 @@ def _candidate(situation: Situation) -> list[str]:
         kind += f" of network {network_name(spec.network)}"
     if spec.depth_ratio is not None:
         kind += f" and depth {spec.depth_ratio:g}"
+    if spec.shortcuts is not None:
+        kind += " without shortcuts"
     text = (
         f"{_short(candidate.digest)} is a {kind}, "
         f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, {_size(metrics)}, "
