@@ -75,6 +75,15 @@ class Settings:
     widths: tuple[float, ...]
     refined_widths: tuple[float, ...]
     finished_widths: tuple[float, ...]
+    num_blocks: int = 1
+    teacher_bfloat16: bool = False
+    qat_epochs: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What figures are kept by: what came later counts only where it is not at its default."""
+        values = asdict(self)
+        later = {"num_blocks": 1, "teacher_bfloat16": False, "qat_epochs": 0}
+        return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -105,6 +114,8 @@ def arguments_of(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--finish-epochs", type=int, default=8)
     parser.add_argument("--num-train", type=int, default=0, help="training images; 0: all 50,000")
     parser.add_argument("--base-width", type=int, default=48)
+    parser.add_argument("--num-blocks", type=int, default=1, help="of each of the teacher's three stages")
+    parser.add_argument("--teacher-bfloat16", action="store_true", help="train the teacher so, too")
     parser.add_argument("--bfloat16", action="store_true", help="train students so: see docs/search.md")
     parser.add_argument("--quick", action="store_true", help="one seed, a sixth of the data, few epochs")
     parser.add_argument("--report", action="store_true", help="print what is in the cache, train nothing")
@@ -128,6 +139,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         widths=(0.5, 0.375, 0.3125, 0.25, 0.1875, 0.125),
         refined_widths=(0.25,),
         finished_widths=(0.3125, 0.25),
+        num_blocks=arguments.num_blocks,
+        teacher_bfloat16=arguments.teacher_bfloat16,
     )
     if arguments.quick:
         arguments.seeds = 1
@@ -155,7 +168,7 @@ def main() -> int:
     except EdgeloopError as error:
         print(f"benchmarks.compression: {error.message}", file=sys.stderr)
         return 2
-    print(f"\nconfiguration: {json.dumps(asdict(settings))}, {len(seeds)} seeds")
+    print(f"\nconfiguration: {json.dumps(settings.identity())}, {len(seeds)} seeds")
     if seeds:
         report(seeds)
     if arguments.json:
@@ -165,19 +178,12 @@ def main() -> int:
 
 def seed_path(cache: Path, settings: Settings, seed: int) -> Path:
     """Where a complete seed's figures lie."""
-    return cache / f"seed-{named(asdict(settings), seed)}.json"
+    return cache / f"seed-{named(settings.identity(), seed)}.json"
 
 
 def prepared(settings: Settings, cache: Path) -> Bench:
     """Data, the teacher and its kept answers."""
-    workload = Workload(
-        name="fashion-mnist",
-        dataset="fashion-mnist",
-        dataset_options={"num_train": settings.num_train},
-        teacher_options={"base_width": settings.base_width, "stem_stride": 2},
-        training=TrainingBudget(num_epochs=settings.num_epochs, batch_size=128, learning_rate=4e-3,
-                                augment_pixels=2, augment_flip=True, seed=0),
-    )  # fmt: skip
+    workload = workload_of(settings)
     dataset = load_dataset(workload)
     teacher, cpu_s = trained_teacher(workload, dataset, cache)
     lessons = replace(workload.training, bfloat16=settings.bfloat16)
@@ -187,6 +193,22 @@ def prepared(settings: Settings, cache: Path) -> Bench:
         answers.load_state_dict(checkpoints.from_bytes(path.read_bytes()))
     return Bench(settings=settings, workload=workload, dataset=dataset, teacher=teacher,
                  teacher_cpu_s=cpu_s, answers=answers, cache=cache)  # fmt: skip
+
+
+def workload_of(settings: Settings) -> Workload:
+    """The data and the teacher."""
+    options = {"base_width": settings.base_width, "stem_stride": 2}
+    if settings.num_blocks != 1:
+        options["num_blocks"] = settings.num_blocks
+    return Workload(
+        name="fashion-mnist",
+        dataset="fashion-mnist",
+        dataset_options={"num_train": settings.num_train},
+        teacher_options=options,
+        training=TrainingBudget(num_epochs=settings.num_epochs, batch_size=128, learning_rate=4e-3,
+                                augment_pixels=2, augment_flip=True, bfloat16=settings.teacher_bfloat16,
+                                seed=0),
+    )  # fmt: skip
 
 
 def run_seed(bench: Bench, seed: int) -> dict[str, Any]:
@@ -319,11 +341,18 @@ def trained_teacher(workload: Workload, dataset: Dataset, cache: Path) -> tuple[
         teacher = build_teacher(workload, dataset)
         teacher.load_state_dict(state["model"])
         return teacher.eval(), float(state["cpu_s"])
-    began_s = time.process_time()
+    cpu_s, halfway = 0.0, path.with_suffix(".unfinished")
     trainer = TeacherTrainer(workload, dataset)
+    if halfway.exists():
+        state = checkpoints.from_bytes(halfway.read_bytes())
+        trainer.load_state_dict(state["trainer"])
+        cpu_s = float(state["cpu_s"])
     while trainer.epoch < trainer.num_epochs:
+        began_s = time.process_time()
         trainer.run_epoch(ticker("teacher"))
-    cpu_s = time.process_time() - began_s
+        cpu_s += time.process_time() - began_s
+        keep(halfway, {"trainer": trainer.state_dict(), "cpu_s": cpu_s})
+    halfway.unlink(missing_ok=True)
     keep(path, {"model": trainer.model.cpu().state_dict(), "cpu_s": cpu_s})
     accuracy = measure_accuracy(trainer.model, dataset.validation, CPU)
     say(f"teacher: {accuracy:.2%} on the validation split after {cpu_s:.0f} CPU-s")

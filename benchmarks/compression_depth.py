@@ -1,11 +1,12 @@
 """Students of fewer layers on Fashion-MNIST, beside the narrower ones of ``benchmarks.compression``.
 
-    python -m benchmarks.compression_depth [--seeds 3] [--quick] [--report] [--pairs 0.34:0.5 0.34:0.375]
+    python -m benchmarks.compression_depth [--seeds 3] [--report] [--students 0.34:0.5 1:0.375:plain]
 
 Each student is the teacher of that benchmark without the branches that matter least (``depth_ratio``), then
 with the most important of its channels (``width_ratio``), and is *finished* as that benchmark finishes
-students: distilled for ``--finish-epochs`` epochs. Choices are made on the validation split, figures come
-from the test split. Each student is timed interleaved with the teacher's int8: ONNX Runtime, one thread,
+students: distilled for ``--finish-epochs`` epochs. A *plain* one has lost its shortcuts, too. With
+``--qat-epochs`` the student is trained for int8 afterwards. Choices are made on the validation split, figures
+come from the test split. Each student is timed interleaved with the teacher's int8: ONNX Runtime, one thread,
 batch 1, medians; speeds are ratios to it, and so they may stand beside those that another session measured.
 
 Options and cache are those of ``benchmarks.compression``. ``--latency`` trains nothing: it prints what
@@ -17,8 +18,9 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,88 +32,127 @@ from benchmarks.compression import (
     Bench,
     arguments_of,
     forms,
+    keep,
     measure,
     named,
     prepared,
     seed_path,
     settings_of,
     taught,
+    ticker,
 )
 from benchmarks.compression_table import Entry, Row, spread
+from cloud.compression import evaluate
 from cloud.compression.branches import find_branches
+from cloud.compression.build import calibration_samples, export_verified
 from cloud.compression.cost import measure_cost
-from cloud.compression.depth import shorten
+from cloud.compression.depth import as_deep_as, without_shortcuts
+from cloud.compression.fake_quantise import quantise_network
+from cloud.compression.int8_scales import quantise_network_int8
 from cloud.compression.narrow import narrow
+from cloud.compression.qat import train_int8
+from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.specs import CompressionSpec, Road
 from edgeloop.errors import EdgeloopError
 
-#: (depth_ratio, width_ratio) of the students that are trained unless others are named.
-PAIRS = ("0.67:0.4375", "0.34:0.5", "0.34:0.375")
-LATENCY_WIDTHS = (0.5, 0.3125, 0.125)
-LATENCY_DEPTHS = (1.0, 0.67, 0.34)
+#: DEPTH:WIDTH of the students that are trained unless others are named.
+STUDENTS = ("0.67:0.4375", "0.34:0.5", "0.34:0.375")
+#: Those that are timed untrained unless others are named.
+TIMED = tuple(
+    f"{depth}:{width}{plain}"
+    for plain in ("", ":plain") for depth in (1.0, 0.67, 0.34) for width in (0.5, 0.3125, 0.125)
+)  # fmt: skip
+#: Peak learning rate of the training for int8: it starts from a finished student.
+QAT_LEARNING_RATE = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What is left of the teacher."""
+
+    depth: float
+    width: float
+    plain: bool
+
+    @classmethod
+    def of(cls, text: str) -> Shape:
+        """From ``DEPTH:WIDTH`` or ``DEPTH:WIDTH:plain``. Raises ``ValueError``."""
+        depth, width, *rest = text.split(":")
+        if rest not in ([], ["plain"]):
+            raise ValueError(f"{text}: it must be DEPTH:WIDTH or DEPTH:WIDTH:plain")
+        return cls(depth=float(depth), width=float(width), plain=bool(rest))
+
+    def __str__(self) -> str:
+        return f"{self.depth:g} deep, {self.width:g} wide" + (", plain" if self.plain else "")
+
+    @property
+    def identity(self) -> list[float | str]:
+        """What figures are kept by."""
+        return [self.depth, self.width, *(["plain"] if self.plain else [])]
 
 
 def main() -> int:
     parser = arguments_of((__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", nargs="+", default=PAIRS, help="DEPTH:WIDTH of the students")
+    parser.add_argument("--students", nargs="+", type=Shape.of, metavar="DEPTH:WIDTH[:plain]")
+    parser.add_argument("--qat-epochs", type=int, default=0, help="of training for int8 afterwards")
     parser.add_argument("--latency", action="store_true", help="time untrained students, train nothing")
     arguments = parser.parse_args()
-    settings = settings_of(arguments)
-    pairs = [(float(depth), float(width)) for depth, width in (one.split(":") for one in arguments.pairs)]
+    usual = settings_of(arguments)
+    settings = replace(usual, qat_epochs=arguments.qat_epochs)
+    shapes = arguments.students or [Shape.of(text) for text in (TIMED if arguments.latency else STUDENTS)]
     torch.set_num_threads(1)
     try:
         bench = None if arguments.report else prepared(settings, arguments.cache)
         if bench is not None and arguments.latency:
-            latencies(bench)
+            latencies(bench, shapes)
             return 0
         found = []
-        for depth, width in pairs:
-            for seed in range(arguments.seeds):
-                name = named(asdict(settings), [depth, width], seed)
+        for seed in range(arguments.seeds):
+            for shape in shapes:
+                name = named(settings.identity(), shape.identity, seed)
                 path: Path = arguments.cache / f"shortened-{name}.json"
                 if bench is not None and not path.exists():
-                    path.write_text(json.dumps(run_student(bench, depth, width, seed), indent=2))
+                    path.write_text(json.dumps(run_student(bench, shape, seed), indent=2))
                 if path.exists():
                     found.append(json.loads(path.read_text()))
-        paths = [seed_path(arguments.cache, settings, seed) for seed in range(arguments.seeds)]
+        paths = [seed_path(arguments.cache, usual, seed) for seed in range(arguments.seeds)]
         narrower = [json.loads(path.read_text()) for path in paths if path.exists()]
     except EdgeloopError as error:
         print(f"benchmarks.compression_depth: {error.message}", file=sys.stderr)
         return 2
-    print(f"\nconfiguration: {json.dumps(asdict(settings))}")
+    print(f"\nconfiguration: {json.dumps(settings.identity())}")
     report(found, narrower)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2))
     return 0
 
 
-def made(
-    bench: Bench, depth_ratio: float, width_ratio: float, seed: int
-) -> tuple[nn.Module, CompressionSpec]:
+def made(bench: Bench, shape: Shape, seed: int) -> tuple[nn.Module, CompressionSpec]:
     """The untrained student, and how it is to be trained."""
-    training, dataset = bench.lessons, bench.dataset
-    spec = CompressionSpec(road=Road.PRUNED, depth_ratio=depth_ratio, width_ratio=width_ratio, seed=seed,
-                           num_epochs=bench.settings.finish_epochs)  # fmt: skip
-    network = copy.deepcopy(bench.teacher)
-    if spec.depth_ratio is not None:
-        network = shorten(
-            network, dataset, depth_ratio=spec.depth_ratio, batch_size=training.batch_size, device=CPU
-        )
+    settings, training, dataset = bench.settings, bench.lessons, bench.dataset
+    spec = CompressionSpec(road=Road.PRUNED, depth_ratio=shape.depth, width_ratio=shape.width, seed=seed,
+                           num_epochs=settings.finish_epochs, shortcuts=not shape.plain)  # fmt: skip
+    network = as_deep_as(spec, copy.deepcopy(bench.teacher), dataset, training, CPU)
+    network = without_shortcuts(spec, network, dataset.input_shape)
     student = narrow(
         network, dataset, spec=spec, batch_size=training.batch_size, device=CPU, tune=lambda _network: None
     )
     return student, spec
 
 
-def run_student(bench: Bench, depth_ratio: float, width_ratio: float, seed: int) -> dict[str, Any]:
+def run_student(bench: Bench, shape: Shape, seed: int) -> dict[str, Any]:
     """One student of one seed, beside the teacher."""
-    network, spec = made(bench, depth_ratio, width_ratio, seed)
+    network, spec = made(bench, shape, seed)
     left = [branch.name for branch in find_branches(network, bench.dataset.input_shape)]
     cost = measure_cost(network, bench.dataset.input_shape)
+    num_asked = bench.answers.num_asked
     student, spent = taught(bench, "shortened", network, spec)
+    if bench.answers.num_asked > num_asked:
+        keep(bench.cache / f"answers-{bench.workload.teacher_key}.pt", bench.answers.state_dict())
     entries = forms("teacher", "teacher", 1.0, bench.teacher, bench.dataset, bench.teacher_cpu_s)
-    name = f"{depth_ratio:g} deep, {width_ratio:g} wide"
-    entries += forms(name, "shortened", width_ratio, student, bench.dataset, spent["cpu_s"])
+    entries += forms(str(shape), "shortened", shape.width, student, bench.dataset, spent["cpu_s"])
+    if bench.settings.qat_epochs:
+        entries.append(trained_for_int8(bench, shape, student, spec, spent["cpu_s"]))
     measure(entries, bench.dataset)
     return {
         "seed": seed,
@@ -125,23 +166,49 @@ def run_student(bench: Bench, depth_ratio: float, width_ratio: float, seed: int)
     }
 
 
-def latencies(bench: Bench) -> None:
+def trained_for_int8(
+    bench: Bench, shape: Shape, student: nn.Module, spec: CompressionSpec, cpu_s: float
+) -> Entry:
+    """The student's int8 form after quantisation-aware training, whether or not that helped."""
+    began_s, dataset = time.process_time(), bench.dataset
+    how = QuantisationSpec(tuning_epochs=0, qat_epochs=bench.settings.qat_epochs,
+                           tuning_learning_rate=QAT_LEARNING_RATE)  # fmt: skip
+    spec = replace(spec, quantisation=how)
+    quiet, tick = (lambda *_: None), ticker(f"{shape}, for int8")
+    network = quantise_network(
+        student, bench.teacher, dataset, spec=spec, bits=how.weight_bits(is_int8=True, is_reduced_range=True),
+        training=bench.lessons, device=CPU, report=quiet,
+    )  # fmt: skip
+    samples = calibration_samples(dataset, 256, 0)
+    int8 = quantise_network_int8(
+        export_verified(network.model, dataset), samples, network, reduced_range=True
+    )
+    data = train_int8(
+        network, int8, samples, bench.teacher, dataset, spec=spec, reduced_range=True,
+        training=bench.lessons, device=CPU, report=tick, answers=bench.answers,
+    ).data  # fmt: skip
+    split = dataset.validation
+    return Entry(
+        name=f"{shape}, for int8", kind="shortened", width=shape.width, precision="int8", data=data,
+        validation=evaluate.accuracy(evaluate.load(data), split.inputs, split.labels),
+        cpu_s=cpu_s + time.process_time() - began_s,
+    )  # fmt: skip
+
+
+def latencies(bench: Bench, shapes: Sequence[Shape]) -> None:
     """How fast students of each depth and width are, whatever they have learnt."""
     entries: list[Entry] = forms("teacher", "teacher", 1.0, bench.teacher, bench.dataset, 0.0)
     macs = [measure_cost(bench.teacher, bench.dataset.input_shape).macs]
-    for depth in LATENCY_DEPTHS:
-        for width in LATENCY_WIDTHS:
-            network, _ = made(bench, depth, width, 0)
-            macs.append(measure_cost(network, bench.dataset.input_shape).macs)
-            entries += forms(
-                f"{depth:g} deep, {width:g} wide", "untrained", width, network, bench.dataset, 0.0
-            )
+    for shape in shapes:
+        network, _ = made(bench, shape, 0)
+        macs.append(measure_cost(network, bench.dataset.input_shape).macs)
+        entries += forms(str(shape), "untrained", shape.width, network, bench.dataset, 0.0)
     measure(entries, bench.dataset)
     base = entries[1]
-    print(f"{'student':24} {'form':5} {'MMAC':>6} {'p50 us':>7} {'faster':>7} {'smaller':>8}")
+    print(f"{'student':28} {'form':5} {'MMAC':>6} {'p50 us':>7} {'faster':>7} {'smaller':>8}")
     for i, entry in enumerate(entries):
         faster, smaller = base.latency_ms / entry.latency_ms, len(base.data) / len(entry.data)
-        print(f"{entry.name:24} {entry.precision:5} {macs[i // 2] / 1e6:6.2f} {1000 * entry.latency_ms:7.1f} "
+        print(f"{entry.name:28} {entry.precision:5} {macs[i // 2] / 1e6:6.2f} {1000 * entry.latency_ms:7.1f} "
               f"{faster:6.2f}x {smaller:7.2f}x")  # fmt: skip
 
 

@@ -112,7 +112,13 @@ class Acting:
             timestamp_lifetime_s=parts.settings.tuf_timestamp_lifetime_s,
             acting=store.transaction,
         )
-        runner = JobRunner(store, now_s=time.time, on_lost=compute.lost, has_blob=parts.registry.exists)
+        runner = JobRunner(
+            store,
+            now_s=time.time,
+            on_lost=compute.lost,
+            has_blob=parts.registry.exists,
+            get_blob=parts.registry.get,
+        )
         controller = Controller(
             store,
             director=director.current,

@@ -121,7 +121,11 @@ def _disk(settings: ServeSettings) -> Finding:
 def _database(settings: ServeSettings) -> Finding:
     url = sa.make_url(settings.database)
     if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
-        return _warn("database", f"there is none at {url.database} yet: 'edgeloop serve' makes it")
+        return _warn(
+            "database",
+            f"there is none at {url.database} yet: 'edgeloop serve' makes it, or name its folder with "
+            "--state-dir",
+        )
     store = Store(settings.database)
     try:
         began_s = time.monotonic()

@@ -6,7 +6,7 @@ Every problem names the field by its path and says what was expected; pydantic's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -55,7 +55,8 @@ def problems_of(error: ValidationError) -> list[tuple[tuple[int | str, ...], str
             message = f"should be {expected}, not {item['input']!r}"
         elif item["type"] != "value_error" and not isinstance(item["input"], dict | list):
             message = f"{message}, not {item['input']!r}"
-        found.append((tuple(item["loc"]), message))
+        # A bad key of a mapping stands behind its own name.
+        found.append((tuple(part for part in item["loc"] if part != "[key]"), message))
     return found
 
 
@@ -70,14 +71,17 @@ def path_text(path: Sequence[int | str]) -> str:
 def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """The keys that the section at ``path`` may hold; empty when the path leads into free-form options."""
     current = model
+    is_name = False
     for part in path[:-1]:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         field = current.model_fields.get(part)
         found = _section_in(field.annotation) if field else None
-        if found is None:
+        if field is None or found is None:
             return []
         current = found
+        is_name = get_origin(field.annotation) is dict  # sections by names that their writer chose
     return sorted(current.model_fields)
 
 

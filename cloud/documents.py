@@ -102,7 +102,7 @@ def _document(path: Path, root: yaml.Node) -> Document:
             lines.append(f"{path}:{_line_of(root, place)}: {path_text(place) or 'document'}: {problem}{hint}")
         raise ConfigError("\n".join(lines), code="document-field") from None
     # Without code of their own, equal files in two folders are one workload, with one teacher.
-    if isinstance(document, WorkloadDocument) and (":" in document.dataset or ":" in document.teacher):
+    if isinstance(document, WorkloadDocument) and any(":" in name for name in document.references):
         folder = path.resolve().parent
         source = folder / document.source_dir if document.source_dir else folder
         document = document.model_copy(update={"source_dir": str(source)})

@@ -6,6 +6,7 @@ it and whenever, so that what was built once is found again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import TeacherResult
 from cloud.domain.workloads import Workload
 from cloud.family_plans import family_key_of
+from cloud.workload_source import network_identity
 
 
 def teacher_task_ids(workload: Workload, *, again_for: str = "") -> tuple[str, ...]:
@@ -31,7 +33,10 @@ def teacher_task_ids(workload: Workload, *, again_for: str = "") -> tuple[str, .
 def student_task_id(
     workload: Workload, teacher: TeacherResult, profile: DeviceProfile, spec: CompressionSpec
 ) -> str:
-    """Identity of a student by all that it is built from."""
+    """Identity of a student by all that it is built from.
+
+    A network that the workload no longer has gives an identity too: the build says what is wrong.
+    """
     identity = {
         "teacher": teacher.identity,
         "workload": workload.name,
@@ -44,6 +49,9 @@ def student_task_id(
     }
     if spec.road is Road.ELASTIC:
         identity["family"] = family_key_of(workload, teacher)
+    if spec.network is not None:
+        with contextlib.suppress(ValueError):
+            identity["network"] = network_identity(workload, spec.network)
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return "student-" + hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -36,6 +36,7 @@ from cloud.domain.tasks import (
     TeacherTask,
 )
 from cloud.domain.workloads import Workload
+from cloud.ensembles import finish_training
 from cloud.family_plans import family_job, family_settings, family_task_id, known_family, save_family
 from cloud.job_parts import Compute, JobStore
 from cloud.job_plans import described, student_task_id, teacher_task_ids, train_job, with_trial
@@ -54,6 +55,7 @@ class JobRunner:
 
     ``on_lost`` is called when the cluster does not answer; whoever owns it then attaches a new one.
     ``has_blob`` tells whether the registry holds a digest: what was deleted there is built again.
+    ``get_blob`` reads one, and raises ``EdgeloopError`` where it cannot.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class JobRunner:
         now_s: Callable[[], float],
         on_lost: Callable[[], None] = lambda: None,
         has_blob: Callable[[str], bool] = lambda _digest: True,
+        get_blob: Callable[[str], bytes] = lambda _digest: b"",
     ) -> None:
         self._store = store
         self._now_s = now_s
         self._on_lost = on_lost
         self._has_blob = has_blob
+        self._get_blob = get_blob
         self._rounds = SearchRounds(store, has_blob)
         self._compute: Compute | None = None
         self._waiting_for = "the cluster is starting"
@@ -202,7 +206,8 @@ class JobRunner:
         if failed is not None:
             return self._finish(job, JobState.FAILED, failed.message)
         if all(trial.state is JobState.SUCCEEDED for trial in job.trials):
-            return self._finish(job, JobState.SUCCEEDED, self._taught(workload))
+            said = finish_training(self._store, workload, self._now_s(), self._get_blob)
+            return self._finish(job, JobState.SUCCEEDED, said)
         attempt = "" if wanted == known else job.job_id
         tasks: dict[str, Task] = {
             trial.task_id: TeacherTask(task_id=trial.task_id, workload=member, attempt=attempt)
@@ -210,18 +215,6 @@ class JobRunner:
             if not trial.state.finished
         }
         return self._work_on(job, tasks)
-
-    def _taught(self, workload: Workload) -> str:
-        """What to say of teachers that are all there; several are stored as one as well."""
-        found = [self._store.teacher(member.teacher_key) for member in workload.members]
-        trained = [teacher for teacher in found if teacher is not None]
-        if not trained:
-            return "teacher trained"
-        if len(trained) > 1:
-            self._store.save_teacher(TeacherResult.ensemble(workload.teacher_key, trained), self._now_s())
-        told = ", ".join(f"{teacher.accuracy:.4f}" for teacher in trained)
-        who = "teacher" if len(trained) == 1 else f"{len(trained)} teachers"
-        return f"{who} trained: {trained[0].metric} {told} on the validation split"
 
     def _advance_family(self, job: Job, workload: Workload) -> bool:
         trial = job.trials[0]

@@ -22,6 +22,7 @@ from pydantic import (
 
 from cloud.domain.losses import Loss
 from cloud.domain.methods import Method
+from cloud.domain.networks import StudentNetwork
 from cloud.domain.profiles import Constraints, DeviceProfile, GroupPlan, MatchRule, RolloutPlan
 from cloud.domain.windows import MaintenanceWindow, check_window
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
@@ -102,6 +103,13 @@ class TrainingSection(Section):
         return self
 
 
+class StudentSection(Section):
+    """A network that competes with narrower ones of the teacher's own kind."""
+
+    network: Annotated[Reference, _one_of(BUILT_IN_TEACHERS)]
+    options: Options = {}
+
+
 class SearchSection(Section):
     """What one compression may spend."""
 
@@ -126,6 +134,27 @@ class SearchSection(Section):
         Field(max_length=5, description="what to try beside widths and roads; all that suit when left out"),
     ] = None
     tolerance: Annotated[float, Field(ge=0, le=1, description="accuracy that int8 may cost")] = 0.01
+    students: Annotated[
+        dict[Name, StudentSection],
+        Field(max_length=16, description="networks of your own to try as students, by a name for each"),
+    ] = {}
+
+    def to_domain(self) -> SearchBudget:
+        """The budget as the domain knows it."""
+        methods = None if self.methods is None else tuple(map(Method, self.methods))
+        students = tuple(
+            StudentNetwork(name=name, network=student.network, options=student.options)
+            for name, student in self.students.items()
+        )
+        return SearchBudget(
+            **{
+                **self.model_dump(),
+                "width_ratios": tuple(self.width_ratios),
+                "depth_ratios": tuple(self.depth_ratios),
+                "methods": methods,
+                "students": students,
+            }
+        )
 
 
 class WorkloadDocument(Section):
@@ -138,7 +167,8 @@ class WorkloadDocument(Section):
     teacher: Annotated[Reference, _one_of(BUILT_IN_TEACHERS)] = "residual-cnn"
     teacher_options: Options = {}
     student: Annotated[
-        Literal["teacher"], Field(description="students are narrower networks cut from the teacher's own")
+        Literal["teacher"],
+        Field(description="students are cut from the teacher's own network; search.students names others"),
     ] = "teacher"
     loss: Annotated[
         Literal["cross-entropy", "binary", "regression"],
@@ -153,6 +183,11 @@ class WorkloadDocument(Section):
         ),
     ] = ""
 
+    @property
+    def references(self) -> list[str]:
+        """Whatever may name code of the workload's own."""
+        return [self.dataset, self.teacher, *(student.network for student in self.search.students.values())]
+
     def to_domain(self) -> Workload:
         """The workload as the domain knows it."""
         return Workload(
@@ -163,16 +198,7 @@ class WorkloadDocument(Section):
             teacher_options=self.teacher_options,
             student=self.student,
             training=TrainingBudget(**self.training.model_dump()),
-            search=SearchBudget(
-                **{
-                    **self.search.model_dump(),
-                    "width_ratios": tuple(self.search.width_ratios),
-                    "depth_ratios": tuple(self.search.depth_ratios),
-                    "methods": None
-                    if self.search.methods is None
-                    else tuple(map(Method, self.search.methods)),
-                },
-            ),
+            search=self.search.to_domain(),
             source_dir=self.source_dir,
             loss=Loss(self.loss),
         )

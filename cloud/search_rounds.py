@@ -100,9 +100,10 @@ class SearchRounds:
         """What to do about a teacher that has less to teach than its student knows, or an empty text."""
         built = [self._store.candidate(trial.digest, job.profile) for trial in good]
         best = max((c.metrics.accuracy for c in built if c is not None), default=0.0)
-        if best <= teacher.accuracy + _OUTDONE:
+        if best <= teacher.taught_accuracy + _OUTDONE:
             return ""
+        who = "its teacher" if teacher.ensemble_accuracy is None else "the mean of its teachers"
         return (
-            f"; a student reaches {teacher.metric} {best:.4f}, its teacher {teacher.accuracy:.4f}: give "
+            f"; a student reaches {teacher.metric} {best:.4f}, {who} {teacher.taught_accuracy:.4f}: give "
             f"training.num_epochs more, or the workload a larger teacher"
         )

@@ -5,6 +5,8 @@ Rules:
   hears "artifact-missing", "artifact-altered", "manifest-missing" or "manifest-altered". One that cannot be
   read for want of something else (descriptors, memory, permission) is no worse for that, and stays.
 - A block is durable when `keep_block` returns. An artifact appears under its name whole or not at all.
+- Making an artifact of its blocks, and looking whether it is whole, takes the memory of a block, however
+  large it is: an agent that the kernel ends for its memory would be ended at each start.
 - Names are checked digests and numbers, so nothing that came over the wire chooses a path.
 - Half-fetched blocks are a cache. What lies in their place and cannot be used is deleted. Where that fails,
   nothing is fetched (RejectedError), and what is whole is handed out as ever.
@@ -15,14 +17,26 @@ Rules:
 """
 
 import contextlib
-import errno
 import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from edge_agent.journal import fsync_folder, write_atomically
+from edge_agent.stored_files import (
+    altered,
+    checked,
+    digest_of,
+    discard,
+    discard_damaged,
+    free_bytes_of,
+    needed_for,
+    remove,
+    size_bytes,
+    storage_error,
+)
 from edgeloop import artifact
 from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.topics import check_digest
@@ -30,60 +44,9 @@ from edgeloop.v1 import artifact_pb2
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 NOTE_FILE = "note"
-# What an attempt to read says of the bytes themselves, or of what lies in their place.
-DAMAGE = frozenset(
-    {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
-)
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
-def _discard(path: Path) -> None:
-    """What did not verify. On a disk that takes no writes it stays, and fails its next read again."""
-    with contextlib.suppress(OSError):
-        path.unlink()
-
-
-def _size_bytes(path: Path) -> int:
-    """Of a file, or of all files in a folder."""
-    if path.is_dir():
-        return sum(inner.stat().st_size for inner in path.iterdir())
-    return path.stat().st_size
-
-
-def discard_damaged(path: Path, error: OSError) -> None:
-    """A sector that does not read is damage like any other; a process without descriptors is none."""
-    if error.errno in DAMAGE:
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    # Unlike Path.is_dir, false where the disk does not say.
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        _discard(path)
-
-
-def storage_error(error: OSError, what: str) -> RejectedError:
-    """What an operating system error means for the deployment that is being stored."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RejectedError(
-            f"{what}: the disk is full; free some room and deploy again", code="storage-full"
-        )
-    return RejectedError(f"{what}: {error.strerror}; check the disk and deploy again", code="storage-failed")
-
-
-@contextlib.contextmanager
-def _needed_for(what: str) -> Iterator[None]:
-    """A disk that fails ends what is being stored, and no more."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, what) from error
 
 
 class BlobStore:
@@ -93,7 +56,7 @@ class BlobStore:
         *,
         reserve_bytes: int,
         quota_bytes: int | None = None,
-        free_bytes: Callable[[Path], int] = _free_bytes,
+        free_bytes: Callable[[Path], int] = free_bytes_of,
     ) -> None:
         self._artifacts = folder / "artifacts"
         self._manifests = folder / "manifests"
@@ -111,7 +74,7 @@ class BlobStore:
             ) from error
         try:
             if not os.path.isdir(self._partial):
-                _discard(self._partial)
+                discard(self._partial)
             self._partial.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             logger.error("nothing can be fetched: %s cannot be made reason=%s", self._partial, error.strerror)
@@ -131,9 +94,18 @@ class BlobStore:
 
     def read_artifact(self, manifest: artifact_pb2.Manifest) -> bytes:
         """The bytes, verified now."""
+        data = self._read(manifest, Path.read_bytes)
+        self._compare(manifest, artifact.sha256_hex(data))
+        return data
+
+    def check_artifact(self, manifest: artifact_pb2.Manifest) -> None:
+        """Verifies what is there now, as `read_artifact` does, and takes none of it into memory."""
+        self._compare(manifest, self._read(manifest, digest_of))
+
+    def _read(self, manifest: artifact_pb2.Manifest, read: Callable[[Path], T]) -> T:
         path = self.artifact_path(manifest.digest)
         try:
-            data = path.read_bytes()
+            return read(path)
         except FileNotFoundError:
             raise RejectedError(
                 f"artifact {manifest.digest[:12]} is not on this device; it is fetched again",
@@ -144,16 +116,15 @@ class BlobStore:
             raise RejectedError(
                 f"artifact {manifest.digest[:12]} cannot be read: {error.strerror}", code="artifact-altered"
             ) from error
-        try:
-            artifact.check_artifact(manifest, data)
-        except RejectedError:
-            _discard(path)
-            raise
-        return data
+
+    def _compare(self, manifest: artifact_pb2.Manifest, digest: str) -> None:
+        if digest != manifest.digest:
+            discard(self.artifact_path(manifest.digest))
+            raise altered(manifest)
 
     def has_artifact(self, manifest: artifact_pb2.Manifest) -> bool:
         try:
-            self.read_artifact(manifest)
+            self.check_artifact(manifest)
         except RejectedError:
             return False
         return True
@@ -175,7 +146,7 @@ class BlobStore:
         try:
             return artifact.parse_manifest(raw, expected_digest=manifest_digest)
         except RejectedError:
-            _discard(path)
+            discard(path)
             raise
 
     def find_manifest(self, manifest_digest: str) -> artifact_pb2.Manifest | None:
@@ -197,7 +168,7 @@ class BlobStore:
     def check_room(self, manifest: artifact_pb2.Manifest, *, delta_digest: str = "") -> None:
         """Raises RejectedError("storage-full"). Blocks that are there already count as room."""
         digests = (manifest.digest, delta_digest) if delta_digest else (manifest.digest,)
-        with _needed_for(f"room for artifact {manifest.digest[:12]}"):
+        with needed_for(f"room for artifact {manifest.digest[:12]}"):
             self._make_folders()
             self._partial.mkdir(mode=0o700, exist_ok=True)
             paths = [path for digest in digests for path in self._block_paths(digest)]
@@ -235,10 +206,10 @@ class BlobStore:
             (self._manifests, keep_manifests),
             (self._partial, kept_artifacts),
         ):
-            with _needed_for(f"room for artifact {manifest.digest[:12]}"):
+            with needed_for(f"room for artifact {manifest.digest[:12]}"):
                 for path in self._entries(folder):
                     with contextlib.suppress(OSError):
-                        sizes[path] = _size_bytes(path)
+                        sizes[path] = size_bytes(path)
                         if path.name not in kept:
                             old.append((path.stat().st_mtime, path))
         # What has come of it already is a part of it.
@@ -254,7 +225,7 @@ class BlobStore:
         for _, path in sorted(old):
             if wanted_bytes <= self._quota_bytes:
                 break
-            _remove(path)
+            remove(path)
             wanted_bytes -= sizes[path]
         if wanted_bytes > self._quota_bytes:
             raise RejectedError(
@@ -287,7 +258,7 @@ class BlobStore:
             try:
                 assembler.accept(int(path.name), path.read_bytes())
             except RejectedError:
-                _remove(path)
+                remove(path)
             except OSError as error:
                 discard_damaged(path, error)
 
@@ -309,15 +280,19 @@ class BlobStore:
         Where it is whole already (another workload has fetched it too), nothing is left to do.
         """
         if not (self.artifact_path(manifest.digest).exists() and self.has_artifact(manifest)):
-            self.keep_artifact(manifest, self.read_blocks(manifest))
+            self._keep(manifest, self._blocks(manifest))
             self.end_fetch(manifest.digest)
         self.drop_blocks(manifest.digest)
 
     def read_blocks(self, manifest: artifact_pb2.Manifest) -> bytes:
         """All blocks in order, not yet verified as a whole."""
+        return b"".join(self._blocks(manifest))
+
+    def _blocks(self, manifest: artifact_pb2.Manifest) -> Iterator[bytes]:
         folder = self._partial / check_digest(manifest.digest)
         try:
-            return b"".join((folder / str(n)).read_bytes() for n in range(len(manifest.block_digests)))
+            for n in range(len(manifest.block_digests)):
+                yield (folder / str(n)).read_bytes()
         except FileNotFoundError as error:
             raise RejectedError(
                 f"a block of {manifest.digest[:12]} has vanished: {error.filename}", code="artifact-missing"
@@ -327,10 +302,12 @@ class BlobStore:
 
     def keep_artifact(self, manifest: artifact_pb2.Manifest, data: bytes) -> None:
         """Verified here; durable, and under its name, when this returns."""
-        artifact.check_artifact(manifest, data)
+        self._keep(manifest, (data,))
+
+    def _keep(self, manifest: artifact_pb2.Manifest, pieces: Iterable[bytes]) -> None:
         try:
             self._make_folders()
-            write_atomically(self.artifact_path(manifest.digest), data)
+            write_atomically(self.artifact_path(manifest.digest), checked(manifest, pieces))
         except OSError as error:
             raise storage_error(error, f"artifact {manifest.digest[:12]}") from error
 

@@ -153,6 +153,8 @@ def enroll(
     force: Annotated[bool, typer.Option("--force", help="Replace an identity that is still good.")] = False,
 ) -> None:
     """Get a certificate for a one-time token. The private key is made here and stays here."""
+    # Else gRPC writes lines of its own beside the one that says what is wrong.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from edge_agent.config import parse_endpoint
     from edge_agent.enrol import enrol, read_token
 

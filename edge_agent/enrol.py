@@ -53,6 +53,11 @@ def enrol(
         ca_pem = ca_file.read_bytes()
     except OSError as error:
         raise ConfigError(f"--ca {ca_file} cannot be read ({error.strerror})", code="config-file") from None
+    if b"-----BEGIN CERTIFICATE-----" not in ca_pem:
+        raise ConfigError(
+            f"--ca {ca_file} holds no certificate (PEM): give the ca.crt of the control plane",
+            code="config-file",
+        )
     key_pem = new_private_key()
     request = pb.EnrolRequest(token=token(), certificate_request=certificate_request(key_pem, "new"))
     with grpc.secure_channel(str(server), grpc.ssl_channel_credentials(ca_pem)) as channel:

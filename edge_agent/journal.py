@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,17 +45,20 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Readers, and a start after a crash, see the old content or the new one, nothing between."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:
+    """Readers, and a start after a crash, see the old content or the new one, nothing between.
+
+    ``data`` may come in pieces; where one of them raises, the old content stays.
+    """
     temporary = path.with_name(f".{path.name}.new")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except Exception:
         # Half a file must not hold the room that a full disk lacks.
         with contextlib.suppress(OSError):
             temporary.unlink()

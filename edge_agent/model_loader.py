@@ -46,7 +46,7 @@ class ModelLoader:
         manifest = self._blobs.read_manifest(slot.manifest_digest)
         fetch.check_fits(slot, manifest)
         self._check_limit(manifest)
-        self._blobs.read_artifact(manifest)
+        self._blobs.check_artifact(manifest)
 
     def self_test(self, slot: Slot) -> SelfTestJob:
         """What its self-test is to do."""

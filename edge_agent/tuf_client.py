@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 from tuf.api import exceptions
 from tuf.ngclient import FetcherInterface, TargetFile, Updater, UpdaterConfig
 
-from edge_agent.blobs import discard_damaged
 from edge_agent.journal import fsync_folder, write_atomically
+from edge_agent.stored_files import discard_damaged
 from edgeloop import released
 from edgeloop.errors import ConfigError, RejectedError, TransientError
 from edgeloop.released import TIMESTAMP_FILE

@@ -17,7 +17,7 @@ from cloud.resources import FleetDocument, WorkloadDocument
 from edgeloop.errors import ConfigError
 
 if TYPE_CHECKING:  # it brings torch, which no other command needs
-    from cloud.compression.preview import Preview
+    from cloud.compression.preview import GroupPreview, Preview, StudentPreview
 
 
 def check(
@@ -59,15 +59,24 @@ def _plain(found: Preview) -> dict[str, object]:
         "input_shape": list(found.input_shape),
         "num_samples": list(found.num_samples),
         "width_ratios": list(found.width_ratios),
-        "groups": [
-            {**asdict(group), "layers": list(group.layers), "kept": list(group.kept)}
-            for group in found.groups
-        ],
+        "groups": _plain_groups(found.groups),
         "frozen": [asdict(frozen) for frozen in found.frozen],
         "rewritten": list(found.rewritten),
         "branches": list(found.branches),
         "sizes": [asdict(one) for one in found.sizes],
+        "students": [
+            {
+                **asdict(one),
+                "groups": _plain_groups(one.groups),
+                "frozen": [asdict(frozen) for frozen in one.frozen],
+            }
+            for one in found.students
+        ],
     }
+
+
+def _plain_groups(groups: tuple[GroupPreview, ...]) -> list[dict[str, object]]:
+    return [{**asdict(group), "layers": list(group.layers), "kept": list(group.kept)} for group in groups]
 
 
 def _show(found: Preview) -> None:
@@ -92,8 +101,10 @@ def _show(found: Preview) -> None:
                     size(one.fp32_bytes),
                     size(one.int8_bytes) if one.int8_bytes else "no",
                 ]
-                for name, one in zip(
-                    ("teacher", f"student at {found.sizes[1].width_ratio:g}"), found.sizes, strict=True
+                for name, one in (
+                    ("teacher", found.sizes[0]),
+                    (f"student at {found.sizes[1].width_ratio:g}", found.sizes[1]),
+                    *((f"network {own.name}", own.size) for own in found.students),
                 )
             ],
         )
@@ -116,11 +127,29 @@ def _show(found: Preview) -> None:
     if found.branches:
         names = ", ".join(found.branches)
         stdout.print(f"\ndepth_ratio may leave out all but one of: {names}", soft_wrap=True, markup=False)
+        stdout.print("shortcuts=false keeps these, and leaves out what stands beside them", soft_wrap=True)
     if found.rewritten:
         stdout.print(f"\nwritten out, computing the same: {', '.join(found.rewritten)}", soft_wrap=True)
     for one in found.sizes[:1]:
         if one.int8_problem:
             stdout.print(f"\nno int8: {one.int8_problem}", soft_wrap=True, markup=False)
+    for own in found.students:
+        stdout.print(f"\nnetwork {own.name}: {'; '.join(_of_own(own))}", soft_wrap=True, markup=False)
+
+
+def _of_own(own: StudentPreview) -> list[str]:
+    """What is to be known of one of the workload's own networks."""
+    told = [f"from {own.size.cost.num_parameters} parameters down to {own.least_parameters}"]
+    if own.least_parameters == own.size.cost.num_parameters:
+        told = ["it cannot be narrower, so that its width_ratio is 1"]
+    told += [f"kept whole at {frozen.operation} ({frozen.reason})" for frozen in own.frozen]
+    told += [f"no int8: {own.size.int8_problem}"] if own.size.int8_problem else []
+    told.append(
+        f"hint_weight would compare {own.hint_layer}"
+        if own.hint_layer
+        else "no hint_weight: no inner layer has a name and shape in common with the teacher's"
+    )
+    return told
 
 
 def _layers(names: tuple[str, ...]) -> str:

@@ -143,11 +143,8 @@ class ControlClient:
                 "(50062 unless it was chosen otherwise), not the one for agents",
                 code="server-other",
             )
-        if status in (
-            grpc.StatusCode.FAILED_PRECONDITION,
-            grpc.StatusCode.UNAUTHENTICATED,
-            grpc.StatusCode.PERMISSION_DENIED,
-        ):
+        # Settings or a token to mend; what this token may not do is refused, like anything else.
+        if status in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED):
             return ConfigError(text, code="server-refused")
         return RejectedError(text, code="server-refused")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from cloud.cli.output import milliseconds, percent, short, size
 from cloud.cli.plain import clock_text, enum_text
 from cloud.cli.table import Column
+from cloud.domain.networks import network_name
 from edgeloop.v1 import control_service_pb2 as pb
 from edgeloop.v1 import deployment_pb2
 
@@ -17,15 +18,18 @@ def _state(message: pb.JobInfo | pb.RolloutInfo | deployment_pb2.DeploymentStatu
 
 
 def spec_text(spec_json: str) -> str:
-    """A CompressionSpec in a few words: road, width, depth, what was done to its weights."""
+    """A CompressionSpec in a few words: road, own network, width, depth, what was done to its weights."""
     if not spec_json:
         return "-"
     spec = json.loads(spec_json)
     if spec["road"] == "rules":
         return f"rules {spec['rules']['kind']} {spec['rules']['max_depth']}"
-    text = f"{spec['road']} x{spec['width_ratio']:g}"
+    own = f"{network_name(spec['network'])} " if spec.get("network") else ""
+    text = f"{spec['road']} {own}x{spec['width_ratio']:g}"
     if depth := spec.get("depth_ratio"):
         text += f" deep {depth:g}"
+    if spec.get("shortcuts") is False:
+        text += " plain"
     if rounded := spec.get("quantisation"):
         text += f" {rounded['scheme']} {rounded['bits']} bits"
     if zeros := spec.get("sparsity"):
@@ -35,16 +39,26 @@ def spec_text(spec_json: str) -> str:
 
 def measured(item: pb.TeacherInfo | pb.CandidateInfo) -> str:
     """Its accuracy, or by its name the metric that stands for it."""
-    if item.metric in ("", "accuracy"):
-        return percent(item.accuracy)
-    return f"{item.metric} {item.accuracy:.4f}" if item.accuracy else "-"
+    return _score(item.metric, item.accuracy)
+
+
+def _score(metric: str, value: float) -> str:
+    if metric in ("", "accuracy"):
+        return percent(value)
+    return f"{metric} {value:.4f}" if value else "-"
 
 
 def taught(workload: pb.WorkloadInfo) -> str:
-    """The accuracy of its teacher; of an ensemble, whose mean nobody measures, that of its best."""
-    shown = measured(workload.teacher)
+    """The accuracy of its teacher; of an ensemble what its mean reaches, its best where that is unknown."""
+    teacher = workload.teacher
+    shown = measured(teacher)
     number = json.loads(workload.spec_json or "{}").get("training", {}).get("num_teachers", 1)
-    return f"{shown} (best of {number})" if number > 1 and workload.teacher.digest else shown
+    if number < 2 or not teacher.digest:
+        return shown
+    if not teacher.ensemble_accuracy:
+        return f"{shown} (best of {number})"
+    together = _score(teacher.metric, teacher.ensemble_accuracy)
+    return f"{together} (mean of {number}; the best alone {shown})"
 
 
 def objective(profile: pb.ProfileInfo) -> str:

@@ -113,7 +113,17 @@ def access(context: Context | None, state_dir: Path | None) -> Access:
         token, token_file = context.token, context.token_file
     if token_file and not os.environ.get("EDGELOOP_TOKEN"):
         token = _read(token_file, "the token's file").decode(errors="replace").strip()
-    return Access(ca_pem=_read(ca, "the certificate authority") if ca else None, token=token)
+    return Access(ca_pem=_read_ca(ca, "the certificate authority") if ca else None, token=token)
+
+
+def _read_ca(name: str, what: str) -> bytes:
+    pem = _read(name, what)
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise ConfigError(
+            f"{what}, {name}, holds no certificate (PEM): give the ca.crt of 'edgeloop keys init'",
+            code="context-file",
+        )
+    return pem
 
 
 def _announced_ca(state_dir: Path | None) -> str:
@@ -158,9 +168,10 @@ def set_context(
     if ca is None and (token or token_file is not None):
         raise ConfigError("a token is not sent without TLS: give --ca too", code="context-token")
     check_address(server)
-    for given, what in ((ca, "--ca"), (token_file, "--token-file")):
-        if given is not None:
-            _read(str(given), what)
+    if ca is not None:
+        _read_ca(str(ca), "--ca")
+    if token_file is not None:
+        _read(str(token_file), "--token-file")
     contexts = ContextFile.load()
     contexts.contexts[name] = Context(
         server=server,

@@ -85,7 +85,9 @@ def rotate_director(state_dir: StateDirOption = None) -> None:
 def retire_director(state_dir: StateDirOption = None) -> None:
     """End a rotation: devices obey the new key alone, and the old one is deleted here."""
     _change(retire, state_dir)
-    stdout.print("configure new devices with this key; those that run already have followed, or will")
+    stdout.print(
+        "configure new devices with this key; those that run already have followed, or will", soft_wrap=True
+    )
 
 
 def _change(command: Callable[..., KeyChange], state_dir: Path | None) -> None:

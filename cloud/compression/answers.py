@@ -25,6 +25,15 @@ from edgeloop.errors import ConfigError, RejectedError
 MAX_BYTES = 1 << 30
 
 
+def fits(augmenter: Augmenter, dataset: Dataset) -> bool:
+    """Whether all answers may be kept in memory."""
+    return math.prod(_table_shape(augmenter, dataset)) * 4 <= MAX_BYTES
+
+
+def _table_shape(augmenter: Augmenter, dataset: Dataset) -> tuple[int, int, int]:
+    return augmenter.num_views, len(dataset.train), dataset.num_outputs
+
+
 class TeacherAnswers:
     """Answers of ``teacher`` to views of the train split, filled as they are asked for."""
 
@@ -33,8 +42,8 @@ class TeacherAnswers:
     ) -> None:
         """Raises ``ConfigError`` when all answers would not fit in memory."""
         self._augmenter = Augmenter.of(training, dataset.input_shape)
-        shape = (self._augmenter.num_views, len(dataset.train), dataset.num_outputs)
-        if math.prod(shape) * 4 > MAX_BYTES:
+        shape = _table_shape(self._augmenter, dataset)
+        if not fits(self._augmenter, dataset):
             raise ConfigError(
                 f"training.augment_pixels is {training.augment_pixels}: the teacher's answers to all "
                 f"{shape[0]} views of {shape[1]} samples need more than {MAX_BYTES >> 20} MiB: lower it, or "

@@ -83,11 +83,29 @@ def check_depth(num_branches: int, depth_ratio: float, network: str) -> int:
 
 def remove_branch(model: nn.Module, branch: Branch, input_shape: Sequence[int]) -> nn.Module:
     """A copy of ``model`` without it, and without all that only it needed."""
-    device = next(model.parameters()).device
+    traced = trace(model, input_shape)
+    nodes = {node.name: node for node in traced.graph.nodes}
+    _keep_one_side(traced, nodes[branch.addition], nodes[branch.kept])
+    return _as_module(traced, model)
+
+
+def remove_shortcuts(model: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, int]:
+    """A copy of ``model`` in which branches stand alone, and how many shortcuts it had beside them.
+
+    Raises ``ConfigError`` where it has no graph.
+    """
     traced = trace(model, input_shape)
     modules = dict(traced.named_modules())
-    nodes = {node.name: node for node in traced.graph.nodes}
-    addition, kept = nodes[branch.addition], nodes[branch.kept]
+    num_removed = 0
+    while (found := next(_shortcuts(traced.graph, modules), None)) is not None:
+        _keep_one_side(traced, *found)
+        num_removed += 1
+    return _as_module(traced, model), num_removed
+
+
+def _keep_one_side(traced: fx.GraphModule, addition: fx.Node, kept: fx.Node) -> None:
+    """Put ``kept`` in the place of the sum; what only the other side needed goes."""
+    modules = dict(traced.named_modules())
     (gone,) = (side for side in _sides(addition) or () if side is not kept)
     unread = _unread(traced.graph, modules)
     inside = _inside(gone, addition, list(traced.graph.nodes), unread)
@@ -100,9 +118,12 @@ def remove_branch(model: nn.Module, branch: Branch, input_shape: Sequence[int]) 
     for node in reversed(list(traced.graph.nodes)):
         if node is addition or node in inside or node in unread:
             traced.graph.erase_node(node)
-    # A new module takes from the old one only what the graph still calls.
+
+
+def _as_module(traced: fx.GraphModule, model: nn.Module) -> nn.Module:
+    """A new module takes from the old one only what the graph still calls."""
     shorter = fx.GraphModule(traced, traced.graph, type(model).__name__)
-    return shorter.to(device).train(model.training)
+    return shorter.to(next(model.parameters()).device).train(model.training)
 
 
 def without_branches(
@@ -143,6 +164,31 @@ def _branches(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[Branch
                         kept=sides[stays].name,
                         beside_identity=identity,
                     )
+                break
+
+
+def _shortcuts(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Sums of a branch and a shortcut beside it, each with the branch's end."""
+    order, unread = list(graph.nodes), _unread(graph, modules)
+    for node in order:
+        sides = _sides(node)
+        if sides is None:
+            continue
+        inner = [_inside(side, node, order, unread) for side in sides]
+        layers = [_layers(nodes, order, modules) for nodes in inner]
+        for branch, beside in ((0, 1), (1, 0)):
+            sources = _sources(inner[branch])
+            if not layers[branch] or len(sources) != 1:
+                continue
+            is_identity = _behind_identity(sides[beside], modules) in sources
+            is_projection = sources == _sources(inner[beside]) and len(layers[branch]) > len(layers[beside])
+            # In place, what is beside the branch would change what the branch reads.
+            harmless = not any(
+                _in_place(inside, modules) and sources.intersection(inside.all_input_nodes)
+                for inside in inner[beside]
+            )
+            if harmless and (is_identity or is_projection):
+                yield node, sides[branch]
                 break
 
 

@@ -29,15 +29,20 @@ def narrowest(model: nn.Module, graph: ChannelGraph, input_shape: Sequence[int])
     return measure_cost(remove_units(model, graph, removed, input_shape), input_shape)
 
 
-def check_artifact_bytes(constraints: Constraints, least_parameters: int, profile: str) -> None:
-    """Raises ``ConfigError`` when no student of this teacher can be as small as the profile asks."""
+def check_artifact_bytes(
+    constraints: Constraints,
+    least_parameters: int,
+    profile: str,
+    *,
+    what: str = "the narrowest student of this teacher",
+) -> None:
+    """Raises ``ConfigError`` when ``what`` cannot be as small as the profile asks."""
     least = int(least_parameters * LEAST_BITS_A_WEIGHT / 8)
     wanted = constraints.artifact_bytes
     if wanted is not None and wanted < least:
         raise ConfigError(
-            f"profile {profile}: constraints.artifact_bytes is {wanted}: the narrowest student of this "
-            f"teacher has {least_parameters} parameters, over {least} bytes however they are stored; allow "
-            "more, or name a smaller teacher",
+            f"profile {profile}: constraints.artifact_bytes is {wanted}: {what} has {least_parameters} "
+            f"parameters, over {least} bytes however they are stored; allow more, or name a smaller network",
             code="budget-too-small",
         )
 
@@ -59,7 +64,15 @@ def check_epochs(spec: CompressionSpec, family_depths: Collection[float] = ()) -
 
     ``family_depths`` are those under 1 at which the elastic family was trained.
     """
-    if spec.num_epochs or spec.road is Road.PRUNED:
+    if spec.num_epochs:
+        return
+    if spec.shortcuts is not None:
+        raise ConfigError(
+            "shortcuts is false with num_epochs 0: a network without its shortcuts must learn anew; give "
+            "num_epochs at least 1, or leave shortcuts out",
+            code="budget-too-small",
+        )
+    if spec.road is Road.PRUNED:
         return
     if spec.road is Road.ELASTIC and spec.depth_ratio not in (None, *family_depths):
         raise ConfigError(

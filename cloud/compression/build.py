@@ -27,24 +27,26 @@ from cloud.compression.budget import check_artifact_bytes, check_calibration, ch
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.cost import count_parameters, measure_cost
 from cloud.compression.dependency import trace_channels
-from cloud.compression.depth import as_deep_as
+from cloud.compression.depth import as_deep_as, without_shortcuts
 from cloud.compression.distil import DistilResult, distil
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
 from cloud.compression.family import cut_student
 from cloud.compression.narrow import narrow, split_epochs
+from cloud.compression.own_networks import own_network
+from cloud.compression.own_students import make_own
 from cloud.compression.pack import Shipped, executable_of, ship
 from cloud.compression.prune import reinitialise
 from cloud.compression.quantise import count_weights, quantise
 from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
-from cloud.compression.sparsify import Sparsifier
+from cloud.compression.sparsify import Sparsifier, sparsifier_for
 from cloud.compression.student_quantiser import StudentQuantiser
 from cloud.compression.teacher_weights import load_teacher, load_wisdom
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
 from cloud.domain.workloads import Workload
-from cloud.training import checkpoints
+from cloud.training import checkpoints, kept_outputs
 from cloud.training.datasets import Dataset, load_dataset
 from cloud.training.teacher import TeacherTrainer, choose_device
 from cloud.training.teacher import predict as predict_torch
@@ -89,16 +91,19 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
     runtime = evaluate.load(data)
     timing = evaluate.time_artifacts([runtime], dataset.validation.inputs[:1])
     cost = measure_cost(model, dataset.input_shape)
+    given = [
+        (evaluate.predict(runtime, one.inputs), one.labels) for one in (dataset.validation, dataset.test)
+    ]
+    accuracy, test_accuracy = (evaluate.score_outputs(*one, dataset.loss) for one in given)
+    kept = kept_outputs.to_bytes(*given)
     return TeacherResult(
         workload=workload.name,
         teacher_key=workload.teacher_key,
         checkpoint_digest=registry.put(checkpoints.to_bytes({"version": 1, "model": model.state_dict()})),
         artifact_digest=registry.put(data),
         artifact_bytes=len(data),
-        accuracy=evaluate.accuracy(
-            runtime, dataset.validation.inputs, dataset.validation.labels, dataset.loss
-        ),
-        test_accuracy=evaluate.accuracy(runtime, dataset.test.inputs, dataset.test.labels, dataset.loss),
+        accuracy=accuracy,
+        test_accuracy=test_accuracy,
         macs=cost.macs,
         num_parameters=cost.num_parameters,
         latency_p50_ms=timing.p50_ms(0),
@@ -108,6 +113,7 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
         metric=dataset.loss.metric,
         num_inputs=math.prod(dataset.input_shape),
         num_branches=len(find_branches(open_attention(model), dataset.input_shape)),
+        outputs_digest=registry.put(kept) if kept else "",
     )
 
 
@@ -134,13 +140,17 @@ def build_student(
         return build_rules(task, wisdom, dataset, registry=registry, device=chosen_device, report=report)
 
     def make() -> nn.Module:
+        if task.spec.network is not None:
+            progress = _part(report, DISTIL_FROM, DISTIL_TO)
+            return make_own(task, wisdom, dataset, device=chosen_device, report=progress)
         if task.spec.road is Road.ELASTIC:
             return make_elastic(
                 task, teacher, dataset, device=chosen_device, registry=registry, report=report, wisdom=wisdom
             )
         return make_student(task, teacher, dataset, device=chosen_device, report=report, wisdom=wisdom)
 
-    student = shelved(task, teacher, dataset.input_shape, make, shelf=shelf, report=report)
+    whole = own_network(task.workload, dataset, task.spec.network) if task.spec.network else teacher
+    student = shelved(task, whole, dataset.input_shape, make, shelf=shelf, report=report)
     quantiser = None
     if task.spec.quantisation is not None:
         quantiser = StudentQuantiser(task, wisdom, dataset, device=chosen_device)
@@ -213,6 +223,7 @@ def make_student(
     check_calibration(task.workload, dataset)
     report(0.05, "choosing channels")
     opened = as_deep_as(spec, open_attention(teacher), dataset, training, device)
+    opened = without_shortcuts(spec, opened, dataset.input_shape)
     _check_bytes(task, opened, dataset)
 
     def train(student: nn.Module, num_epochs: int, rule: Sparsifier | None = None) -> DistilResult:
@@ -240,12 +251,12 @@ def make_student(
         tune=lambda network: train(network, between),
     )
     same = count_parameters(student) == count_parameters(teacher)
-    if spec.road is Road.PRUNED and same and spec.sparsity is None:
+    if spec.road is Road.PRUNED and same and spec.sparsity is None and spec.shortcuts is None:
         report(DISTIL_TO, "nothing to remove: the student is the teacher")
         return student.cpu().eval()
     if spec.road is not Road.PRUNED:
         reinitialise(student, spec.seed)
-    result = train(student, last, _sparsifier(task, dataset))
+    result = train(student, last, sparsifier_for(task, dataset))
     logger.debug("%s: best epoch %d, %.4f", task.task_id, result.best_epoch, result.validation_accuracy)
     return student.cpu().eval()
 
@@ -275,7 +286,8 @@ def make_elastic(
     )  # fmt: skip
     if not held:
         student = as_deep_as(spec, student, dataset, training, device)
-    rule = _sparsifier(task, dataset)
+    student = without_shortcuts(spec, student, dataset.input_shape)
+    rule = sparsifier_for(task, dataset)
     if spec.num_epochs or rule is not None:
         learnt_from, progress = teacher if wisdom is None else wisdom, _part(report, DISTIL_FROM, DISTIL_TO)
         distil(student, learnt_from, dataset, spec=spec, training=training, device=device, report=progress,
@@ -288,13 +300,6 @@ def _check_bytes(task: StudentTask, opened: nn.Module, dataset: Dataset) -> None
     if task.profile.constraints.artifact_bytes is not None:
         least = narrowest(opened.cpu(), trace_channels(opened, dataset.input_shape), dataset.input_shape)
         check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
-
-
-def _sparsifier(task: StudentTask, dataset: Dataset) -> Sparsifier | None:
-    """What makes single weights zero, if the spec asks for it."""
-    if task.spec.sparsity is None:
-        return None
-    return Sparsifier.of(task.spec.sparsity, dataset, task.workload.training.batch_size)
 
 
 def export_verified(model: nn.Module, dataset: Dataset) -> bytes:

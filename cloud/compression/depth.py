@@ -6,6 +6,9 @@ behave like many shallower ones beside each other (Veit et al. 2016), and networ
 out at random lose least (stochastic depth, Huang et al. 2016). Blocks are ranked by what the loss does
 without them, one after the other, as ShortGPT and BlockPruner (2024) do for the blocks of language models.
 
+The other way round, the shortcuts may go and the branches stay alone, as in networks before He et al. 2015:
+each costs a call for the sum and those of its projection. Shallow networks learn without them.
+
 Rules: branches beside an identity go before those beside a projection, which lose more than the loss without
 them shows: a projection of stride 2 looks at a quarter of the positions, and what read the others is gone.
 The same network and data lead to the same branches. What may go at all, ``branches`` says.
@@ -15,16 +18,18 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cloud.compression.branches import Branch, check_depth, find_branches, remove_branch
+from cloud.compression.branches import Branch, check_depth, find_branches, remove_branch, remove_shortcuts
 from cloud.compression.distil import recalibrate
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
 from cloud.training.datasets import Dataset
 from cloud.training.objectives import label_loss
+from edgeloop.errors import ConfigError
 
 #: Training samples on which a network without a branch is scored.
 NUM_SCORED_SAMPLES = 512
@@ -85,6 +90,22 @@ def as_deep_as(
         return model
     ratio, size = spec.depth_ratio, training.batch_size
     return shorten(model, dataset, depth_ratio=ratio, batch_size=size, device=device)
+
+
+def without_shortcuts(spec: CompressionSpec, model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """``model`` without its shortcuts where ``spec`` gives them up; itself where it does not.
+
+    Raises ``ConfigError`` when there are none.
+    """
+    if spec.shortcuts is None:
+        return model
+    plain, num_removed = remove_shortcuts(model, input_shape)
+    if not num_removed:
+        raise ConfigError(
+            f"shortcuts is false: {type(model).__name__} has no shortcut beside a branch; leave it out",
+            code="teacher-without-shortcuts",
+        )
+    return plain
 
 
 @torch.no_grad()

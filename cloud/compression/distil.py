@@ -6,7 +6,8 @@ regression, both parts are mean squared errors. ``hint_weight`` adds a cost on i
 
 Rules: the best epoch by validation accuracy stays, the state before the first included; the teacher is asked
 once for each augmented view, and each view is used twice (``answers`` that several trainings share ask once
-for all, and each epoch then has views of its own); the same seed gives the same student on the same
+for all, and each epoch then has views of its own; so has a training of so many epochs that it would ask for
+more views than there are); the same seed gives the same student on the same
 machine; a loss that is not finite stops at once.
 """
 
@@ -21,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cloud.compression.answers import TeacherAnswers
+from cloud.compression.answers import TeacherAnswers, fits
 from cloud.compression.hints import Hints
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
@@ -163,8 +164,11 @@ class _Lesson:
         self._labels = torch.from_numpy(dataset.train.labels).to(device)
         self._loss = dataset.loss
         self._hints: Hints | None = None
+        asked_anew = math.ceil(spec.num_epochs / USES_OF_A_VIEW)
+        if answers is None and asked_anew >= self._augmenter.num_distinct and fits(self._augmenter, dataset):
+            answers = TeacherAnswers(teacher, dataset, training, device)
         self._shared = answers
-        self._num_views = spec.num_epochs if answers else math.ceil(spec.num_epochs / USES_OF_A_VIEW)
+        self._num_views = asked_anew if answers is None else spec.num_epochs
         self._draws: list[Tensor] = []
         self._answers: list[Tensor] = []
         for view in range(self._num_views):

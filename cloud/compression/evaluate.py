@@ -43,6 +43,7 @@ __all__ = [
     "load",
     "measure_peak_rss",
     "predict",
+    "score_outputs",
     "time_artifacts",
 ]
 
@@ -105,7 +106,11 @@ def accuracy(runtime: Runtime, inputs: Array, labels: NDArray[Any], loss: Loss =
 
     Raises ``RejectedError`` when an output is not finite.
     """
-    outputs = predict(runtime, inputs)
+    return score_outputs(predict(runtime, inputs), labels, loss)
+
+
+def score_outputs(outputs: Array, labels: NDArray[Any], loss: Loss) -> float:
+    """How good outputs are, 0 to 1, by the loss's metric. Raises ``RejectedError`` when one is not finite."""
     if not np.isfinite(outputs).all():
         raise RejectedError(
             "the artifact gives NaN or infinity on the validation data", code="output-not-finite"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from cloud.compression.answers import TeacherAnswers
 from cloud.compression.distil import distil
 from cloud.compression.export import fold_batch_norm
 from cloud.compression.quantised_tensor import Grid, QuantisedTensor, as_rows, fit_grid
@@ -179,6 +180,7 @@ def tune(
     training: TrainingBudget,
     device: torch.device,
     report: Report,
+    answers: TeacherAnswers | None = None,
 ) -> None:
     """Distil for ``num_epochs`` at the quantisation's own learning rate, in place."""
     assert spec.quantisation is not None
@@ -187,4 +189,6 @@ def tune(
     # Hints need the teacher's layers, which folding has changed.
     rate = spec.quantisation.tuning_learning_rate
     lesson = replace(spec, num_epochs=num_epochs, learning_rate=rate, hint_weight=None)
-    distil(model, teacher, dataset, spec=lesson, training=training, device=device, report=report)
+    distil(
+        model, teacher, dataset, spec=lesson, training=training, device=device, report=report, answers=answers
+    )

@@ -30,7 +30,7 @@ class Hints:
     ) -> None:
         self._teacher = teacher
         self._seen: dict[str, Tensor] = {}
-        self.layer = _middle(_features(student, sample), _features(teacher, sample))
+        self.layer = hint_layer(student, teacher, sample)
         self._is_last_axis = isinstance(teacher.get_submodule(self.layer), nn.Linear)
         hooks = [
             network.get_submodule(self.layer).register_forward_hook(self._keep(who))
@@ -67,6 +67,11 @@ class Hints:
             self._seen[who] = output
 
         return hook
+
+
+def hint_layer(student: nn.Module, teacher: nn.Module, sample: Tensor) -> str:
+    """The layer that hints come from. Raises ``ConfigError`` where the two networks share none."""
+    return _middle(_features(student, sample), _features(teacher, sample))
 
 
 def _channels(module: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """What edgeloop would make of a workload, before anything is trained.
 
 Rules: the data are loaded and checked, the untrained teacher is traced, exported, quantised and run, and so
-is the narrowest student that the search would begin with. Whatever would stop a training or a build stops
-here with the same words. Accuracies and latencies are not guessed.
+are the narrowest student that the search would begin with and each network of the workload's own. Whatever
+would stop a training or a build stops here with the same words. Accuracies and latencies are not guessed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from cloud.compression import evaluate
@@ -17,9 +18,11 @@ from cloud.compression.attention import open_attention
 from cloud.compression.branches import find_branches
 from cloud.compression.budget import check_calibration, narrowest
 from cloud.compression.cost import Cost, measure_cost
-from cloud.compression.dependency import Frozen
+from cloud.compression.dependency import ChannelGraph, Frozen
 from cloud.compression.export import export_onnx
+from cloud.compression.hints import hint_layer
 from cloud.compression.importance import magnitude
+from cloud.compression.own_networks import channels_of, own_network, said_of
 from cloud.compression.prune import choose_removed, count_kept, remove_units
 from cloud.compression.quantise import quantise
 from cloud.compression.readiness import check_compressible
@@ -27,7 +30,7 @@ from cloud.domain.workloads import Workload
 from cloud.training.augment import Augmenter
 from cloud.training.datasets import SPLITS, Dataset, load_dataset
 from cloud.training.networks import build_teacher
-from edgeloop.errors import RejectedError
+from edgeloop.errors import ConfigError, RejectedError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +55,26 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StudentPreview:
+    """A network of the workload's own. ``least_parameters`` is what it has at its narrowest.
+
+    ``hint_layer`` is where hints would come from, empty where it shares no layer's shape with the teacher.
+    """
+
+    name: str
+    size: Size
+    groups: tuple[GroupPreview, ...]
+    frozen: tuple[Frozen, ...]
+    least_parameters: int
+    hint_layer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Preview:
     """``sizes`` are of the teacher, and of the narrowest student. ``rewritten`` are layers by their names.
 
-    ``branches`` may be left out by ``depth_ratio``. ``least_parameters`` is what the narrowest network has
-    that the floors allow.
+    ``branches`` may be left out by ``depth_ratio``. ``least_parameters`` is what the smallest network has
+    that the floors allow, the teacher's narrowest or one of the workload's own.
     """
 
     workload: str
@@ -71,6 +89,7 @@ class Preview:
     sizes: tuple[Size, Size]
     least_parameters: int
     branches: tuple[str, ...]
+    students: tuple[StudentPreview, ...]
 
 
 def preview(workload: Workload) -> Preview:
@@ -83,6 +102,10 @@ def preview(workload: Workload) -> Preview:
     graph = check_compressible(teacher, dataset.input_shape, try_export=False, depth_ratios=depths)
     opened = open_attention(teacher)
     widths = workload.search.width_ratios
+    students = tuple(
+        _student(workload, dataset, network.name, opened) for network in workload.search.students
+    )
+    least = narrowest(opened, graph, dataset.input_shape).num_parameters
     removed = choose_removed(graph, magnitude()(opened, graph), min(widths))
     student = remove_units(opened, graph, removed, dataset.input_shape)
     return Preview(
@@ -92,23 +115,47 @@ def preview(workload: Workload) -> Preview:
         num_outputs=dataset.num_outputs,
         num_samples=tuple(len(getattr(dataset, split)) for split in SPLITS),
         width_ratios=widths,
-        groups=tuple(
-            GroupPreview(
-                layers=group.layers,
-                num_units=len(group.units),
-                unit_size=group.unit_size,
-                kept=tuple(count_kept(len(group.units), width, group.unit_size) for width in widths),
-            )
-            for group in graph.groups
-        ),
+        groups=_groups(graph, widths),
         frozen=graph.frozen,
         rewritten=_rewritten(teacher, opened),
         sizes=(
             _size(opened, 1.0, workload, dataset),
             _size(student, min(widths), workload, dataset),
         ),
-        least_parameters=narrowest(opened, graph, dataset.input_shape).num_parameters,
+        least_parameters=min([least, *(student.least_parameters for student in students)]),
         branches=tuple(branch.name for branch in find_branches(opened, dataset.input_shape)),
+        students=students,
+    )
+
+
+def _student(workload: Workload, dataset: Dataset, name: str, teacher: nn.Module) -> StudentPreview:
+    """One of the workload's own networks. Raises ``ConfigError`` as its build would."""
+    network = own_network(workload, dataset, name).eval()
+    graph = channels_of(network, dataset, name)
+    try:
+        hint = hint_layer(network, teacher, torch.from_numpy(dataset.train.inputs[:2]))
+    except ConfigError:
+        hint = ""
+    with said_of(name):
+        return StudentPreview(
+            name=name,
+            size=_size(network, 1.0, workload, dataset),
+            groups=_groups(graph, workload.search.width_ratios),
+            frozen=graph.frozen,
+            least_parameters=narrowest(network, graph, dataset.input_shape).num_parameters,
+            hint_layer=hint,
+        )
+
+
+def _groups(graph: ChannelGraph, widths: Sequence[float]) -> tuple[GroupPreview, ...]:
+    return tuple(
+        GroupPreview(
+            layers=group.layers,
+            num_units=len(group.units),
+            unit_size=group.unit_size,
+            kept=tuple(count_kept(len(group.units), width, group.unit_size) for width in widths),
+        )
+        for group in graph.groups
     )
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
+from cloud.compression.answers import TeacherAnswers
 from cloud.compression.calibrate import ActivationScale, activations_on, is_batch_free
 from cloud.compression.export import export_onnx
 from cloud.compression.fake_quantise import QuantisedNetwork, round_weights, settle, tune
@@ -90,8 +91,12 @@ def train_int8(
     training: TrainingBudget,
     device: torch.device,
     report: Report,
+    answers: TeacherAnswers | None = None,
 ) -> TrainedInt8:
-    """Train ``network``, whose post-training form is ``int8``, for ``spec.quantisation.qat_epochs``."""
+    """Train ``network``, whose post-training form is ``int8``, for ``spec.quantisation.qat_epochs``.
+
+    ``answers`` are the teacher's, where they are kept already.
+    """
     quantisation = network.spec
     model = fx.symbolic_trace(copy.deepcopy(network.model))
     data = export_onnx(model, dataset.input_shape)
@@ -113,6 +118,7 @@ def train_int8(
         training=training,
         device=device,
         report=report,
+        answers=answers,
     )
     model.cpu().eval()
     tensors = settle(model, rounded)

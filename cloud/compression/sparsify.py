@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cloud.compression.channel_rules import Convolution
 from cloud.domain.losses import Loss
 from cloud.domain.sparsity import Scope, SparsitySpec, WeightImportance
+from cloud.domain.tasks import StudentTask
 from cloud.training.datasets import Dataset
 from cloud.training.objectives import label_loss
 
@@ -139,6 +140,13 @@ class Sparsifier:
             name: (scores.masked_fill(~self._masks[name], -1.0), weights[name].detach().abs())
             for name, scores in self._scorer(model).items()
         }
+
+
+def sparsifier_for(task: StudentTask, dataset: Dataset) -> Sparsifier | None:
+    """What makes single weights of a task's student zero, if its spec asks for it."""
+    if task.spec.sparsity is None:
+        return None
+    return Sparsifier.of(task.spec.sparsity, dataset, task.workload.training.batch_size)
 
 
 def choose_masks(scored: dict[str, tuple[Tensor, Tensor]], spec: SparsitySpec, share: float) -> Masks:

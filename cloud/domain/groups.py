@@ -27,6 +27,15 @@ class RolloutGroupState(StrEnum):
     FAILED = "failed"
 
 
+def shown_state(state: RolloutGroupState, *, rollout_ended: bool) -> str:
+    """For people: of a rollout that ended before its groups did, none of them runs or waits any more."""
+    if rollout_ended and state is RolloutGroupState.RUNNING:
+        return "unfinished"
+    if rollout_ended and state is RolloutGroupState.WAITING:
+        return "not started"
+    return state.value
+
+
 class RolloutDeviceState(StrEnum):
     WAITING = "waiting"  # its group has not started
     IN_PROGRESS = "in-progress"  # told; not ended

@@ -176,7 +176,10 @@ def shorter_students(
         (
             c
             for c in known
-            if _is_plain(c.spec) and c.metrics.latency_p95_ms > limit and c.metrics.accuracy > fitting
+            if _is_plain(c.spec)
+            and c.spec.network is None
+            and c.metrics.latency_p95_ms > limit
+            and c.metrics.accuracy > fitting
         ),
         key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p95_ms, c.digest),
     )

@@ -6,8 +6,8 @@ challenged by the other roads at the same width, since no road wins everywhere. 
 rung trains each width by its best road, and second roads follow.
 
 Other methods come between, as soon as measurements ask for them (``methods``): where artifact bytes bind,
-their proposals go before further widths and roads; where latency binds, shorter students compete with
-narrower ones on the same rung.
+their proposals go before further widths and roads; where latency binds, the
+workload's own networks and shorter students compete with narrower ones on the same rung.
 
 Rules: a job's trials never exceed its budget; no spec is tried twice; the same results lead to the same rung.
 """
@@ -21,6 +21,8 @@ from dataclasses import replace
 from cloud.domain.candidates import Candidate, pareto_front
 from cloud.domain.feasibility import violations
 from cloud.domain.methods import Proposal, other_methods, shorter_students, size_levers
+from cloud.domain.networks import network_name
+from cloud.domain.own_networks import own_students, whole_networks
 from cloud.domain.profiles import Constraints
 from cloud.domain.search import first_rung, roads_for
 from cloud.domain.specs import CompressionSpec, Road
@@ -66,6 +68,7 @@ def next_rung(
             exclude=taken,
         )
         or (
+            *own_students(found, constraints=constraints, budget=budget, exclude=taken),
             *shorter_students(
                 found,
                 constraints=constraints,
@@ -88,10 +91,14 @@ def next_rung(
         wanted += _after_cuts(found, constraints, budget)
     elif budget.family_epochs == 0 and not wanted:
         wanted += [
-            Proposal(spec=spec, reason=f"the widths' roads: {spec.road} at {spec.width_ratio:g}")
+            Proposal(spec=spec, reason=f"the widths' roads: {spec.label}")
             for spec in first_rung(budget, taken, limit=room)
         ]
-    return tuple(proposal for proposal in wanted if proposal.spec.digest not in taken)[:room]
+    fresh: dict[str, Proposal] = {}
+    for proposal in wanted:
+        if proposal.spec.digest not in taken:
+            fresh.setdefault(proposal.spec.digest, proposal)
+    return tuple(fresh.values())[:room]
 
 
 def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: SearchBudget) -> list[Proposal]:
@@ -115,6 +122,13 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
             )
             for c in kept
         ]
+    wanted += [
+        Proposal(
+            spec=spec,
+            reason=f"network {network_name(spec.network or '')} of the workload challenges the cuts",
+        )
+        for spec in whole_networks(budget, ())
+    ]
     for place in (0, 1):
         for c in kept:
             road = roads_for(c.spec.width_ratio)[place]

@@ -7,6 +7,7 @@ Rules kept here:
 - The width for a target latency is read off what was built and measured, as a rising curve in logarithms;
   multiply-accumulates are never asked, they mislead.
 - Where latency binds, a student of fewer layers competes with narrower ones; it says nothing about widths.
+- Networks of the workload's own (``own_networks``) compete: first of all where latency binds.
 - Where artifact bytes bind, what makes the best student smaller comes before another width (``methods``).
 - Where the workload has an elastic family, students cut from it come first: they cost seconds, not a
   training.
@@ -24,6 +25,7 @@ from itertools import pairwise
 from cloud.domain.candidates import Candidate
 from cloud.domain.families import FamilySettings
 from cloud.domain.methods import Method, allowed, shorter, shorter_students, size_levers
+from cloud.domain.own_networks import answers, own_students, whole_networks
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.workloads import SearchBudget
@@ -76,23 +78,27 @@ def propose(
             return tuple(lever.spec for lever in levers)[: budget.max_trials]
         ahead = tuple(
             proposal.spec
-            for proposal in shorter_students(
-                mine,
-                constraints=profile.constraints,
-                methods=budget.methods,
-                num_epochs=budget.num_epochs,
-                num_branches=num_branches,
-                exclude=taken,
+            for proposal in (
+                *own_students(mine, constraints=profile.constraints, budget=budget, exclude=taken),
+                *shorter_students(
+                    mine,
+                    constraints=profile.constraints,
+                    methods=budget.methods,
+                    num_epochs=budget.num_epochs,
+                    num_branches=num_branches,
+                    exclude=taken,
+                ),
             )
         )
     if direction is Direction.INITIAL:
-        rung = first_rung(budget, taken, limit=budget.max_trials)
+        rung = first_rung(budget, taken | {spec.digest for spec in ahead}, limit=budget.max_trials)
         return (*ahead, *rung)[: budget.max_trials]
     # Rules have no width, and are too fast to say anything about networks; shorter ones are, too.
-    networks = [c for c in mine if c.spec.road is not Road.RULES and c.spec.depth_ratio is None]
+    networks = [c for c in mine if c.spec.road is not Road.RULES and c.spec.is_whole]
     if current is not None and current.spec.road is Road.RULES:
         current = None
-    widths = _widths(networks, target_latency_ms, direction, current)
+    is_own = current is not None and current.spec.network is not None
+    widths = _widths(networks, target_latency_ms, direction, None if is_own else current)
     limit = max(1, math.ceil(budget.max_trials / 2))
     cuts = _unbuilt(_cuts(widths[:2], budget), taken, budget, limit=limit)
     if cuts:
@@ -103,16 +109,17 @@ def propose(
     wanted += [(width, road) for width in widths[1:] for road in roads_for(width)[1:]]
     found = _unbuilt(wanted, taken, budget, limit=limit)
     if direction is Direction.SMALLER and current is not None and target_latency_ms is not None:
-        spec = None
-        if Method.DEPTH in allowed(budget.methods):
+        spec, own = None, answers(budget, current, target_latency_ms, taken)
+        if Method.DEPTH in allowed(budget.methods) and not is_own:
             spec = shorter(
                 current.spec,
                 latency_ratio=target_latency_ms / current.metrics.latency_p50_ms,
                 num_branches=num_branches,
                 num_epochs=budget.num_epochs,
             )
-        if spec is not None and spec.digest not in taken:
-            return (*found[: max(1, limit - 1)], spec)[: max(2, limit)]
+        others = own if spec is None or spec.digest in taken else (*own, spec)
+        if others:
+            return (*found[: max(1, limit - len(others))], *others)[: max(2, limit)]
     return (*ahead, *found)[:limit]
 
 
@@ -142,17 +149,20 @@ def width_for(candidates: Sequence[Candidate], target_latency_ms: float) -> floa
 
 
 def first_rung(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[CompressionSpec, ...]:
-    """Each width by its best road, then the second roads, narrowest first: there the best is least sure.
+    """Each width by its best road, the workload's own networks, then the second roads.
 
+    Those go narrowest first: there the best road is least sure.
     With a family, its cuts alone: what is worth training follows from how they measure (``rungs``).
     """
     cuts = _unbuilt(_cuts(budget.width_ratios, budget), taken, budget, limit=limit)
     cuts += _short_cuts(budget, {*taken, *(spec.digest for spec in cuts)}, limit=limit - len(cuts))
     if cuts:
         return cuts
-    wanted = [(width, roads_for(width)[0]) for width in budget.width_ratios]
-    wanted += [(width, roads_for(width)[1]) for width in sorted(budget.width_ratios)]
-    return _unbuilt(wanted, taken, budget, limit=limit)
+    first = [(width, roads_for(width)[0]) for width in budget.width_ratios]
+    second = [(width, roads_for(width)[1]) for width in sorted(budget.width_ratios)]
+    found = _unbuilt(first, taken, budget, limit=limit) + whole_networks(budget, taken)
+    found += _unbuilt(second, {*taken, *(spec.digest for spec in found)}, budget, limit=limit)
+    return (found + whole_networks(budget, taken, road=Road.SCRATCH))[: max(0, limit)]
 
 
 def _cuts(widths: Iterable[float], budget: SearchBudget) -> list[tuple[float, Road]]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
 
+from cloud.domain.networks import check_reference, network_name
 from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.rules import RuleSpec
 from cloud.domain.sparsity import SparsitySpec
@@ -17,10 +18,12 @@ from cloud.domain.sparsity import SparsitySpec
 #: How a network is narrowed and taught: rules have none of it.
 _OF_NETWORKS = (
     "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
-    "hint_weight", "depth_ratio",
+    "hint_weight", "depth_ratio", "network", "shortcuts",
 )  # fmt: skip
 #: Fields that were not there in the first version: None asks for what was done then.
 _OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio"})
+#: How the teacher is narrowed: a network of the workload's own has not learnt what matters in it.
+_OF_TEACHERS = ("depth_ratio", "importance", "pruning_steps")
 
 
 class Road(StrEnum):
@@ -58,7 +61,10 @@ class CompressionSpec:
     inner features to the loss (None: it plays no part). ``rules`` belongs to the road of that name; left
     out there, it stands for ``RuleSpec()``. ``sparsity`` makes single weights zero while the student learns.
     ``depth_ratio`` is the share of the branches beside shortcuts that stays, at least one of them (None, as
-    which 1 counts: all); channels are chosen in what is left.
+    which 1 counts: all); channels are chosen in what is left. ``network`` is one of the workload's own
+    (``search.students``) in the place of the teacher's, on the roads distilled and scratch. ``shortcuts``
+    false leaves the shortcuts themselves out, with the layers in them (None, as which true counts: they
+    stay).
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -79,6 +85,8 @@ class CompressionSpec:
     rules: RuleSpec | None = None
     sparsity: SparsitySpec | None = None
     depth_ratio: float | None = None
+    network: str | None = None
+    shortcuts: bool | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -100,11 +108,31 @@ class CompressionSpec:
                 raise ValueError(f"{name} is {value!r}: it must be a number from {low} to {high}")
         if self.depth_ratio == 1.0:  # one identity for what is the same
             object.__setattr__(self, "depth_ratio", None)
+        if self.shortcuts is not None and not isinstance(self.shortcuts, bool):
+            raise ValueError(f"shortcuts is {self.shortcuts!r}: it must be true or false")
+        if self.shortcuts:
+            object.__setattr__(self, "shortcuts", None)
         if self.quantisation is not None and not isinstance(self.quantisation, QuantisationSpec):
             raise ValueError(f"quantisation is {self.quantisation!r}: it must be a mapping such as bits: 4")
         if self.sparsity is not None and not isinstance(self.sparsity, SparsitySpec):
             raise ValueError(f"sparsity is {self.sparsity!r}: it must be a mapping such as ratio: 0.75")
         self._check_rules()
+        if self.network is not None:
+            self._check_network()
+
+    def _check_network(self) -> None:
+        check_reference(self.network)
+        if self.road not in (Road.DISTILLED, Road.SCRATCH):
+            raise ValueError(
+                f"network is given, but road is {self.road}: a network of your own begins with fresh "
+                "weights; set road to distilled or scratch, or leave network out"
+            )
+        for name in _OF_TEACHERS:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is given with network {network_name(self.network or '')}: before it has learnt "
+                    f"nothing in it matters more than the rest; leave {name} out"
+                )
 
     def _check_rules(self) -> None:
         if self.road is not Road.RULES:
@@ -140,6 +168,10 @@ class CompressionSpec:
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}: known are {', '.join(sorted(known))}")
         checked = dict(values)
+        if (
+            checked.get("network") is not None and checked.get("road") != Road.RULES
+        ):  # as it was written, unless something else is asked for
+            checked = {"road": Road.DISTILLED, "width_ratio": 1.0} | checked
         for key, kind in (("road", Road), ("precision", Precision), ("importance", Importance)):
             if checked.get(key) is not None:
                 try:
@@ -166,9 +198,16 @@ class CompressionSpec:
 
     @property
     def label(self) -> str:
-        """Road, width and, where it is less than all, depth: for people."""
+        """Road, the workload's own network, width and, where they are less than all, depth and shortcuts."""
         deep = "" if self.depth_ratio is None else f" deep {self.depth_ratio:g}"
-        return f"{self.road} {self.width_ratio:g}{deep}"
+        own = "" if self.network is None else f"{network_name(self.network)} "
+        plain = "" if self.shortcuts is None else " plain"
+        return f"{self.road} {own}{self.width_ratio:g}{deep}{plain}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the student has all of the teacher's layers, however narrow."""
+        return self.depth_ratio is None and self.shortcuts is None and self.network is None
 
     @property
     def digest(self) -> str:

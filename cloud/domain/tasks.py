@@ -23,7 +23,9 @@ class TeacherResult:
     ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``. ``num_inputs`` is how many
     values one input has, and ``num_branches`` how many branches beside shortcuts the network has that may be
     left out; both are 0 where an older release trained it. ``other_checkpoints`` are the weights of the other
-    teachers of an ensemble: students learn from all, and are narrowed from this one.
+    teachers of an ensemble: students learn from all, and are narrowed from this one. ``ensemble_accuracy``
+    and ``ensemble_test_accuracy`` are then what the mean of all reaches, None where that is not known.
+    ``outputs_digest`` is what one teacher gave for both splits, empty where it was not kept.
     """
 
     workload: str
@@ -43,6 +45,14 @@ class TeacherResult:
     num_inputs: int = 0
     other_checkpoints: tuple[str, ...] = ()
     num_branches: int = 0
+    outputs_digest: str = ""
+    ensemble_accuracy: float | None = None
+    ensemble_test_accuracy: float | None = None
+
+    @property
+    def taught_accuracy(self) -> float:
+        """Of what students learn from, on the validation split; its best member's where that is unknown."""
+        return self.accuracy if self.ensemble_accuracy is None else self.ensemble_accuracy
 
     @property
     def identity(self) -> str:
@@ -61,7 +71,9 @@ class TeacherResult:
         lead = max(members, key=lambda member: member.accuracy)
         others = tuple(member.checkpoint_digest for member in members if member is not lead)
         train_s = sum(member.train_s for member in members)
-        return replace(lead, teacher_key=teacher_key, other_checkpoints=others, train_s=train_s)
+        return replace(
+            lead, teacher_key=teacher_key, other_checkpoints=others, train_s=train_s, outputs_digest=""
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

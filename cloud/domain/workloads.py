@@ -10,6 +10,7 @@ from typing import Any
 
 from cloud.domain.losses import Loss
 from cloud.domain.methods import Method
+from cloud.domain.networks import StudentNetwork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,8 @@ class SearchBudget:
     ``family_epochs`` is how long the workload's elastic family is trained, once for all profiles; with 0 the
     search cuts no students from one. ``methods`` is what the search may try beyond widths and roads (None:
     all that suit). ``tolerance`` is the accuracy that int8 may cost. ``depth_ratios`` are the depths at which
-    the family is trained and cut; its full one, 1, always is one of them.
+    the family is trained and cut; its full one, 1, always is one of them. ``students`` are networks beside
+    the teacher's own kind.
     """
 
     max_trials: int = 6
@@ -50,6 +52,7 @@ class SearchBudget:
     methods: tuple[Method, ...] | None = None
     tolerance: float = 0.01
     depth_ratios: tuple[float, ...] = (1.0,)
+    students: tuple[StudentNetwork, ...] = ()
 
     @property
     def shorter_depths(self) -> tuple[float, ...]:
@@ -90,6 +93,7 @@ class Workload:
             search["methods"] = tuple(map(Method, search["methods"]))
         for name in ("width_ratios", "depth_ratios"):
             search[name] = tuple(search.get(name, getattr(SearchBudget(), name)))
+        search["students"] = tuple(StudentNetwork(**one) for one in search.get("students", ()))
         values["search"] = SearchBudget(**search)
         values["loss"] = Loss(values.get("loss", Loss.CROSS_ENTROPY))
         return cls(**values)
@@ -99,7 +103,7 @@ class Workload:
         values = asdict(self)
         if self.loss is Loss.CROSS_ENTROPY:
             del values["loss"]
-        for name in ("methods", "tolerance", "depth_ratios"):
+        for name in ("methods", "tolerance", "depth_ratios", "students"):
             if getattr(self.search, name) == getattr(SearchBudget(), name):
                 del values["search"][name]
         if not self.training.bfloat16:
@@ -107,6 +111,11 @@ class Workload:
         if self.training.num_teachers == 1:
             del values["training"]["num_teachers"]
         return values
+
+    @property
+    def has_code(self) -> bool:
+        """Whether its data or its teacher come from code of its own."""
+        return ":" in self.dataset or ":" in self.teacher
 
     @property
     def members(self) -> tuple[Workload, ...]:
@@ -122,5 +131,7 @@ class Workload:
         """Identity of the teacher that this workload trains: what the search may spend does not change it."""
         values = self._values()
         del values["search"], values["student"]
+        if self.search.students and not self.has_code:
+            values["source_dir"] = ""  # where the students' code lies is nothing to the teacher
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -37,10 +37,9 @@ logger = logging.getLogger("cloud.jobs.driver")  # also where this module is the
 
 _POLL_S = 0.2
 _ALIVE_S = 1.0
-#: How old the description of a cluster gets, at first (machines join one after the other) and in the end.
-#: More looks would cost recovery: while a head is gone and nobody knows it yet, a look waits for it.
+#: How old the description of a cluster gets. A look is also how the loss of a head is noticed: it waits for
+#: one that is gone, and Ray aborts once there is another. Nobody but this process waits with it.
 _DESCRIBE_S = 5.0
-_MAX_DESCRIBE_S = 60.0
 #: To leave Ray after the control plane is gone or has said so; then it ends the hard way.
 _STOP_LIMIT_S = 20.0
 _OOM_SCORE = "300"
@@ -100,13 +99,11 @@ class Driver:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
         self._compute.start()
         self._link.send(Started(description=self._compute.describe()))
-        interval_s = _DESCRIBE_S
         described_s = spoken_s = time.monotonic()
         while self._work():
             now_s = time.monotonic()
-            if now_s - described_s >= interval_s:
+            if now_s - described_s >= _DESCRIBE_S:
                 self._link.send(Described(description=self._compute.describe()))
-                interval_s = min(2 * interval_s, _MAX_DESCRIBE_S)
                 described_s = time.monotonic()
             for event in self._compute.poll():
                 self._link.send(message_of(event))

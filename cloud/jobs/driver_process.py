@@ -37,8 +37,10 @@ _NUM_LAST_LINES = 3
 #: What the driver started has its outputs, too: their end means that none of that is left on this machine, so
 #: that the next driver does not join a node that is about to go. It is not waited for longer.
 _HELPERS_WAIT_S = 5.0
-#: A line of a native stack trace: an address.
-_STACK_LINE = re.compile(r"0x[0-9a-f]{6,}|\(\+0x|^\*\*\*")
+#: A line of a native stack trace or a part of one: an address, or the linker's name of a function.
+_STACK_LINE = re.compile(r"0x[0-9a-f]{6,}|\(\+0x|^\*\*\*|_raylet\.so|_ZN|_ZZ")
+#: What is meant by the last words of Ray's native code; advice to report it stands before.
+_REASON = re.compile(r"Check failed.*")
 
 
 class DriverProcess:
@@ -68,7 +70,7 @@ class DriverProcess:
         self.pid = self._process.pid
         self._link = Link(ours, silence_s=silence_s)
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._lines: deque[str] = deque(maxlen=200)
+        self._lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._writer = threading.Thread(target=self._write, name="driver-writer", daemon=True)
         self._listener = threading.Thread(target=self._listen, name="driver-output", daemon=True)
         self._writer.start()
@@ -119,12 +121,15 @@ class DriverProcess:
             while data := stream.readline(_MAX_LINE_CHARS):
                 line = data.decode(errors="replace").rstrip()
                 if line:
-                    self._lines.append(line)
-                    logger.info("%s", line)
+                    is_stack = _STACK_LINE.search(line) is not None
+                    logger.log(logging.DEBUG if is_stack else logging.INFO, "%s", line)
+                    if not is_stack:
+                        self._lines.append(line)
 
     def _last_words(self) -> str:
-        lines = [line for line in self._lines if not _STACK_LINE.search(line)]
-        return "; it said last: " + " | ".join(lines[-_NUM_LAST_LINES:]) if lines else ""
+        lines = list(self._lines)
+        reasons = [found.group() for line in lines if (found := _REASON.search(line))]
+        return "; it said last: " + " | ".join(reasons or lines) if lines else ""
 
 
 def _how(code: int) -> str:

@@ -1,7 +1,8 @@
 """Makes this machine a node of a Ray cluster that lends it no processors, so that a driver here may join.
 
-This file, run with HOST:PORT, becomes ``ray start --block``, and ends with the thread that started
-it.
+This file, run with HOST:PORT, becomes ``ray start --block``, and ends at once with the thread that started
+it. (Told by SIGTERM it would first take leave of the head, and wait for one that is gone: whoever comes next
+would find a node here that goes down under it.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import psutil
 #: The least that Ray takes: what a driver of ours gets from tasks are names and figures.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 _PR_SET_PDEATHSIG = 1
+
+_LOOPBACK = "127.0.0.1"
 
 #: Nodes with this label get no tasks, not even those that ask for no processor.
 ROLE_LABEL = "edgeloop-role"
@@ -43,11 +46,14 @@ def node_command(address: str) -> list[str]:
 
 
 def _resolved(address: str) -> tuple[str, str]:
+    """Address and port; the same for all addresses of this machine, which Ray never calls loopback."""
     host, _, port = address.rpartition(":")
     try:
-        return socket.gethostbyname(host.strip("[]")), port
+        found = socket.gethostbyname(host.strip("[]"))
     except OSError:
         return host, port
+    own = {item.address for items in psutil.net_if_addrs().values() for item in items}
+    return (_LOOPBACK if found in own else found), port
 
 
 def die_with_parent(by: signal.Signals) -> None:
@@ -56,7 +62,7 @@ def die_with_parent(by: signal.Signals) -> None:
 
 
 def main() -> None:
-    die_with_parent(signal.SIGTERM)
+    die_with_parent(signal.SIGKILL)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
         *("--address", sys.argv[1], "--num-cpus", "0", "--num-gpus", "0"),

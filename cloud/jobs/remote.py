@@ -8,9 +8,10 @@ Guarantees, beside those of cloud.jobs.compute:
 
 - ``submit``, ``poll``, ``cancel`` and ``describe`` return at once, from any thread, whatever Ray does.
 - A driver that dies, or says nothing for ``SILENCE_S``, is ended and another started, with back-off, until
-  ``stop``. One line of the log says why. The next driver gets what is unfinished: what had finished is on
-  the shelf and is answered from there, and a training goes on after its last whole epoch. What a driver had
-  running ends with it: at once where Ray is our own, on a cluster as soon as its head has noticed.
+  ``stop``. One line of the log says why, but not each time while the same keeps Ray away. The next driver
+  gets what is unfinished: what had finished is on the shelf and is answered from there, and a training goes
+  on after its last whole epoch. What a driver had running ends with it: at once where Ray is our own, on a
+  cluster as soon as its head has noticed.
 - Each submitted task ends in exactly one ``TaskSucceeded`` or ``TaskFailed``, however many drivers it took.
 - The driver, and a Ray of our own with it, dies with this process, even by SIGKILL.
 - A token of Ray is in the driver's environment alone.
@@ -61,6 +62,7 @@ STOP_PATIENCE_S = 15.0
 EXIT_PATIENCE_S = 5.0
 #: A driver that lived so long was well: the next one is started soon again.
 STABLE_S = 60.0
+_NOT_STARTED = "Ray, not started"
 _WAITING = "waits: Ray was lost and is started again"
 #: Names in the environment whose values are secrets of Ray.
 _SECRETS = ("RAY_AUTH_TOKEN",)
@@ -122,7 +124,9 @@ class RemoteCompute:
         self._events: list[TaskEvent] = []
         self._driver: Driver | None = None
         self._is_up = False
-        self._description = "Ray, not started"
+        self._description = _NOT_STARTED
+        #: The problem that the log was told of last, until there is Ray again.
+        self._told = ""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -184,6 +188,7 @@ class RemoteCompute:
             self._stopping.set()
             self._tasks.clear()
             self._events.clear()
+            self._description = _NOT_STARTED
             driver = self._driver
             if driver is not None:
                 # One that is still starting Ray reads nothing until that is done.
@@ -202,7 +207,7 @@ class RemoteCompute:
             began_s = time.monotonic()
             try:
                 problem = self._live(first)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - as long as this thread lives, Ray is kept
                 problem = TransientError(f"the driver of Ray cannot be started: {error}", code="ray-driver")
             if not first.done():
                 first.set_exception(problem)
@@ -215,8 +220,11 @@ class RemoteCompute:
             with self._lock:
                 self._description = f"Ray was lost ({problem}); it is started again"
                 num_open = len(self._tasks)
-            logger.error(
-                "%s; starting it again in %.1f s, with %d unfinished tasks", problem, delay_s, num_open
+            # A head that is away for a day is not told of thousands of times.
+            level = logging.DEBUG if str(problem) == self._told else logging.ERROR
+            self._told = str(problem)
+            logger.log(
+                level, "%s; starting it again in %.1f s, with %d unfinished tasks", problem, delay_s, num_open
             )
             self._stopping.wait(delay_s)
         if not first.done():
@@ -241,7 +249,7 @@ class RemoteCompute:
         except TimeoutError:
             silence_s = SILENCE_S if self._is_up else START_SILENCE_S
             broken, patience_s = f"did not answer for {silence_s:.0f} s and ", 0.0
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it said, the next one may say better
             broken, patience_s = f"said what nobody understands ({error}) and ", 0.0
         with self._lock:
             self._driver, self._is_up = None, False
@@ -258,6 +266,7 @@ class RemoteCompute:
             driver.silence_after(SILENCE_S)
             with self._lock:
                 self._is_up = True
+                self._told = ""
                 self._description = message.description
                 for task in self._tasks.driver_came():
                     driver.send(Submit.of(task))

@@ -23,10 +23,9 @@ from cloud.domain.families import FamilyResult, family_key
 from cloud.domain.tasks import FamilyTask, StudentTask, Task, TaskResult, TeacherResult, TeacherTask
 from cloud.domain.workloads import Workload
 from cloud.registry import Registry
+from cloud.workload_source import source_digest
 
 logger = logging.getLogger(__name__)
-
-_MAX_SOURCE_BYTES = 4 * 1024 * 1024
 
 
 def decode_result(task: Task, text: str) -> TaskResult:
@@ -128,17 +127,5 @@ def _safe(name: str) -> str:
 
 
 def _source_digest(workload: Workload) -> str:
-    """Of the Python files beside the workload, when it names code of its own."""
-    if not workload.source_dir or not any(":" in name for name in (workload.dataset, workload.teacher)):
-        return ""
-    total = hashlib.sha256()
-    num_bytes = 0
-    try:
-        for path in sorted(Path(workload.source_dir).glob("*.py")):
-            num_bytes += path.stat().st_size
-            if num_bytes > _MAX_SOURCE_BYTES:
-                break
-            total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    except OSError:
-        return ""  # the task itself will say what is wrong with the folder
-    return total.hexdigest()[:8] if num_bytes else ""
+    """Of the Python files beside the workload, when its data or its teacher come from code of its own."""
+    return source_digest(workload.source_dir) if workload.has_code else ""

@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.devices import Deployment, DeploymentState, Device
+from cloud.domain.groups import shown_state
 from cloud.domain.jobs import Job
+from cloud.domain.networks import network_name
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState
 from cloud.store import LedgerEntry
@@ -121,8 +123,12 @@ def _candidate(situation: Situation) -> list[str]:
     kind = (
         f"{spec.road} student of width {spec.width_ratio:g}" if spec.rules is None else spec.rules.kind.value
     )
+    if spec.network is not None:
+        kind += f" of network {network_name(spec.network)}"
     if spec.depth_ratio is not None:
         kind += f" and depth {spec.depth_ratio:g}"
+    if spec.shortcuts is not None:
+        kind += " without shortcuts"
     text = (
         f"{_short(candidate.digest)} is a {kind}, "
         f"{candidate.precision}: {metrics.metric} {metrics.accuracy:.4f}, {_size(metrics)}, "
@@ -166,7 +172,10 @@ def _newer_rollout(situation: Situation) -> list[str]:
 
 
 def _how_it_stands(rollout: Rollout) -> str:
-    groups = ", ".join(f"{group.name} {group.state.value}" for group in rollout.groups)
+    ended = rollout.state.is_terminal
+    groups = ", ".join(
+        f"{group.name} {shown_state(group.state, rollout_ended=ended)}" for group in rollout.groups
+    )
     text = f"{rollout.rollout_id} is {rollout.state.value}"
     text += f" ({groups})" if groups else ""
     text += f": {rollout.message}" if rollout.message else ""
@@ -186,6 +195,12 @@ def _progress(situation: Situation) -> list[str]:
         return [
             f"The device has not answered {since}. If that lasts, its log says why: an agent keeps silent "
             "about what is not signed with a key that it trusts (--director-key)."
+        ]
+    if state is DeploymentState.ACTIVE and situation.device.serving_digest != deployment.digest:
+        return [
+            f"The device reported generation {deployment.generation} as active, "
+            f"{_time(deployment.update_time_s)}, and does not serve it any more: it was set up anew, or went "
+            "back by itself."
         ]
     text = f"The device reports generation {deployment.generation} as {state.value}"
     if state is DeploymentState.FETCHING:

@@ -7,10 +7,9 @@ runner, which find it in the database. An operation that is repeated gives the a
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from cloud.compute_host import COMPUTE_KEY
@@ -18,6 +17,8 @@ from cloud.controller import PAUSED_KEY, fleet
 from cloud.domain.candidates import Candidate
 from cloud.domain.jobs import Job, JobKind, JobState
 from cloud.domain.methods import reserved_trials, shorter_students, size_levers
+from cloud.domain.networks import network_name
+from cloud.domain.own_networks import own_students
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState, abort, pause, plan_rollout, resume, supersede
 from cloud.domain.rungs import is_cut
@@ -29,13 +30,12 @@ from cloud.job_plans import compress_job, teacher_task_ids, train_job
 from cloud.retirement import current
 from cloud.services import views
 from cloud.services.applying import apply_documents
+from cloud.services.asked_specs import asked_specs
 from cloud.services.fit import best_candidate
 from cloud.services.queries import Queries, named
 from cloud.store import Store
 from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.v1 import control_service_pb2 as pb
-
-MAX_SPECS = 1000
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _DIGEST_START = re.compile(r"[0-9a-f]{6,64}", re.ASCII)
@@ -99,7 +99,7 @@ class Operations:
         with self._store.transaction():
             profile = self._profile_for(request)
             workload = self._queries.workload(profile.workload)
-            specs = _specs(request.spec_json)
+            specs = asked_specs(request.spec_json, workload.search.students)
             job = self._compression_of(profile, specs)
             self._check_is_run(job)
             if job is None:
@@ -208,7 +208,10 @@ class Operations:
             num_epochs=workload.search.num_epochs,
         )
         reasons = {
-            spec.digest: f"first of the search: {spec.road} at width {spec.width_ratio:g}" for spec in specs
+            spec.digest: "first of the search: "
+            + (f"network {network_name(spec.network)}, " if spec.network else "")
+            + f"{spec.road} at width {spec.width_ratio:g}"
+            for spec in specs
         }
         shorter = shorter_students(
             candidates,
@@ -217,7 +220,8 @@ class Operations:
             num_epochs=workload.search.num_epochs,
             num_branches=self._num_branches(workload),
         )
-        return reasons | {proposal.spec.digest: proposal.reason for proposal in (*levers, *shorter)}
+        own = own_students(candidates, constraints=profile.constraints, budget=workload.search)
+        return reasons | {proposal.spec.digest: proposal.reason for proposal in (*levers, *own, *shorter)}
 
     def _num_branches(self, workload: Workload) -> int:
         """How many of the teacher's branches may be left out; 0 before it is trained."""
@@ -368,19 +372,3 @@ class Operations:
 
 def _new_id(kind: str, name: str) -> str:
     return f"{kind}-{name[:40]}-{uuid.uuid4().hex[:6]}"
-
-
-def _specs(texts: Sequence[str]) -> tuple[CompressionSpec, ...]:
-    if len(texts) > MAX_SPECS:
-        raise ConfigError(f"{len(texts)} specs at once: give at most {MAX_SPECS}", code="spec-count")
-    specs: dict[str, CompressionSpec] = {}
-    for index, text in enumerate(texts):
-        try:
-            values = json.loads(text)
-            if not isinstance(values, dict):
-                raise ValueError("it must be a JSON object")
-            spec = CompressionSpec.from_mapping(values)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"spec {index + 1}: {error}", code="spec-field") from None
-        specs.setdefault(spec.digest, spec)
-    return tuple(specs.values())

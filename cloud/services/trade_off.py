@@ -98,12 +98,12 @@ def _predicted(
 
 
 def _fitted(family: FamilyResult, candidates: list[Candidate]) -> tuple[LatencyModel | None, set[float]]:
-    """All roads give the same layers at a width, so every student that keeps its depth is a probe."""
+    """All roads give the same layers at a width, so every student with all of them is a probe."""
     probes = []
     built = set()
     for candidate in candidates:
         width = family.of_width(candidate.spec.width_ratio)
-        if candidate.spec.depth_ratio is not None:
+        if not candidate.spec.is_whole:
             continue
         if width is not None and width.layers and not candidate.rejected_reason:
             probes.append(Probe(layers=width.layers, latency_ms=candidate.metrics.latency_p50_ms))

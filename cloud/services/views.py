@@ -8,6 +8,7 @@ from cloud.domain.candidates import Candidate
 from cloud.domain.decisions import Decision
 from cloud.domain.devices import Deployment, DeploymentStatus, HostedWorkload
 from cloud.domain.evidence import Window
+from cloud.domain.groups import shown_state
 from cloud.domain.jobs import Job, JobState
 from cloud.domain.profiles import Constraints
 from cloud.domain.rollout import Rollout, RolloutDeviceState, RolloutGroup, RolloutState
@@ -44,6 +45,8 @@ def teacher_info(teacher: TeacherResult) -> pb.TeacherInfo:
         artifact_bytes=teacher.artifact_bytes,
         test_accuracy=teacher.test_accuracy,
         metric=teacher.metric,
+        ensemble_accuracy=teacher.ensemble_accuracy or 0.0,
+        ensemble_test_accuracy=teacher.ensemble_test_accuracy or 0.0,
     )
 
 
@@ -94,7 +97,7 @@ def rollout_info(rollout: Rollout, *, update_time_s: float = 0.0) -> pb.RolloutI
         digest=rollout.digest,
         previous_digest=rollout.previous_digest,
         state=_ROLLOUT_STATES[rollout.state],
-        groups=[_group_info(group) for group in rollout.groups],
+        groups=[_group_info(group, rollout.state.is_terminal) for group in rollout.groups],
         decision_id=rollout.decision_id,
         message=rollout.message,
         create_time=timestamp(rollout.create_time_s),
@@ -102,11 +105,11 @@ def rollout_info(rollout: Rollout, *, update_time_s: float = 0.0) -> pb.RolloutI
     )
 
 
-def _group_info(group: RolloutGroup) -> pb.RolloutGroupInfo:
+def _group_info(group: RolloutGroup, rollout_ended: bool) -> pb.RolloutGroupInfo:
     states = [device.state for device in group.devices]
     return pb.RolloutGroupInfo(
         name=group.name,
-        state=group.state.value,
+        state=shown_state(group.state, rollout_ended=rollout_ended),
         num_devices=len(states),
         num_pending=states.count(RolloutDeviceState.WAITING),
         num_in_progress=states.count(RolloutDeviceState.IN_PROGRESS),

@@ -45,6 +45,11 @@ class Augmenter:
         """How many different views of a sample there are."""
         return (2 * self.pixels + 1) ** 2 * 2
 
+    @property
+    def num_distinct(self) -> int:
+        """How many of those ``draw`` can give: without mirroring half of them."""
+        return self.num_views if self.flip else self.num_views // 2
+
     def views(self, draws: Tensor) -> Tensor:
         """Which of them each row of ``draws`` is, from 0."""
         return (draws[:, 0] * (2 * self.pixels + 1) + draws[:, 1]) * 2 + draws[:, 2]

@@ -62,8 +62,12 @@ def call(
     source_dir: str = "",
     field: str,
     offers: Mapping[str, Any] | None = None,
+    options_field: str = "",
 ) -> Any:
-    """Call what ``path`` names with ``options``, and with those of ``offers`` that its signature takes."""
+    """Call what ``path`` names with ``options``, and with those of ``offers`` that its signature takes.
+
+    ``options_field`` is where the options stand, ``<field>_options`` unless given.
+    """
     target = load_callable(path, source_dir=source_dir, field=field)
     arguments = dict(options)
     try:
@@ -76,8 +80,9 @@ def call(
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = sorted(set(options) - set(parameters))
     if parameters and unknown and not takes_any:
+        where = options_field or f"{field}_options"
         raise ConfigError(
-            f"{field}_options: {path} takes no argument {unknown[0]!r}; it takes {', '.join(parameters)}",
+            f"{where}: {path} takes no argument {unknown[0]!r}; it takes {', '.join(parameters)}",
             code="callable-options",
         )
     with _import_path(source_dir, path.partition(":")[0]):

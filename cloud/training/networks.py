@@ -1,4 +1,4 @@
-"""The networks that a workload may name as its teacher.
+"""The networks that a workload may name: as its teacher, or for students beside it.
 
 Rules: a network takes one float32 tensor ``[n, *input_shape]`` and gives one tensor of logits
 ``[n, num_outputs]``; the same workload gives the same initial weights. The built-in one keeps to what
@@ -8,6 +8,7 @@ compresses well: ReLU (it fuses into int8 convolutions), BatchNorm (it folds awa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,52 +82,76 @@ class ResidualCnn(nn.Module):
         return logits
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSource:
+    """Where a network comes from. ``field`` and ``options_field`` are where the workload's file says so."""
+
+    name: str
+    options: Mapping[str, Any]
+    source_dir: str
+    field: str
+    options_field: str
+
+
 def build_teacher(workload: Workload, dataset: Dataset) -> nn.Module:
     """The untrained teacher, on the CPU. Raises ``ConfigError`` naming the field and what to do."""
+    source = NetworkSource(
+        name=workload.teacher, options=workload.teacher_options, source_dir=workload.source_dir,
+        field="teacher", options_field="teacher_options",
+    )  # fmt: skip
+    return build_network(source, dataset, seed=workload.training.seed)
+
+
+def build_network(source: NetworkSource, dataset: Dataset, *, seed: int) -> nn.Module:
+    """The untrained network, on the CPU. Raises ``ConfigError`` naming the field and what to do."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(workload.training.seed)
-        model = _construct(workload, dataset)
-    return check_forward(model, workload.teacher, dataset.input_shape, dataset.num_outputs)
+        torch.manual_seed(seed)
+        model = _construct(source, dataset)
+    return _check_forward(model, source, dataset.input_shape, dataset.num_outputs)
 
 
-def _construct(workload: Workload, dataset: Dataset) -> nn.Module:
-    name = workload.teacher
+def _construct(source: NetworkSource, dataset: Dataset) -> nn.Module:
+    name, field = source.name, source.field
     if is_callable_path(name):
         # Most networks call what they give num_classes, whatever it is.
         given = {"num_classes": dataset.num_outputs, "num_outputs": dataset.num_outputs}
         offers = {"input_shape": dataset.input_shape, **given}
         model = call(
-            name, workload.teacher_options, source_dir=workload.source_dir, field="teacher", offers=offers
-        )
+            name, source.options, source_dir=source.source_dir, field=field, offers=offers,
+            options_field=source.options_field,
+        )  # fmt: skip
         if not isinstance(model, nn.Module):
             raise ConfigError(
-                f"teacher: {name} returned {type(model).__name__}, not a torch.nn.Module", code="teacher-type"
+                f"{field}: {name} returned {type(model).__name__}, not a torch.nn.Module", code="teacher-type"
             )
         return model
     if name not in BUILT_IN:
         raise ConfigError(
-            f"teacher is {name!r}: it must be {' or '.join(BUILT_IN)}, or module:callable",
+            f"{field} is {name!r}: it must be {' or '.join(BUILT_IN)}, or module:callable",
             code="teacher-unknown",
         )
     if len(dataset.input_shape) != 3:
         raise ConfigError(
-            f"teacher residual-cnn takes images [channels, height, width], but the dataset's inputs have "
+            f"{field} residual-cnn takes images [channels, height, width], but the dataset's inputs have "
             f"shape {dataset.input_shape}: name your own network as module:callable",
             code="teacher-input",
         )
-    options = check_options(workload.teacher_options, RESIDUAL_DEFAULTS, field="teacher_options")
+    options = check_options(source.options, RESIDUAL_DEFAULTS, field=source.options_field)
     bounds = {"base_width": (8, 1024), "num_stages": (1, 6), "num_blocks": (1, 32), "stem_stride": (1, 4)}
     numbers = {
-        key: check_range(options, key, low, high, field="teacher_options")
+        key: check_range(options, key, low, high, field=source.options_field)
         for key, (low, high) in bounds.items()
     }
     return ResidualCnn(in_channels=dataset.input_shape[0], num_classes=dataset.num_outputs, **numbers)
 
 
-def check_forward(model: nn.Module, name: str, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """``model`` itself, when two samples give two rows of finite logits. Raises ``ConfigError`` otherwise."""
+def _check_forward(
+    model: nn.Module, source: NetworkSource, input_shape: tuple[int, ...], num_outputs: int
+) -> nn.Module:
+    """``model`` itself, when two samples give two rows of logits. Raises ``ConfigError`` otherwise."""
+    name, field = source.name, source.field
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"teacher: {name} has no trainable parameters", code="teacher-parameters")
+        raise ConfigError(f"{field}: {name} has no trainable parameters", code="teacher-parameters")
     was_training = model.training
     model.eval()
     try:
@@ -134,7 +159,7 @@ def check_forward(model: nn.Module, name: str, input_shape: tuple[int, ...], num
             logits = model(torch.zeros(2, *input_shape))
     except Exception as error:
         raise ConfigError(
-            f"teacher: {name} fails on one input of shape [2, {', '.join(map(str, input_shape))}]: {error}",
+            f"{field}: {name} fails on one input of shape [2, {', '.join(map(str, input_shape))}]: {error}",
             code="teacher-forward",
         ) from error
     finally:
@@ -142,7 +167,7 @@ def check_forward(model: nn.Module, name: str, input_shape: tuple[int, ...], num
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, num_outputs):
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"teacher: {name} gives {found} for 2 samples: it must give one tensor [2, {num_outputs}]",
+            f"{field}: {name} gives {found} for 2 samples: it must give one tensor [2, {num_outputs}]",
             code="teacher-output",
         )
     return model

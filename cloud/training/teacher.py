@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloud.compression.budget import check_calibration
+from cloud.compression.own_networks import check_own_networks
 from cloud.compression.readiness import check_compressible
 from cloud.domain.losses import Loss
 from cloud.domain.workloads import Workload
@@ -73,6 +74,7 @@ class TeacherTrainer:
             depth_ratios=workload.search.shorter_depths,
         )
         check_calibration(workload, self.dataset)
+        check_own_networks(workload, self.dataset)
         self.model.to(self.device)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),

@@ -124,7 +124,7 @@ class ApplyResponse(_message.Message):
     def __init__(self, resources: _Optional[_Iterable[_Union[AppliedResource, _Mapping]]] = ...) -> None: ...
 
 class TeacherInfo(_message.Message):
-    __slots__ = ("digest", "accuracy", "macs", "num_parameters", "artifact_bytes", "test_accuracy", "metric")
+    __slots__ = ("digest", "accuracy", "macs", "num_parameters", "artifact_bytes", "test_accuracy", "metric", "ensemble_accuracy", "ensemble_test_accuracy")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     MACS_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,8 @@ class TeacherInfo(_message.Message):
     ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
     TEST_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_TEST_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     digest: str
     accuracy: float
     macs: int
@@ -139,7 +141,9 @@ class TeacherInfo(_message.Message):
     artifact_bytes: int
     test_accuracy: float
     metric: str
-    def __init__(self, digest: _Optional[str] = ..., accuracy: _Optional[float] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., test_accuracy: _Optional[float] = ..., metric: _Optional[str] = ...) -> None: ...
+    ensemble_accuracy: float
+    ensemble_test_accuracy: float
+    def __init__(self, digest: _Optional[str] = ..., accuracy: _Optional[float] = ..., macs: _Optional[int] = ..., num_parameters: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., test_accuracy: _Optional[float] = ..., metric: _Optional[str] = ..., ensemble_accuracy: _Optional[float] = ..., ensemble_test_accuracy: _Optional[float] = ...) -> None: ...
 
 class WorkloadInfo(_message.Message):
     __slots__ = ("name", "spec_json", "teacher", "update_time")

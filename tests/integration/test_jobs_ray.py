@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jobs_desk import Desk
 from jobs_harness import (
     NUM_SLOW_EPOCHS,
     STEPS_PER_EPOCH,
@@ -368,3 +370,31 @@ def test_a_ray_that_was_lost_as_a_whole_is_started_again_with_what_was_unfinishe
     _, left = psutil.wait_procs(family, timeout=60)
     assert not left, "the Ray of a driver that died does not outlive it"
     wait_until(lambda: not ray_folders(driver), "its files to be removed")
+
+
+#: Four real students on the running Ray, in two jobs.
+def test_a_search_from_the_command_line_tries_other_methods_and_networks_and_shows_them_measured(
+    compute: RemoteCompute, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with Desk(compute, Registry(str(home / "registry")), tmp_path, monkeypatch, capsys) as desk:
+        asked = "depth_ratio=0.5,width_ratio=0.5,num_epochs=1,precision=int8"
+        desk.says("compress", "-p", "tiny-flash", "--spec", asked)
+        shorter = desk.built(asked)
+        assert 0 < shorter["num_parameters"] < 0.3 * desk.teacher.num_parameters
+
+        limit = int(shorter["artifact_bytes"] * 0.8)
+        desk.constrain(artifact_bytes=limit, latency_p95_ms=1e-6, min_accuracy=0.01)
+        assert "distilled small x1" in desk.says("compress", "-p", "tiny-flash")
+        points = json.loads(desk.says("pareto", "tiny-flash", "-o", "json"))["points"]
+        found = {point["spec"]["road"]: point for point in points if point["proposed_reason"]}
+        assert len(found) == 3
+        packed = found["pruned"]
+        assert packed["spec"]["quantisation"]
+        assert packed["spec"]["depth_ratio"] == 0.5
+        assert packed["proposed_reason"].startswith(f"artifact bytes bind: {shorter['digest'][:12]} has ")
+        assert packed["artifact_bytes"] < shorter["artifact_bytes"]
+        assert found["distilled"]["spec"]["network"].startswith("small@")
+        assert "latency binds: " in found["distilled"]["proposed_reason"]
+        assert found["rules"]["spec"]["rules"]["kind"] == "tree"
+        assert all(point["latency_p50_ms"] > 0 and point["accuracy"] > 0.1 for point in found.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -181,6 +181,7 @@ class World:
         self.shipped: dict[str, Shipment] = {}
         self.generations: dict[str, list[int]] = {}
         self._sequence = 0
+        self.get_blob: Callable[[str], bytes] = lambda _digest: b""
         self.store = Store(self.url)
         self.store.migrate()
         self._start()
@@ -190,6 +191,7 @@ class World:
             self.store,
             now_s=lambda: self.now_s,
             has_blob=lambda digest: digest not in self.deleted_blobs,
+            get_blob=lambda digest: self.get_blob(digest),
         )
         self.runner.attach(self.compute)
         self.controller = Controller(

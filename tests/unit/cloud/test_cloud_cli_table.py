@@ -55,15 +55,23 @@ def test_a_cell_that_is_always_shown_is_never_broken(width: int | None, digest: 
 
 
 @pytest.mark.parametrize(
-    ("spec_json", "digest", "shown"),
+    ("spec_json", "digest", "together", "shown"),
     [
-        ('{"training":{"num_epochs":3}}', "ab" * 32, "99.00 %"),
-        ('{"training":{"num_epochs":3,"num_teachers":3}}', "ab" * 32, "99.00 % (best of 3)"),
-        ('{"training":{"num_epochs":3,"num_teachers":3}}', "", "-"),
+        ('{"training":{"num_epochs":3}}', "ab" * 32, 0.0, "99.00 %"),
+        ('{"training":{"num_epochs":3,"num_teachers":3}}', "ab" * 32, 0.0, "99.00 % (best of 3)"),
+        (
+            '{"training":{"num_epochs":3,"num_teachers":3}}',
+            "ab" * 32,
+            0.995,
+            "99.50 % (mean of 3; the best alone 99.00 %)",
+        ),
+        ('{"training":{"num_epochs":3,"num_teachers":3}}', "", 0.0, "-"),
     ],
 )
-def test_the_accuracy_of_an_ensemble_says_whose_it_is(spec_json: str, digest: str, shown: str) -> None:
-    teacher = pb.TeacherInfo(digest=digest, accuracy=0.99 if digest else 0.0)
+def test_the_accuracy_of_an_ensemble_says_whose_it_is(
+    spec_json: str, digest: str, together: float, shown: str
+) -> None:
+    teacher = pb.TeacherInfo(digest=digest, accuracy=0.99 if digest else 0.0, ensemble_accuracy=together)
     workload = pb.WorkloadInfo(name="digits", spec_json=spec_json, teacher=teacher)
     (column,) = (column for column in columns.WORKLOADS if column.header == "ACCURACY")
     assert column.cell(workload) == shown

@@ -16,12 +16,15 @@ from cloud.domain.jobs import JobKind, JobState
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import FamilyTask, StudentTask, TeacherTask
 from cloud.domain.workloads import TrainingBudget, Workload
+from cloud.ensembles import scored
 from cloud.job_plans import compress_job, student_task_id, train_job
 from cloud.jobs.tasks import Context
 from cloud.registry import Registry
 from cloud.resources import WorkloadDocument
+from cloud.services.views import teacher_info
 from cloud.training.datasets import load_dataset
 from cloud.training.ensemble import MeanOfOutputs
+from cloud.training.teacher import measure_accuracy
 
 torch.set_num_threads(1)
 THREE = replace(WORKLOAD, training=TrainingBudget(num_teachers=3, seed=5))
@@ -122,6 +125,7 @@ def test_a_student_learns_from_the_mean_of_two_real_teachers(tmp_path: Path) -> 
     registry = Registry(str(tmp_path / "registry"))
     here = Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None))
     world.runner.attach(here)
+    world.get_blob = registry.get
     work = Workload(
         name="digits",
         dataset="digits",
@@ -151,6 +155,24 @@ def test_a_student_learns_from_the_mean_of_two_real_teachers(tmp_path: Path) -> 
     outputs = [member(inputs) for member in wisdom.members]
     assert not torch.allclose(*outputs)
     assert torch.allclose(wisdom(inputs), (outputs[0] + outputs[1]) / 2, atol=1e-6)
+
+    # What the mean reaches is known, without anything being run for it.
+    reached = [
+        measure_accuracy(wisdom, split, torch.device("cpu")) for split in (dataset.validation, dataset.test)
+    ]
+    assert teacher.ensemble_accuracy == pytest.approx(reached[0], abs=0.006)
+    assert teacher.ensemble_test_accuracy == pytest.approx(reached[1], abs=0.006)
+    assert teacher.taught_accuracy == teacher.ensemble_accuracy
+    (training,) = (job for job in world.store.jobs() if job.kind is JobKind.TRAIN)
+    assert f"their mean {teacher.ensemble_accuracy:.4f} on the validation split" in training.message
+    assert teacher_info(teacher).ensemble_accuracy == teacher.ensemble_accuracy
+    members = [world.store.teacher(member.teacher_key) for member in work.members]
+    known = [member for member in members if member is not None]
+    for unknown in ([replace(known[0], outputs_digest=""), known[1]],
+                    [replace(known[0], outputs_digest="0" * 64), known[1]]):  # fmt: skip
+        assert scored(
+            replace(teacher, ensemble_accuracy=None), unknown, work, registry.get
+        ).taught_accuracy == (teacher.accuracy)
 
     # The same student from the lead alone is another one: the second teacher was listened to.
     alone = replace(teacher, other_checkpoints=())

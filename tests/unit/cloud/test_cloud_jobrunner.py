@@ -290,14 +290,28 @@ def test_a_result_that_cannot_be_stored_is_asked_for_again(
     assert job_of(world.store, "c").state is JobState.SUCCEEDED
 
 
-def test_a_teacher_that_knows_less_than_its_student_is_said(world: World) -> None:
-    world.store.save_teacher(replace(teacher_of(WORKLOAD), accuracy=0.85), 1.0)
+@pytest.mark.parametrize(
+    ("together", "said"),
+    [
+        (None, "a student reaches accuracy 0.9400, its teacher 0.8500: give training.num_epochs more"),
+        (
+            0.86,
+            "a student reaches accuracy 0.9400, the mean of its teachers 0.8600: give training.num_epochs",
+        ),
+        (0.935, ""),
+    ],
+    ids=["one teacher", "several", "several that know as much together"],
+)
+def test_a_teacher_that_knows_less_than_its_student_is_said(
+    world: World, together: float | None, said: str
+) -> None:
+    teacher = replace(teacher_of(WORKLOAD), accuracy=0.85, ensemble_accuracy=together)
+    world.store.save_teacher(teacher, 1.0)
     world.store.create_job(compress_job("c", PROFILE, SPECS[:1], 1.0))
     run(world)
     world.compute.finish()
     run(world)
     job = job_of(world.store, "c")
     assert job.state is JobState.SUCCEEDED
-    assert (
-        "a student reaches accuracy 0.9400, its teacher 0.8500: give training.num_epochs more" in job.message
-    )
+    assert said in job.message
+    assert ("a student reaches" in job.message) == bool(said)

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
-from machine import wait_until
+from machine import free_port, wait_until
 
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
@@ -17,6 +20,7 @@ from cloud.domain.tasks import StudentTask, TeacherResult, TeacherTask
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from cloud.jobs import progress
 from cloud.jobs.cluster import Cluster
+from cloud.jobs.node import has_node
 from cloud.jobs.progress import MIN_INTERVAL_S, Heartbeat, Mailbox, Reporter
 from cloud.jobs.results import ResultShelf, discard_torn_run, run_key
 from cloud.registry import Registry
@@ -254,3 +258,24 @@ def test_a_head_that_does_not_run_is_told_without_ray(monkeypatch: pytest.Monkey
 def test_cpus_must_make_sense(address: str, num_cpus: int) -> None:
     with pytest.raises(ConfigError, match="num_cpus"):
         Cluster(address=address, num_cpus=num_cpus)
+
+
+def test_a_node_on_this_machine_is_found_by_each_of_its_addresses(tmp_path: Path) -> None:
+    """``ray start --head`` never says loopback of itself, and people give just that to ``--ray-address``."""
+    port = free_port()
+    items = [item for found in psutil.net_if_addrs().values() for item in found]
+    own = [item.address for item in items if item.family == socket.AF_INET and item.address != "127.0.0.1"]
+    raylet = tmp_path / "raylet"
+    raylet.symlink_to(sys.executable)
+    wait = "import time; time.sleep(600)"
+    address = f"{(own or ['127.0.0.1'])[0]}:{port}"
+    process = subprocess.Popen([str(raylet), "-S", "-c", wait, f"--gcs-address={address}"])
+    try:
+        wait_until(lambda: has_node(address), "the process to be seen")
+        assert has_node(f"127.0.0.1:{port}")
+        assert has_node(f"localhost:{port}")
+        assert not has_node(f"127.0.0.1:{port + 1}")
+        assert not has_node(f"203.0.113.1:{port}")
+    finally:
+        process.kill()
+        process.wait()

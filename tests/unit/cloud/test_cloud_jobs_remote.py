@@ -113,6 +113,8 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.first_word: Message | Exception | None = Started(description="local Ray, 2 CPUs")
+        #: Of the first drivers, when not all say the same.
+        self.first_words: list[Message | Exception | None] = []
         self.may_launch = threading.Event()
         self.may_launch.set()
         self._drivers: queue.Queue[FakeDriver] = queue.Queue()
@@ -128,14 +130,19 @@ class World:
         assert self.may_launch.wait(WAIT_S)
         self._num_drivers += 1
         driver = FakeDriver(self._num_drivers)
-        if self.first_word is not None:
-            driver._words.put(self.first_word)
+        word = self.first_words.pop(0) if self.first_words else self.first_word
+        if word is not None:
+            driver._words.put(word)
         self._drivers.put(driver)
         return driver
 
+    def launched(self) -> FakeDriver:
+        """The next one that is started."""
+        return self._drivers.get(timeout=WAIT_S)
+
     def driver(self) -> FakeDriver:
         """The next one that is started, once it has Ray."""
-        driver = self._drivers.get(timeout=WAIT_S)
+        driver = self.launched()
         driver.say(Alive())
         return driver
 
@@ -202,6 +209,23 @@ def test_each_driver_that_has_ray_is_logged(world: World, caplog: pytest.LogCapt
     assert sum("driven by process" in line for line in lines) == 2
 
 
+def test_a_head_that_stays_away_is_told_once_and_again_when_it_is_lost_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = Gone(message="compute.address is h:1: refused", code="ray-address", is_config=True)
+    world.first_words = [world.first_word, refused, refused, refused, world.first_word, refused]
+    world.compute.start()
+    world.driver().say(None)
+    for _ in range(3):
+        world.launched()
+    world.driver().say(None)
+    world.launched()
+    world.driver()
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert ["refused" in line for line in lines] == [False, True, False, True]
+    assert ["SIGABRT" in line for line in lines] == [True, False, True, False]
+
+
 def test_who_waits_is_told_that_ray_is_started_again(world: World) -> None:
     compute = world.compute
     compute.start()
@@ -249,7 +273,7 @@ def test_a_cluster_that_cannot_be_joined_is_told_by_start_and_may_be_tried_again
     with pytest.raises(ConfigError, match="refused") as caught:
         world.compute.start()
     assert caught.value.code == "ray-address"
-    world._drivers.get(timeout=WAIT_S)
+    world.launched()
     assert world.no_more_drivers(), "who called decides when it is tried again"
     world.first_word = Started(description="Ray at h:1, 2 CPUs")
     world.compute.start()
@@ -320,7 +344,7 @@ def test_stopping_while_ray_is_being_started_does_not_wait_for_it(world: World) 
 
     starting = threading.Thread(target=start)
     starting.start()
-    driver = world._drivers.get(timeout=WAIT_S)
+    driver = world.launched()
     driver.sent.get(timeout=WAIT_S)  # it was told to begin
     world.compute.stop()
     starting.join(WAIT_S)

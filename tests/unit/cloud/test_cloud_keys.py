@@ -186,8 +186,11 @@ def test_contexts_are_set_used_listed_and_kept_from_others(
     path = tmp_path / "config" / "contexts.yaml"
     monkeypatch.setenv("EDGELOOP_CONTEXTS", str(path))
     ca, token = tmp_path / "ca.crt", tmp_path / "token"
-    ca.write_text("x")
     token.write_text("elo_secret\n")
+    ca.write_text("x")
+    assert run_cli(monkeypatch, "context", "set", "lab", "--server", "lab:50062", "--ca", str(ca)) == 2
+    assert "holds no certificate" in capsys.readouterr().err
+    ca.write_text("-----BEGIN CERTIFICATE-----\n")
     words = ("context", "set", "lab", "--server", "lab:50062", "--ca", str(ca), "--token-file", str(token))
     assert run_cli(monkeypatch, *words) == 0
     assert run_cli(monkeypatch, "context", "set", "home", "--server", "home:50062") == 0

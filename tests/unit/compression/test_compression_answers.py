@@ -70,6 +70,17 @@ def views(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return augmenter.apply(inputs, draws), torch.arange(len(inputs)), draws
 
 
+@pytest.mark.parametrize(("pixels", "num_views"), [(0, 1), (1, 9)])
+def test_a_long_training_asks_for_no_view_twice(pixels: int, num_views: int) -> None:
+    training = replace(TRAINING, augment_pixels=pixels)
+    teacher = Counted(build_teacher(WORKLOAD, DATASET))
+    spec = CompressionSpec(num_epochs=24, learning_rate=1e-3)
+    student = build_teacher(replace(WORKLOAD, teacher_options={"base_width": 8, "num_stages": 1}), DATASET)
+    distil(student, teacher, DATASET, spec=spec, training=training, device=CPU, report=lambda *_: None)
+    # Twelve times all samples, were each second epoch to ask anew.
+    assert 0.8 * num_views * len(DATASET.train) < teacher.num_asked <= num_views * len(DATASET.train)
+
+
 def test_an_answer_is_the_teachers_own_and_is_asked_for_once() -> None:
     teacher = counted()
     answers = TeacherAnswers(teacher, DATASET, TRAINING, CPU)

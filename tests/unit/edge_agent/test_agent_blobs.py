@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_agent_fetch import BLOCK, BLOCKS, DATA, MANIFEST, NUM_BLOCKS, RAW, SLOT, manifest_for
 
 from edge_agent import blobs as blobs_module
 from edge_agent.blobs import BlobStore
+from edgeloop import artifact
 from edgeloop.artifact import BlockAssembler
 from edgeloop.errors import RejectedError
+
+MEMORY = """
+import sys, tracemalloc
+from pathlib import Path
+from edge_agent.blobs import BlobStore
+store = BlobStore(Path(sys.argv[1]), reserve_bytes=0)
+manifest = store.read_manifest(sys.argv[2])
+tracemalloc.start()
+store.assemble(manifest)
+assert store.has_artifact(manifest)
+store.check_artifact(manifest)
+print(tracemalloc.get_traced_memory()[1])
+"""
 
 
 @pytest.fixture
@@ -76,6 +93,37 @@ def test_a_manifest_that_was_damaged_is_deleted_and_never_handed_out(store: Blob
     store.manifest_path(SLOT.manifest_digest).write_bytes(RAW[:-1])
     assert code_of(lambda: store.read_manifest(SLOT.manifest_digest)) == "manifest-altered"
     assert code_of(lambda: store.read_manifest(SLOT.manifest_digest)) == "manifest-missing"
+
+
+def test_a_large_artifact_is_put_together_and_verified_in_the_memory_of_a_few_blocks(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    data = np.random.default_rng(2).bytes(4 << 20)
+    manifest = manifest_for(data=data)
+    folder = tmp_path / "partial" / manifest.digest
+    folder.mkdir()
+    for n, block in enumerate(artifact.split_blocks(data, BLOCK)):
+        (folder / str(n)).write_bytes(block)
+    raw = artifact.encode_manifest(manifest)
+    store.keep_manifest(artifact.sha256_hex(raw), raw)
+    # In a process of its own, where no other thread allocates.
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path), artifact.sha256_hex(raw)],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert int(done.stdout) < len(data) / 4
+    assert store.read_artifact(manifest) == data
+
+
+def test_blocks_that_together_are_not_the_artifact_leave_nothing_of_it(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    fill(store)
+    (tmp_path / "partial" / SLOT.digest / "3").write_bytes(bytes(BLOCK))
+    assert code_of(lambda: store.assemble(MANIFEST)) == "artifact-altered"
+    assert list((tmp_path / "artifacts").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "a" * 63, ""])

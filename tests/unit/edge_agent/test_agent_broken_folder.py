@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,8 +18,7 @@ from edge_agent.blobs import BlobStore
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult
 from edge_agent.update_events import INTERNAL, DeploymentSeen
 from edge_agent.update_state import State
-from edgeloop import artifact, topics
-from edgeloop.errors import RejectedError
+from edgeloop import topics
 
 
 @pytest.fixture
@@ -127,7 +125,7 @@ def test_a_failure_that_nobody_foresaw_ends_the_update_and_not_the_agent(
     assert (device.updater.state.state, device.updater.state.generation) == (State.ACTIVE, 3)
 
 
-@pytest.mark.parametrize("step", ["keep_block", "read_blocks"])
+@pytest.mark.parametrize("step", ["keep_block", "assemble"])
 def test_a_message_that_fails_in_an_unforeseen_way_ends_the_fetch_and_leaves_no_state_waiting(
     device: Device, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -145,27 +143,44 @@ def test_a_message_that_fails_in_an_unforeseen_way_ends_the_fetch_and_leaves_no_
     assert device.updater.state.state is State.TESTING
 
 
-def test_a_process_without_descriptors_loses_no_model(device: Device) -> None:
-    manifest = artifact.parse_manifest(FIRST.raw_manifest, expected_digest=FIRST.manifest_digest)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    blobs = BlobStore(device.folder / "blobs", reserve_bytes=0)
-    partial = device.folder / "blobs" / "partial" / SECOND.digest
-    num_blocks = len(list(partial.iterdir()))
-    gc.collect()  # or it would free some of those in between
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+WITHOUT_DESCRIPTORS = """
+import resource, sys
+from pathlib import Path
+from edge_agent.blobs import BlobStore
+from edgeloop.artifact import BlockAssembler
+from edgeloop.errors import RejectedError
+blobs = BlobStore(Path(sys.argv[1]), reserve_bytes=0)
+first, second = map(blobs.read_manifest, sys.argv[2:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+for read in (lambda: blobs.read_manifest(sys.argv[2]), lambda: blobs.read_artifact(first)):
     try:
-        with pytest.raises(RejectedError):
-            blobs.read_artifact(manifest)
-        with pytest.raises(RejectedError):
-            blobs.read_manifest(FIRST.manifest_digest)
-        device.updater.handle(DeploymentSeen(slot=slot(SECOND, 3)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert blobs.read_artifact(manifest) == FIRST.data
-    assert blobs.read_manifest(FIRST.manifest_digest) == manifest
-    assert len(list(partial.iterdir())) == num_blocks
+        read()
+    except RejectedError as error:
+        print(error.code, error.message)
+blobs.kept_blocks(second, BlockAssembler(second))
+"""
+
+
+def test_a_process_without_descriptors_loses_no_model(device: Device) -> None:
+    folder = device.folder / "blobs"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(before) == 5  # two manifests, an artifact and two blocks
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_DESCRIPTORS,
+            str(folder),
+            FIRST.manifest_digest,
+            SECOND.manifest_digest,
+        ],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.count("Too many open files") == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     device.restart()
     assert device.serving == FIRST.digest
 

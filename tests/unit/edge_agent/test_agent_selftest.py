@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -159,6 +161,21 @@ def test_a_model_that_wants_too_much_memory_fails_in_the_child_alone(tmp_path: P
     result = run_self_test(job(tmp_path, relabelled(greedy_model())))
     assert not result.passed
     assert "memory" in result.message, result
+
+
+def test_the_child_is_what_the_kernel_ends_first_for_want_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[int] = []
+    communicate = subprocess.Popen.communicate
+
+    def look(process: subprocess.Popen[bytes], *given: Any, **named: Any) -> Any:
+        scores.append(int(Path(f"/proc/{process.pid}/oom_score_adj").read_text()))
+        return communicate(process, *given, **named)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", look)
+    assert run_self_test(job(tmp_path, ship(make_model(1)))).passed
+    assert scores == [1000]
 
 
 def test_a_stopped_test_reports_nothing(tmp_path: Path) -> None:

@@ -89,3 +89,5 @@ def test_the_unit_starts_the_agent_as_it_is_and_leaves_configuration_errors_alon
     program, command, *_ = unit["ExecStart"].split()
     assert (program.rsplit("/")[-1], command) == ("edgeloop-agent", "run")
     assert int(unit["WatchdogSec"]) > 10
+    # Else a self-test that the kernel ends for its memory would end the agent, as if on purpose.
+    assert unit["OOMPolicy"] == "continue"
