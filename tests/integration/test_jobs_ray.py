@@ -367,7 +367,7 @@ def test_a_ray_that_was_lost_as_a_whole_is_started_again_with_what_was_unfinishe
     assert isinstance(end, TaskSucceeded), end
     assert len(pids(trace)) == 2
     assert compute.pid != driver
-    _, left = psutil.wait_procs(family, timeout=15)
+    _, left = psutil.wait_procs(family, timeout=60)
     assert not left, "the Ray of a driver that died does not outlive it"
     wait_until(lambda: not ray_folders(driver), "its files to be removed")
 

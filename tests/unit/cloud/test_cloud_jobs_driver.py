@@ -29,7 +29,7 @@ from cloud.jobs.remote import RemoteCompute
 from edgeloop.backoff import Backoff
 from edgeloop.errors import TransientError
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 #: Stands where the driver of Ray does: it has what it wants at once, and then does what it is told.
 PREFACE = """
 import os, socket, sys, time

@@ -35,7 +35,7 @@ from edgeloop.backoff import Backoff
 from edgeloop.errors import ConfigError, TransientError
 
 #: For what happens at once unless something is wrong.
-WAIT_S = 30.0
+WAIT_S = 60.0
 RESULT = teacher_of(WORKLOAD)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import small_network
 import torch
 from compression_networks import (
     INPUT_SHAPE,
@@ -23,7 +24,7 @@ from compression_networks import (
 )
 from memory_registry import Memory
 from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.build import build_student, finish_teacher
@@ -71,42 +72,15 @@ SCHEMES = {
 }
 
 
-class Small(nn.Module):
-    """Two convolutions with BatchNorm and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 24, 3, stride=2, padding=1)
-        self.norm2 = nn.BatchNorm2d(24)
-        self.head = nn.Linear(24 * 9, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm1(self.conv1(x)))
-        x = nn.functional.max_pool2d(torch.relu(self.norm2(self.conv2(x))), 2)
-        result: Tensor = self.head(x.flatten(1))
-        return result
-
-
 def silent(fraction: float, message: str) -> None:
     """A report that nobody reads."""
 
 
 @pytest.fixture(scope="module")
 def small() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Small()
-        inputs, labels = torch.from_numpy(DIGITS.train.inputs), torch.from_numpy(DIGITS.train.labels)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        for _ in range(6):
-            for rows in torch.randperm(len(labels)).split(32):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
-                optimizer.step()
+    model = small_network.trained()
     assert accuracy(export_onnx(model, DIGITS.input_shape)) > 0.95
-    return model.eval()
+    return model
 
 
 def accuracy(data: bytes) -> float:
@@ -319,7 +293,7 @@ def test_taking_the_rounding_away_leaves_what_was_computed(small: nn.Module) -> 
 def unbalanced(small: nn.Module) -> nn.Module:
     """The same function, with one channel 300 times as large as it was: one scale fits no other channel."""
     model = copy.deepcopy(small)
-    assert isinstance(model, Small)
+    assert isinstance(model, small_network.Small)
     with torch.no_grad():
         model.norm1.weight[0] *= 300
         model.norm1.bias[0] *= 300

@@ -196,5 +196,5 @@ def test_a_self_test_that_cannot_be_followed_has_an_ending(
     job = SelfTestJob(artifact_path=tmp_path / "a", manifest_path=tmp_path / "m", manifest_digest="0" * 64)
     process = SelfTestProcess(job, ended.put)
     process.start()
-    assert ended.get(timeout=30).code == "self-test-crash"
+    assert ended.get(timeout=60).code == "self-test-crash"
     process.stop()

@@ -107,8 +107,9 @@ def test_agreeing_with_the_teacher_costs_nothing_and_disagreeing_does(loss: Loss
     assert soft_loss(loss, teacher + 1 if loss is not Loss.CROSS_ENTROPY else -teacher, teacher, 4.0) > 0.1
 
 
-@pytest.mark.parametrize("loss", [Loss.BINARY, Loss.REGRESSION])
-def test_a_teacher_learns_by_each_loss(loss: Loss) -> None:
+@pytest.mark.parametrize(("loss", "floor"), [(Loss.BINARY, 0.6), (Loss.REGRESSION, 0.3)])
+def test_a_teacher_learns_by_each_loss(loss: Loss, floor: float) -> None:
+    """Whoever guesses has a half of the first and nothing of the second."""
     rng = np.random.default_rng(0)
     splits = {}
     for split, count in (("train", 192), ("validation", 64), ("test", 64)):
@@ -127,6 +128,6 @@ def test_a_teacher_learns_by_each_loss(loss: Loss) -> None:
     trainer = TeacherTrainer(workload, dataset, device="cpu")
     said: list[str] = []
     metrics = [trainer.run_epoch(lambda _, message: said.append(message)) for _ in range(8)]
-    assert metrics[-1].validation_accuracy > 0.6
+    assert metrics[-1].validation_accuracy > floor
     assert metrics[-1].loss < metrics[0].loss
     assert f"validation {loss.metric} 0." in said[-1]
