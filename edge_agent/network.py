@@ -5,7 +5,7 @@ Rules:
 - Without a usable identity there is no connection, never one without it: that is said once, the model serves
   on, and the identity is read again, so that mending it needs no restart. The same where what enrolment told
   is lost; whoever owns the settings hears of it before anything is connected.
-- A renewed certificate reaches both connections at their next beginning.
+- A new certificate reaches both connections at their next beginning, at once where there is none.
 """
 
 import logging

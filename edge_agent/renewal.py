@@ -10,6 +10,8 @@ Rules:
 - Clocks are set while agents run, by years and in both directions. So the certificate alone says from when it
   is due, a failure is followed by a pause and not by a date, and one that is due as soon as it came (a clock
   far ahead) is left alone for an hour: neither does a wrong clock end renewals for good, nor make a flood.
+- Somebody may enrol the device anew while the agent runs. What enrolment left is looked at every ten seconds,
+  and taken without a restart, but for addresses and another name, which count from the next start.
 """
 
 import logging
@@ -22,9 +24,10 @@ from pathlib import Path
 
 import grpc
 
-from edge_agent.identity import Identity, save_certificate
+from edge_agent.config import ENROLMENT_FILE
+from edge_agent.identity import Identity, load_identity, save_certificate
 from edgeloop.backoff import Backoff
-from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, error_from_grpc
+from edgeloop.errors import ConfigError, EdgeloopError, RejectedError, TransientError, error_from_grpc
 from edgeloop.identity import certificate_request, facts, new_private_key, read_certificate, vouch
 from edgeloop.v1 import enrolment_service_pb2 as pb
 from edgeloop.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub, RenewalServiceStub
@@ -35,10 +38,11 @@ _TIMEOUT_S = 20.0
 #: The random while, as a share of the certificate's life.
 _SPREAD_RATIO = 0.05
 _MAX_WAIT_S = 3600.0  # clocks are set while agents run
+_LOOK_S = 10.0
 
 
 class Renewer:
-    """``on_renewed`` is called on the renewer's thread, after the new certificate is stored."""
+    """``on_renewed`` is called on the renewer's thread, when a new certificate is on the disk."""
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Renewer:
         on_renewed: Callable[[Identity], None],
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.time,
+        look_s: float = _LOOK_S,
     ) -> None:
         self._state_dir = state_dir
         self._identity = identity
@@ -56,7 +61,9 @@ class Renewer:
         self._on_renewed = on_renewed
         self._backoff = backoff or Backoff(1.0, 300.0, random.Random())
         self._clock = clock
+        self._look_s = look_s
         self._complained = False
+        self._enrolled = self._enrolment()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
 
@@ -74,8 +81,12 @@ class Renewer:
 
     def _run(self) -> None:
         due_s, pause_s = self._due_s(), 0.0
-        while not self._wait(max(pause_s, min(due_s - self._clock(), _MAX_WAIT_S))):
+        while not self._rest(max(pause_s, min(due_s - self._clock(), _MAX_WAIT_S))):
             pause_s = 0.0
+            if self._taken_anew():
+                self._complained = False
+                self._backoff.reset()
+                due_s = self._due_s()
             if self._clock() < due_s:
                 continue
             try:
@@ -99,6 +110,52 @@ class Renewer:
                 logger.warning("the new certificate is due at once: this device's clock is wrong, set it")
                 pause_s = _MAX_WAIT_S
 
+    def _rest(self, seconds: float) -> bool:
+        """Whether it was stopped meanwhile. Ends early when somebody enrolled the device."""
+        while seconds > self._look_s:
+            if self._wait(self._look_s):
+                return True
+            seconds -= self._look_s
+            if self._enrolment() != self._enrolled:
+                return False
+        return self._wait(seconds)
+
+    def _enrolment(self) -> tuple[int, int] | None:
+        """Another one for each enrolment: the file that it writes last is always a new file."""
+        try:
+            found = (self._state_dir / ENROLMENT_FILE).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def _taken_anew(self) -> bool:
+        """Whether another identity is in use from now on, since somebody enrolled the device."""
+        enrolled = self._enrolment()
+        if enrolled == self._enrolled:
+            return False
+        self._enrolled = enrolled
+        try:
+            found = load_identity(self._state_dir)
+        except ConfigError as error:
+            logger.warning("%s; the certificate at hand stays in use", error)
+            return False
+        if found is None or found.certificate_pem == self._identity.certificate_pem:
+            return False
+        if found.device_id != self._identity.device_id:
+            logger.warning(
+                "this folder was enrolled as %s, and the agent runs as %s until it is started again",
+                found.device_id,
+                self._identity.device_id,
+            )
+            return False
+        self._identity = found
+        self._on_renewed(found)
+        logger.info(
+            "enrolled anew serial=%s: it counts from the next connection, addresses from the next start",
+            found.facts.serial,
+        )
+        return True
+
     def _due_s(self) -> float:
         known = self._identity.facts
         life_s = known.not_after_s - known.not_before_s
@@ -120,6 +177,8 @@ class Renewer:
             raise RejectedError(
                 f"the server gave a certificate for {found.name}: it is not used", code="certificate"
             )
+        if self._enrolment() != self._enrolled:
+            raise TransientError("somebody enrolled the device meanwhile", code="enrolled-anew")
         save_certificate(self._state_dir, key_pem, issued.certificate_pem)
         return replace(present, facts=found, key_pem=key_pem, certificate_pem=issued.certificate_pem)
 

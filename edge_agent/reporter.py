@@ -93,6 +93,7 @@ class FleetReporter:
         self._ack_timeout_s = ack_timeout_s
         self._inbox: SimpleQueue[StreamEvent] = SimpleQueue()
         self._stop = threading.Event()
+        self._retry = threading.Event()  # cuts the pause before the next connection short
         self._drain_until_s = float("inf")
         self._register_again = False
         self._reconnect = False
@@ -111,6 +112,7 @@ class FleetReporter:
         """Stops. What waits is delivered if that takes no longer than ``timeout_s``, else it stays."""
         self._drain_until_s = time.monotonic() + timeout_s
         self._stop.set()
+        self._retry.set()
         self._wake_up()
         if not self._thread.is_alive():
             return
@@ -135,9 +137,10 @@ class FleetReporter:
         self._wake_up()
 
     def set_credentials(self, credentials: grpc.ChannelCredentials) -> None:
-        """Connects again with these: the certificate was renewed. Any thread."""
+        """Connects again with these, at once: there is a new certificate. Any thread."""
         self._credentials = credentials
         self._reconnect = True
+        self._retry.set()
         self._wake_up()
 
     def update_status(self, status: deployment_pb2.DeploymentStatus) -> None:
@@ -166,9 +169,11 @@ class FleetReporter:
                     logger.exception("the reporter failed in an unforeseen way")
             finally:
                 self._connected = False
-            self._stop.wait(self._backoff.next())
+            if not self._stop.is_set():
+                self._retry.wait(self._backoff.next())
 
     def _connect_and_deliver(self) -> None:
+        self._retry.clear()
         self._reconnect = False
         client = FleetClient(self._server, credentials=self._credentials)
         self._client = client

@@ -101,6 +101,7 @@ class MqttSession:
         self._telling = threading.Lock()
 
         self._closed = threading.Event()
+        self._retry = threading.Event()  # cuts the pause before the next connection short
         self._connected = threading.Event()
         self._wakeup = Wakeup()
         self._warned = False
@@ -143,8 +144,12 @@ class MqttSession:
         return self._connected.wait(timeout_s)
 
     def set_tls(self, tls: ssl.SSLContext) -> None:
-        """What the next connection uses: a certificate was renewed. The present one stays. Any thread."""
+        """What the next connection uses: there is a new certificate. The present one stays. Any thread.
+
+        Where there is none, it is tried at once.
+        """
         self._tls = tls
+        self._retry.set()
 
     def on_state(self, callback: StateCallback) -> None:
         """Have the callback hear of every connection from now on. Set it before ``start``."""
@@ -203,6 +208,7 @@ class MqttSession:
                 will = self._will
                 self.publish(will.topic, will.payload, qos=will.qos, retain=will.retain).wait(timeout_s / 2)
         self._closed.set()
+        self._retry.set()
         self._wakeup.set()
         if self._thread.ident is None:  # never started
             self._wakeup.close()
@@ -261,7 +267,11 @@ class MqttSession:
                 reason,
                 delay_s,
             )
-            self._closed.wait(delay_s)
+            if self._was_connected:  # whatever was set while it stood has no haste
+                self._retry.clear()
+            if not self._closed.is_set():
+                self._retry.wait(delay_s)
+            self._retry.clear()
         self._wakeup.close()
 
     def _lasted(self, began_s: float) -> bool:

@@ -222,6 +222,11 @@ def test_from_token_to_revoked(broker: Broker, tmp_path: Path, agents: list[Secu
         with plane.control() as control:
             entries = control.ListAudit(pb.ListAuditRequest(refused_only=True)).entries
         assert any(entry.actor == "device:gw-9" and "was revoked" in entry.message for entry in entries)
+        pid = agent.status()["pid"]
+        token = plane.edgeloop("device", "enroll", "gw-9").strip()
+        assert "enrolled as gw-9" in agent.enroll(token, "--force")
+        wait_until(lambda: connected(agent), what=lambda: f"both anew, not restarted: {agent.log[-4000:]}")
+        assert agent.status()["pid"] == pid
     finally:
         plane.stop()
 

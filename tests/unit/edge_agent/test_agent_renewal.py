@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
-from edge_agent.identity import Identity
+from edge_agent.identity import (
+    IDENTITY_FILE,
+    Identity,
+    load_identity,
+    save_certificate,
+    save_enrolment,
+)
 from edge_agent.renewal import Renewer
 from edgeloop.backoff import Backoff
 from edgeloop.errors import TransientError
-from edgeloop.identity import CertificateFacts
+from edgeloop.identity import CertificateFacts, certificate_request, new_private_key
 
 DAY_S = 86_400.0
 YEAR_S = 365 * DAY_S
@@ -31,7 +43,9 @@ def identity(not_before_s: float) -> Identity:
 class VirtualRenewer(Renewer):
     """Its waits pass at once. `offset_s` is how far the device's clock is ahead; the cloud's is right."""
 
-    def __init__(self, until_s: float, offset_at: Callable[[float], float]) -> None:
+    def __init__(
+        self, until_s: float, offset_at: Callable[[float], float], *, state_dir: Path = Path()
+    ) -> None:
         self.now_s = BEGIN_S
         self.until_s = until_s
         self.offset_at = offset_at
@@ -39,17 +53,22 @@ class VirtualRenewer(Renewer):
         self.attempts: list[float] = []
         # Whether the server's certificate is good by the device's clock.
         self.connects: Callable[[float], bool] = lambda offset_s: True
+        self.used: list[Identity] = []
+        # What others do while it waits.
+        self.meanwhile: Callable[[float], None] = lambda now_s: None
         super().__init__(
-            Path(),
+            state_dir,
             identity(BEGIN_S),
             server="x:2",
-            on_renewed=lambda found: None,
+            on_renewed=self.used.append,
             backoff=Backoff(1.0, 300.0, random.Random(0)),
             clock=lambda: self.now_s + self.offset_at(self.now_s),
+            look_s=60.0,
         )
 
     def _wait(self, seconds: float) -> bool:
         self.now_s += max(seconds, 0.0)
+        self.meanwhile(self.now_s)
         assert len(self.attempts) < 100_000
         return self.now_s >= self.until_s
 
@@ -97,3 +116,83 @@ def test_a_cloud_that_is_away_is_tried_again_with_growing_pauses() -> None:
     span_s = renewer.attempts[-1] - renewer.attempts[0]
     assert span_s > DAY_S
     assert span_s / 300 < len(renewer.attempts) < 2.5 * span_s / 300
+
+
+def enrolled(folder: Path, name: str) -> Identity:
+    """As `edgeloop-agent enroll` leaves the folder, by an authority of the test."""
+    key_pem = new_private_key()
+    certificate_pem = issue(name, certificate_request(key_pem, name), BEGIN_S)
+    save_certificate(folder, key_pem, certificate_pem)
+    save_enrolment(folder, certificate_pem, {"device_id": name, "enrol_server": "x:1"})
+    found = load_identity(folder)
+    assert found is not None
+    return found
+
+
+def issue(name: str, request: bytes, now_s: float) -> bytes:
+    asked = x509.load_der_x509_csr(request)
+    begin = datetime.fromtimestamp(now_s, UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")]))
+        .public_key(asked.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=30))
+        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+
+
+def test_a_device_that_is_enrolled_anew_uses_that_at_the_next_look_and_renews_it(
+    tmp_path: Path,
+) -> None:
+    enrolled(tmp_path, "gw-1")
+    renewer = VirtualRenewer(BEGIN_S + 22 * DAY_S, lambda now_s: 0.0, state_dir=tmp_path)
+    at_s = BEGIN_S + 5000.0
+    seen: list[tuple[float, Identity]] = []
+    fresh: list[Identity] = []
+
+    def enrol_at(now_s: float) -> None:
+        if now_s >= at_s and not fresh:
+            fresh.append(enrolled(tmp_path, "gw-1"))
+        if renewer.used and not seen:
+            seen.append((now_s, renewer.used[0]))
+
+    renewer.meanwhile = enrol_at
+    renewer.run()
+    assert [used.facts.serial for _, used in seen] == [fresh[0].facts.serial]
+    assert at_s <= seen[0][0] <= at_s + 2 * 60
+    assert len(renewer.renewals) == 1, "of the new one, once"
+
+
+def test_a_cloud_that_refuses_a_revoked_device_hears_of_its_new_certificate_soon(tmp_path: Path) -> None:
+    """In the pause after a refusal, too, which is five minutes."""
+    enrolled(tmp_path, "gw-1")
+    renewer = VirtualRenewer(BEGIN_S + 25 * DAY_S, lambda now_s: 0.0, state_dir=tmp_path)
+    renewer.connects = lambda offset_s: bool(renewer.used)
+
+    def enrol_at(now_s: float) -> None:
+        if now_s >= BEGIN_S + 24 * DAY_S and not renewer.used:
+            enrolled(tmp_path, "gw-1")
+
+    renewer.meanwhile = enrol_at
+    renewer.run()
+    assert renewer.used
+
+
+@pytest.mark.parametrize("damage", ["other name", "damaged"])
+def test_what_cannot_be_used_leaves_the_certificate_at_hand(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    enrolled(tmp_path, "gw-1")
+    renewer = VirtualRenewer(BEGIN_S + DAY_S, lambda now_s: 0.0, state_dir=tmp_path)
+    enrolled(tmp_path, "gw-2" if damage == "other name" else "gw-1")
+    if damage == "damaged":
+        (tmp_path / IDENTITY_FILE).write_bytes(b"?")
+    renewer.run()
+    assert not renewer.used
+    assert not renewer.renewals
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "until it is started again" in said or "enrol again with a new token" in said
