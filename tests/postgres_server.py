@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import WAIT_S
+from machine import WAIT_S, dying_with_us
 
 #: Debian keeps the server's programs out of the PATH.
 _DEBIAN = Path("/usr/lib/postgresql")
@@ -65,6 +65,7 @@ class PostgresServer:
             *settings,
         ]
         with (self._folder / "log").open("ab") as log:
+            command = dying_with_us(command)
             self._process = subprocess.Popen(command, stdout=log, stderr=log, **self._as_user())
         until_s = time.monotonic() + WAIT_S
         while time.monotonic() < until_s:
