@@ -209,7 +209,7 @@ class InferenceEngine:
         for _ in range(_NUM_WARMUP):
             begin_ns = time.perf_counter_ns()
             model.runtime.run(np.zeros(model.one_shape, np.float32))
-            # The least: one that stood still must not keep requests off their own threads until the next swap.
+            # The least: one that stood still must not keep requests off their threads until the next swap.
             run_s = min(run_s, (time.perf_counter_ns() - begin_ns) / 1e9)
         self._run_s = run_s * self._num_repeats
         self._model = model
