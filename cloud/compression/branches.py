@@ -145,13 +145,7 @@ def absent_branches(branches: Sequence[Branch], state_names: Collection[str]) ->
 
 
 def _branches(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[Branch]:
-    order, unread = list(graph.nodes), _unread(graph, modules)
-    for node in order:
-        sides = _sides(node)
-        if sides is None:
-            continue
-        inner = [_inside(side, node, order, unread) for side in sides]
-        layers = [_layers(nodes, order, modules) for nodes in inner]
+    for node, sides, inner, layers in _sums(graph, modules):
         for out, stays in ((0, 1), (1, 0)):
             identity = _behind_identity(sides[stays], modules) in _sources(inner[out])
             if _may_go(inner[out], inner[stays], sides[stays], node, modules) and (
@@ -169,13 +163,7 @@ def _branches(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[Branch
 
 def _shortcuts(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Sums of a branch and a shortcut beside it, each with the branch's end."""
-    order, unread = list(graph.nodes), _unread(graph, modules)
-    for node in order:
-        sides = _sides(node)
-        if sides is None:
-            continue
-        inner = [_inside(side, node, order, unread) for side in sides]
-        layers = [_layers(nodes, order, modules) for nodes in inner]
+    for node, sides, inner, layers in _sums(graph, modules):
         for branch, beside in ((0, 1), (1, 0)):
             sources = _sources(inner[branch])
             if not layers[branch] or len(sources) != 1:
@@ -190,6 +178,18 @@ def _shortcuts(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple
             if harmless and (is_identity or is_projection):
                 yield node, sides[branch]
                 break
+
+
+def _sums(
+    graph: fx.Graph, modules: dict[str, nn.Module]
+) -> Iterator[tuple[fx.Node, tuple[fx.Node, fx.Node], list[frozenset[fx.Node]], list[tuple[str, ...]]]]:
+    """Each sum of two tensors; of both, the tensor, what is computed for it alone, and the layers of that."""
+    order, unread = list(graph.nodes), _unread(graph, modules)
+    for node in order:
+        sides = _sides(node)
+        if sides is not None:
+            inner = [_inside(side, node, order, unread) for side in sides]
+            yield node, sides, inner, [_layers(nodes, order, modules) for nodes in inner]
 
 
 def _sides(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
