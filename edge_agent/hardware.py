@@ -58,7 +58,7 @@ def probe(
     fields = _cpuinfo_fields(cpuinfo)
     features = " ".join((*fields.get("flags", ())[:1], *fields.get("features", ())[:1])).lower().split()
     named = (*fields.get("model name", ())[:1], *fields.get("hardware", ())[:1], _arm_name(fields))
-    name = next(filter(None, named), platform.processor())
+    name = next(filter(None, named), "")  # platform.processor() would start a process to say less
     return device_pb2.Hardware(
         architecture=platform.machine(),
         processor=name[:_MAX_TEXT],

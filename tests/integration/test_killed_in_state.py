@@ -43,6 +43,7 @@ pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(420)]
 DEVICE = "gw-1"
 STATES = ("pending", "fetching", "verifying", "testing", "trial", "active")
 KILLED = ("control plane", "broker")
+SELF_TEST = "edge_agent.selftest"
 TERMINAL = {
     DeploymentState.ACTIVE,
     DeploymentState.REJECTED,
@@ -337,7 +338,8 @@ def hold_testing(site: Site, shipment: Shipment, generation: int) -> Callable[[]
     site.roll_out(shipment)
 
     def has_child() -> bool:
-        children[:] = agent.children()
+        with contextlib.suppress(psutil.Error):
+            children[:] = [child for child in agent.children() if SELF_TEST in " ".join(child.cmdline())]
         return bool(children)
 
     wait_until(has_child, what=lambda: f"the self-test: {site.journal}")

@@ -314,7 +314,7 @@ def test_the_teacher_is_asked_once_for_each_view() -> None:
         teacher,
         DATASET,
         spec=CompressionSpec(num_epochs=4),
-        training=WORKLOAD.training,
+        training=replace(WORKLOAD.training, augment_pixels=2),  # more views than it would ask for
         device=torch.device("cpu"),
         report=lambda *_: None,
     )

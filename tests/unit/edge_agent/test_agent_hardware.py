@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import onnxruntime as ort
@@ -76,3 +77,15 @@ def test_it_works_where_the_kernel_tells_nothing(tmp_path: Path) -> None:
     assert hardware.num_cores >= 1
     assert (hardware.runtime, hardware.runtime_version) == ("onnxruntime", ort.__version__)
     assert list(hardware.instruction_sets) == []
+
+
+def test_nothing_is_started_to_find_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts a process may wait for it for ever, and this is on the way to the first connection."""
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    (tmp_path / "cpuinfo").write_text(X86)
+    assert probe(cpuinfo=tmp_path / "cpuinfo").processor == "AMD EPYC 7763"
+    assert probe(cpuinfo=tmp_path / "none").processor == ""
