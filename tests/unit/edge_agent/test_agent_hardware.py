@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_nothing_is_started_to_find_a_name(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("a process was started")
 
+    monkeypatch.setattr(platform, "_uname_cache", None, raising=False)  # what other tests asked for
     monkeypatch.setattr(subprocess, "Popen", refuse)
     (tmp_path / "cpuinfo").write_text(X86)
     assert probe(cpuinfo=tmp_path / "cpuinfo").processor == "AMD EPYC 7763"
