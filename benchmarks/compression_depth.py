@@ -15,6 +15,7 @@ students of many depths and widths would take.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import sys
@@ -76,11 +77,17 @@ class Shape:
 
     @classmethod
     def of(cls, text: str) -> Shape:
-        """From ``DEPTH:WIDTH`` or ``DEPTH:WIDTH:plain``. Raises ``ValueError``."""
-        depth, width, *rest = text.split(":")
-        if rest not in ([], ["plain"]):
-            raise ValueError(f"{text}: it must be DEPTH:WIDTH or DEPTH:WIDTH:plain")
-        return cls(depth=float(depth), width=float(width), plain=bool(rest))
+        """From ``DEPTH:WIDTH`` or ``DEPTH:WIDTH:plain``. Raises what argparse shows."""
+        depth, _, rest = text.partition(":")
+        width, _, plain = rest.partition(":")
+        try:
+            if plain not in ("", "plain"):
+                raise ValueError
+            return cls(depth=float(depth), width=float(width), plain=bool(plain))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: it must be DEPTH:WIDTH or DEPTH:WIDTH:plain, such as 1:0.4375:plain"
+            ) from None
 
     def __str__(self) -> str:
         return f"{self.depth:g} deep, {self.width:g} wide" + (", plain" if self.plain else "")

@@ -33,12 +33,12 @@ class Fleet(fleet_service_pb2_grpc.FleetServiceServicer):
     ) -> fleet_service_pb2.RegisterResponse:
         return fleet_service_pb2.RegisterResponse(profile=PROFILE, report_interval_s=1)
 
-    def UpdateDeploymentStatus(  # noqa: N802
+    def UpdateDeploymentStatus(  # noqa: N802 - the same
         self, request: fleet_service_pb2.UpdateDeploymentStatusRequest, context: grpc.ServicerContext
     ) -> fleet_service_pb2.UpdateDeploymentStatusResponse:
         return fleet_service_pb2.UpdateDeploymentStatusResponse()
 
-    def StreamReports(  # noqa: N802
+    def StreamReports(  # noqa: N802 - the same
         self,
         request_iterator: Iterator[fleet_service_pb2.StreamReportsRequest],
         context: grpc.ServicerContext,

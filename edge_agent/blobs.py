@@ -26,7 +26,6 @@ from typing import TypeVar
 
 from edge_agent.journal import fsync_folder, write_atomically
 from edge_agent.stored_files import (
-    altered,
     checked,
     digest_of,
     discard,
@@ -120,7 +119,7 @@ class BlobStore:
     def _compare(self, manifest: artifact_pb2.Manifest, digest: str) -> None:
         if digest != manifest.digest:
             discard(self.artifact_path(manifest.digest))
-            raise altered(manifest)
+            raise artifact.altered(manifest)
 
     def has_artifact(self, manifest: artifact_pb2.Manifest) -> bool:
         try:

@@ -63,7 +63,8 @@ class Renewer:
         self._clock = clock
         self._look_s = look_s
         self._complained = False
-        self._enrolled = self._enrolment()
+        # What the identity in use came from, and what was looked at last.
+        self._enrolled = self._seen = self._enrolment()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
 
@@ -81,15 +82,15 @@ class Renewer:
 
     def _run(self) -> None:
         due_s, pause_s = self._due_s(), 0.0
-        while not self._rest(max(pause_s, min(due_s - self._clock(), _MAX_WAIT_S))):
+        while not self._rest(pause_s or min(due_s - self._clock(), _MAX_WAIT_S)):
             pause_s = 0.0
-            if self._taken_anew():
-                self._complained = False
-                self._backoff.reset()
-                due_s = self._due_s()
-            if self._clock() < due_s:
-                continue
             try:
+                if self._taken_anew():
+                    self._complained = False
+                    self._backoff.reset()
+                    due_s = self._due_s()
+                if self._clock() < due_s:
+                    continue
                 self._identity = self._renewed()
                 self._on_renewed(self._identity)
             except EdgeloopError as error:
@@ -116,7 +117,7 @@ class Renewer:
             if self._wait(self._look_s):
                 return True
             seconds -= self._look_s
-            if self._enrolment() != self._enrolled:
+            if self._enrolment() != self._seen:
                 return False
         return self._wait(seconds)
 
@@ -129,27 +130,25 @@ class Renewer:
         return found.st_ino, found.st_mtime_ns
 
     def _taken_anew(self) -> bool:
-        """Whether another identity is in use from now on, since somebody enrolled the device."""
-        enrolled = self._enrolment()
+        """Whether another identity is in use from now on, since somebody enrolled the device.
+
+        Raises for one that cannot be used, now and whenever it is tried again: nothing is renewed over it.
+        """
+        self._seen = enrolled = self._enrolment()
         if enrolled == self._enrolled:
             return False
-        self._enrolled = enrolled
-        try:
-            found = load_identity(self._state_dir)
-        except ConfigError as error:
-            logger.warning("%s; the certificate at hand stays in use", error)
-            return False
+        found = load_identity(self._state_dir)
         if found is None or found.certificate_pem == self._identity.certificate_pem:
+            self._enrolled = enrolled
             return False
         if found.device_id != self._identity.device_id:
-            logger.warning(
-                "this folder was enrolled as %s, and the agent runs as %s until it is started again",
-                found.device_id,
-                self._identity.device_id,
+            raise ConfigError(
+                f"{self._state_dir} was enrolled as {found.device_id}, and this agent runs as "
+                f"{self._identity.device_id}: start it again",
+                code="identity-other-device",
             )
-            return False
-        self._identity = found
         self._on_renewed(found)
+        self._identity, self._enrolled = found, enrolled
         logger.info(
             "enrolled anew serial=%s: it counts from the next connection, addresses from the next start",
             found.facts.serial,

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from edgeloop import artifact
 from edgeloop.errors import RejectedError
 from edgeloop.v1 import artifact_pb2
 
@@ -57,12 +58,6 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def altered(manifest: artifact_pb2.Manifest) -> RejectedError:
-    return RejectedError(
-        f"the artifact's bytes are not {manifest.digest[:12]}: fetch it again", code="artifact-altered"
-    )
-
-
 def checked(manifest: artifact_pb2.Manifest, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Raises at the end where together they are not the artifact."""
     found = hashlib.sha256()
@@ -70,7 +65,7 @@ def checked(manifest: artifact_pb2.Manifest, pieces: Iterable[bytes]) -> Iterato
         found.update(piece)
         yield piece
     if found.hexdigest() != manifest.digest:
-        raise altered(manifest)
+        raise artifact.altered(manifest)
 
 
 def storage_error(error: OSError, what: str) -> RejectedError:

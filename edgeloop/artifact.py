@@ -203,9 +203,14 @@ def check_target(manifest: artifact_pb2.Manifest, workload: str, profile: str) -
 def check_artifact(manifest: artifact_pb2.Manifest, data: bytes) -> None:
     """Whether these are the bytes. Raises ``RejectedError`` ("artifact-altered")."""
     if len(data) != manifest.size_bytes or sha256_hex(data) != manifest.digest:
-        raise RejectedError(
-            f"the artifact's bytes are not {manifest.digest[:12]}: fetch it again", code="artifact-altered"
-        )
+        raise altered(manifest)
+
+
+def altered(manifest: artifact_pb2.Manifest) -> RejectedError:
+    """What is said where other bytes lie in the place of an artifact."""
+    return RejectedError(
+        f"the artifact's bytes are not {manifest.digest[:12]}: fetch it again", code="artifact-altered"
+    )
 
 
 class BlockAssembler:

@@ -4,7 +4,8 @@ Rules that this module keeps:
 
 - It is a fresh interpreter, never a fork of the control plane, and gets of its descriptors one socket alone.
 - ``send`` never waits: a driver that reads nothing costs a thread, and is ended by whoever receives.
-- What it and Ray's native code print goes into our log line by line; the last of it says why it died.
+- What it and Ray's native code print goes into our log line by line, at DEBUG: it is much, and of no use to
+  people who run a fleet. The last of it says why it died, and that is said to them.
 - It dies with the thread that made it, even by SIGKILL: the driver asks the kernel for that first.
 """
 
@@ -121,9 +122,8 @@ class DriverProcess:
             while data := stream.readline(_MAX_LINE_CHARS):
                 line = data.decode(errors="replace").rstrip()
                 if line:
-                    is_stack = _STACK_LINE.search(line) is not None
-                    logger.log(logging.DEBUG if is_stack else logging.INFO, "%s", line)
-                    if not is_stack:
+                    logger.debug("%s", line)  # what it wants to be read comes as records, over the socket
+                    if not _STACK_LINE.search(line):
                         self._lines.append(line)
 
     def _last_words(self) -> str:

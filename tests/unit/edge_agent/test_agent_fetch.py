@@ -34,7 +34,9 @@ DATA = np.random.default_rng(0).bytes(BLOCK * (NUM_BLOCKS - 1) + 17)
 BLOCKS = artifact.split_blocks(DATA, BLOCK)
 
 
-def manifest_for(data: bytes = DATA, profile: str = "small", workload: str = "tiny") -> artifact_pb2.Manifest:
+def manifest_for(
+    data: bytes = DATA, profile: str = "small", workload: str = "tiny", *, block_size: int = BLOCK
+) -> artifact_pb2.Manifest:
     tensor = artifact_pb2.TensorSpec(name="x", datatype="FP32", shape=[0, 2])
     return artifact.build_manifest(
         data,
@@ -45,7 +47,7 @@ def manifest_for(data: bytes = DATA, profile: str = "small", workload: str = "ti
         outputs=[tensor],
         golden=artifact.golden_set(np.zeros((1, 2)), np.zeros((1, 2)), absolute_tolerance=0.1),
         accuracy=0.5,
-        block_size_bytes=BLOCK,
+        block_size_bytes=block_size,
     )
 
 
@@ -183,23 +185,13 @@ def test_a_block_at_the_least_rate_takes_over_an_hour_and_comes_once(rate: float
     """256 KiB, in virtual time; each second some bytes of it come."""
     block_size = 256 * 1024
     data = np.random.default_rng(1).bytes(2 * block_size)
-    tensor = artifact_pb2.TensorSpec(name="x", datatype="FP32", shape=[0, 2])
-    manifest = artifact.build_manifest(
-        data,
-        workload="tiny",
-        profile="small",
-        precision=artifact_pb2.PRECISION_FP32,
-        inputs=[tensor],
-        outputs=[tensor],
-        golden=artifact.golden_set(np.zeros((1, 2)), np.zeros((1, 2)), absolute_tolerance=0.1),
-        accuracy=0.5,
-    )
+    manifest = manifest_for(data, block_size=block_size)
     slot = replace(SLOT, digest=manifest.digest)
     found = Fetcher(slot, SETTINGS, random.Random(0))
     found.begin_blocks(BlockAssembler(manifest), 0.0)
     assert block_size / rate > 3000.0
     now_s, effects = 0.0, []
-    for n, block in enumerate(artifact.split_blocks(data)):
+    for n, block in enumerate(artifact.split_blocks(data, block_size)):
         until_s = now_s + block_size / rate
         while now_s < until_s:
             assert found.on_tick(now_s, fed_at_s=now_s) == []

@@ -186,13 +186,33 @@ def test_a_cloud_that_refuses_a_revoked_device_hears_of_its_new_certificate_soon
 def test_what_cannot_be_used_leaves_the_certificate_at_hand(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Nor is anything renewed over it, though the certificate is due on the way; it is said once."""
     enrolled(tmp_path, "gw-1")
-    renewer = VirtualRenewer(BEGIN_S + DAY_S, lambda now_s: 0.0, state_dir=tmp_path)
+    renewer = VirtualRenewer(BEGIN_S + 25 * DAY_S, lambda now_s: 0.0, state_dir=tmp_path)
     enrolled(tmp_path, "gw-2" if damage == "other name" else "gw-1")
     if damage == "damaged":
         (tmp_path / IDENTITY_FILE).write_bytes(b"?")
+    left = (tmp_path / IDENTITY_FILE).read_bytes()
     renewer.run()
     assert not renewer.used
     assert not renewer.renewals
+    assert (tmp_path / IDENTITY_FILE).read_bytes() == left
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "until it is started again" in said or "enrol again with a new token" in said
+    assert "start it again" in said or "enrol again with a new token" in said
+
+
+def test_an_identity_that_the_connections_do_not_take_is_tried_again(tmp_path: Path) -> None:
+    """As one of which the certificate was written, and the authority's not yet."""
+    enrolled(tmp_path, "gw-1")
+    renewer = VirtualRenewer(BEGIN_S + DAY_S, lambda now_s: 0.0, state_dir=tmp_path)
+    fresh = enrolled(tmp_path, "gw-1")
+    taken: list[Identity] = []
+
+    def take(found: Identity) -> None:
+        if renewer.now_s < BEGIN_S + 600.0:
+            raise OSError("half of it")
+        taken.append(found)
+
+    renewer._on_renewed = take
+    renewer.run()
+    assert [one.facts.serial for one in taken] == [fresh.facts.serial]
