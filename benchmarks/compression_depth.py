@@ -29,20 +29,17 @@ import torch
 from torch import nn
 
 from benchmarks.compression import (
-    CPU,
     Bench,
     arguments_of,
     forms,
-    keep,
     measure,
-    named,
     prepared,
     seed_path,
     settings_of,
     taught,
-    ticker,
 )
 from benchmarks.compression_table import Entry, Row, spread
+from benchmarks.compression_teacher import CPU, keep, named, ticker
 from cloud.compression import evaluate
 from cloud.compression.branches import find_branches
 from cloud.compression.build import calibration_samples, export_verified
