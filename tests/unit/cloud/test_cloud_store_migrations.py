@@ -178,6 +178,22 @@ def test_control_planes_that_start_at_once_migrate_once(store_url: str) -> None:
         store.close()
 
 
+def test_a_new_file_that_another_control_plane_is_setting_up_is_waited_for(path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store = open_store(path)
+    with ThreadPoolExecutor(1) as pool:
+        migrated = pool.submit(store.migrate)
+        with pytest.raises(TimeoutError):
+            migrated.result(0.3)
+        other.execute("COMMIT")
+        other.close()
+        migrated.result(60)
+    fill(store)
+    check_filled(store)
+    store.close()
+
+
 def test_a_newer_database_of_postgresql_is_refused(postgres_url: str) -> None:
     store = Store(postgres_url)
     store.migrate()
