@@ -36,6 +36,7 @@ class Method(StrEnum):
     QAT = "qat"  # training for int8
     RULES = "rules"  # a tree, or boosted trees
     DEPTH = "depth"  # fewer layers
+    SHORTCUTS = "shortcuts"  # wider, without shortcuts
 
 
 SIZE_METHODS: Final = frozenset({Method.QUANTISATION, Method.SPARSITY})
@@ -46,6 +47,8 @@ _INT8_BYTES, _FP32_BYTES = 0.85, 3.6
 _FLOAT_BYTES = 4
 #: What is predicted to be this much over the limit may still meet it.
 _HOPED = 1.1
+#: So many trials leave room for a student without shortcuts and for one of fewer layers.
+_MANY_TRIALS = 6
 _PER_RUNG = 2
 
 
@@ -100,7 +103,12 @@ def allowed(methods: Sequence[Method] | None) -> frozenset[Method]:
 
 
 def reserved_trials(
-    constraints: Constraints, methods: Sequence[Method] | None, max_trials: int, *, num_branches: int = 0
+    constraints: Constraints,
+    methods: Sequence[Method] | None,
+    max_trials: int,
+    *,
+    num_branches: int = 0,
+    num_shortcuts: int = 0,
 ) -> int:
     """How many of a search's trials its first rung leaves, since a constraint may come to bind."""
     permitted = allowed(methods)
@@ -109,8 +117,11 @@ def reserved_trials(
         kept += max(1, max_trials // 2)
     if Method.RULES in permitted and (methods is not None or constraints.min_accuracy is not None):
         kept += max_trials >= 4
-    if constraints.latency_p95_ms is not None and Method.DEPTH in permitted and num_branches > 1:
-        kept += 1
+    if constraints.latency_p95_ms is not None:
+        shapes = (Method.DEPTH in permitted and num_branches > 1) + (
+            Method.SHORTCUTS in permitted and num_shortcuts > 0
+        )
+        kept += min(shapes, 1 + (max_trials >= _MANY_TRIALS))
     return min(kept, max_trials - 1)
 
 
@@ -208,8 +219,11 @@ def shorter(
 ) -> CompressionSpec | None:
     """``spec`` with fewer layers, for ``latency_ratio`` of its latency; None where none can leave.
 
-    The mildest that could be enough: if all time went into branches, it would fall with their number.
+    The mildest that could be enough: if all time went into branches, it would fall with their number. None of
+    a student without shortcuts: whether any is left to leave out once branches left is not known here.
     """
+    if spec.shortcuts is not None:
+        return None
     epochs = spec.num_epochs or num_epochs
     now = count_branches_kept(num_branches, spec.depth_ratio or 1.0)
     if now < 2 or not epochs:

@@ -54,11 +54,13 @@ def decide(
     settings: PolicySettings,
     search: SearchBudget,
     num_branches: int = 0,
+    num_shortcuts: int = 0,
 ) -> tuple[Decision, PolicyState]:
     """A profile's decision: store it and the state, which counts it as taken, in one transaction, then act.
 
     ``windows`` are the profile's, of all digests; ``current_digest`` is its target ("" when none); ``busy``
-    says why nothing may be started now, or is "". ``num_branches`` is as in ``propose``.
+    says why nothing may be started now, or is "". ``num_branches`` and ``num_shortcuts`` are as in
+    ``propose``.
     """
     mine = sorted(
         (c for c in candidates if c.profile == profile.name and c.workload == profile.workload),
@@ -84,6 +86,7 @@ def decide(
         settings=settings,
         search=search,
         num_branches=num_branches,
+        num_shortcuts=num_shortcuts,
     )
     decision, after = _Case(inputs).decide()
     return decision, replace(after, baselines={**state.baselines, **after.baselines})
@@ -258,6 +261,7 @@ class _Case:
             exclude=self._state.proposed,
             current=self._current,
             num_branches=self._inputs.num_branches,
+            num_shortcuts=self._inputs.num_shortcuts,
         )
         if spent >= limit or not specs:
             left = "nothing new is left to build"
