@@ -21,6 +21,7 @@ from typing import Final
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.feasibility import violations
+from cloud.domain.idle_fields import without_idle
 from cloud.domain.profiles import Constraints
 from cloud.domain.quantisation import Estimator, Granularity, QuantisationSpec, Scheme
 from cloud.domain.rules import RuleKind, RuleSpec
@@ -229,7 +230,7 @@ def shorter(
     if now < 2 or not epochs:
         return None
     kept = max(1, min(now - 1, math.floor(now * latency_ratio)))
-    return replace(spec, depth_ratio=round(kept / num_branches, 3), num_epochs=epochs)
+    return without_idle(replace(spec, depth_ratio=round(kept / num_branches, 3), num_epochs=epochs))
 
 
 def other_methods(
@@ -250,10 +251,12 @@ def other_methods(
     lost = [c for c in known if _is_plain(c.spec) and (c.metrics.int8_loss or 0.0) > tolerance]
     if Method.QAT in permitted and lost:
         base = max(lost, key=lambda c: (c.metrics.accuracy, c.digest))
-        spec = replace(
-            base.spec,
-            precision=Precision.INT8,
-            quantisation=QuantisationSpec(tuning_epochs=0, tolerance=tolerance),
+        spec = without_idle(
+            replace(
+                base.spec,
+                precision=Precision.INT8,
+                quantisation=QuantisationSpec(tuning_epochs=0, tolerance=tolerance),
+            )
         )
         reason = (
             f"int8 lost {base.metrics.int8_loss:.4f} of {base.digest[:12]}'s accuracy, over the tolerance of "
@@ -306,6 +309,7 @@ def _mildest(
             quantisation=lever.quantisation,
             sparsity=SparsitySpec(ratio=lever.sparsity) if lever.sparsity else None,
         )
+        spec = without_idle(spec)
         if predicted <= limit * _HOPED and spec.digest not in taken:
             reason = (
                 f"artifact bytes bind: {base.digest[:12]} has {metrics.artifact_bytes} of at most {limit}, "

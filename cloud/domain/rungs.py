@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from cloud.domain.candidates import Candidate, pareto_front
 from cloud.domain.feasibility import violations
+from cloud.domain.idle_fields import without_idle
 from cloud.domain.latency_answers import latency_answers
 from cloud.domain.methods import Proposal, other_methods, size_levers
 from cloud.domain.networks import network_name
@@ -119,7 +120,7 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
     if budget.num_epochs:
         wanted = [
             Proposal(
-                spec=replace(c.spec, num_epochs=budget.num_epochs),
+                spec=without_idle(replace(c.spec, num_epochs=budget.num_epochs)),
                 reason=f"{c.digest[:12]} is on the front of the cuts: it is distilled further",
             )
             for c in kept
