@@ -161,7 +161,10 @@ def test_it_comes_back_on_the_same_port_with_nothing_kept(broker: EmbeddedBroker
         os.kill(pid, signal.SIGKILL)
         assert await_that(lambda: states == [False, True])
         cloud.publish("t", b"after", retain=True).wait(WAIT_S)
-        assert await_that(lambda: heard == [b"before", b"after"])
+        assert await_that(lambda: b"after" in heard)
+    # What is published while the subscription is being made may come for both reasons.
+    assert heard[0] == b"before"
+    assert set(heard[1:]) == {b"after"}
     assert (broker.port, broker.num_restarts) == (port, 1)
 
 
