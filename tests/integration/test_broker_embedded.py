@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from machine import free_port
 
 from cloud.broker import EmbeddedBroker
 from edgeloop.artifact import BLOCK_SIZE_BYTES
@@ -27,7 +28,8 @@ WAIT_S = 60.0
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
-    broker = EmbeddedBroker(host="127.0.0.1", port=0, work_dir=tmp_path, backoff=Backoff(0.05, 0.2))
+    # Not any that the system gives: while it is down, that may be given to another.
+    broker = EmbeddedBroker(host="127.0.0.1", port=free_port(), work_dir=tmp_path, backoff=Backoff(0.05, 0.2))
     broker.start()
     yield broker
     broker.stop()
