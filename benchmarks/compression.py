@@ -112,7 +112,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         refine_epochs=arguments.refine_epochs,
         finish_epochs=arguments.finish_epochs,
         sparse_epochs=arguments.refine_epochs,
-        sparse_ratio=0.5,
+        sparse_ratio=0.4,
         num_train=arguments.num_train,
         base_width=arguments.base_width,
         bfloat16=arguments.bfloat16,
