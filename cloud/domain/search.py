@@ -114,7 +114,8 @@ def propose(
                 mine, current, target_latency_ms, budget, taken, num_branches, num_shortcuts
             )
         if others:
-            return (*found[: max(1, limit - len(others))], *others)[: max(2, limit)]
+            most = min(budget.max_trials, max(2, limit))
+            return (*found[: max(1, limit - len(others))], *others)[:most]
     return (*ahead, *found)[:limit]
 
 

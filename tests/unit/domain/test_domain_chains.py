@@ -159,6 +159,7 @@ def test_a_miss_on_the_fleet_is_answered_with_one_beside_narrower_and_shorter_st
     assert labels == ["pruned 0.375", "distilled 0.375", "pruned 0.4375 plain", "pruned 0.75 deep 0.5"]
     two = [spec.label for spec in answers(budget=replace(BUDGET, max_trials=3))]
     assert two == ["pruned 0.375", "pruned 0.4375 plain"]
+    assert [spec.label for spec in answers(budget=replace(BUDGET, max_trials=1))] == two[:1]
     for none in (answers(num_shortcuts=0), answers(budget=replace(BUDGET, methods=(Method.DEPTH,)))):
         assert all(spec.shortcuts is None for spec in none)
     current = chain(7 / 16, 0.94, 6.3)
