@@ -24,7 +24,7 @@ from edge_agent.config import AgentConfig, Endpoint
 from edge_agent.inference import MAX_BATCH, InferenceEngine, ServedModel
 from edge_agent.meter import LatencyMeter
 from edge_agent.serving import addresses
-from edge_agent.serving.grpc_api import SERVICE
+from edge_agent.serving.grpc_api import MAX_CALLS, SERVICE
 from edge_agent.serving.inference import grpc_service_pb2 as pb
 from edge_agent.serving.local_api import RETRY_S, LocalApi
 from edge_agent.serving.metrics import BUCKETS_S, ServingMetrics, render_status
@@ -310,6 +310,23 @@ def test_more_requests_than_may_wait_are_refused_at_once(gateway) -> None:
     for thread, _ in waiting:
         thread.join(60)
     assert [found[0][0] for _, found in waiting] == [200] * 5
+
+
+def test_a_call_that_is_ending_takes_no_room_from_the_next(gateway) -> None:
+    """As many as may be under way, and as many whose answer is out."""
+    gateway.engine._max_pending = 4 * MAX_CALLS
+    gateway.runtime.gate.clear()
+    with grpc.insecure_channel(gateway.api.grpc_address) as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        request = grpc_request().SerializeToString()
+        calls = [infer.future(request) for _ in range(2 * MAX_CALLS)]
+        # One has the turn.
+        wait_until(lambda: gateway.engine._num_waiting == 2 * MAX_CALLS - 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(request)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        gateway.runtime.gate.set()
+        assert all(call.result(60) for call in calls)
 
 
 def test_a_body_larger_than_the_largest_batch_is_refused_and_the_connection_goes_on(gateway) -> None:
