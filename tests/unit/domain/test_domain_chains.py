@@ -168,6 +168,21 @@ def test_a_miss_on_the_fleet_is_answered_with_one_beside_narrower_and_shorter_st
     assert shorter(current.spec, latency_ratio=0.5, num_branches=4, num_epochs=3) is None
 
 
+def test_where_one_serves_with_room_to_spare_a_wider_one_comes_first() -> None:
+    current = chain(7 / 16, 0.94, 4.2, num_epochs=4)  # 0.6 of what the width takes with shortcuts
+    for budget in (BUDGET, replace(BUDGET, family_epochs=4)):
+        specs = propose(
+            profile(), [*WHOLE, current], target_latency_ms=5.4, direction=Direction.LARGER, current=current,
+            budget=budget, num_shortcuts=4,
+        )  # fmt: skip
+        assert specs[0].label == "pruned 0.625 plain"
+        none = propose(
+            profile(), [*WHOLE, current], target_latency_ms=3.9, direction=Direction.LARGER, current=current,
+            budget=budget, num_shortcuts=4,
+        )  # fmt: skip
+        assert all(spec.shortcuts is None for spec in none), "no step wider fits"
+
+
 def test_a_decision_names_it_and_is_replayed_with_it_and_older_ones_without() -> None:
     decision, _ = decide(
         profile=profile(5.0), windows=fleet_windows(8.0, digest=WIDE.digest), candidates=[WIDE],
