@@ -101,10 +101,11 @@ def propose(
     cuts = _unbuilt(_cuts(widths[:2], budget), taken, budget, limit=limit)
     if cuts:
         return cuts
-    wanted = [(width, roads_for(width)[0]) for width in widths[:2]]
-    wanted[1:1] = [(width, roads_for(width)[1]) for width in widths[:1]]
-    wanted += [(width, road) for width in widths[2:] for road in roads_for(width)[:1]]
-    wanted += [(width, road) for width in widths[1:] for road in roads_for(width)[1:]]
+    roads = {width: roads_for(width, budget.num_epochs) for width in widths}
+    wanted = [(width, roads[width][0]) for width in widths[:2]]
+    wanted[1:1] = [(width, roads[width][1]) for width in widths[:1]]
+    wanted += [(width, roads[width][0]) for width in widths[2:]]
+    wanted += [(width, roads[width][1]) for width in widths[1:]]
     found = _unbuilt(wanted, taken, budget, limit=limit)
     if direction is Direction.SMALLER and current is not None and target_latency_ms is not None:
         others = answers(budget, current, target_latency_ms, taken)
@@ -149,8 +150,10 @@ def _other_shapes(
     return tuple(spec for spec in found if spec is not None and spec.digest not in taken)
 
 
-def roads_for(width_ratio: float) -> tuple[Road, ...]:
-    """The roads that pay at a width, best first."""
+def roads_for(width_ratio: float, num_epochs: int) -> tuple[Road, Road]:
+    """The roads that pay at a width, best first. Without epochs there is one: the others want to learn."""
+    if not num_epochs:
+        return (Road.PRUNED, Road.PRUNED)
     if width_ratio > _SCRATCH_WIDTH:
         return (Road.PRUNED, Road.DISTILLED)
     if width_ratio > _TINY_WIDTH:
@@ -168,8 +171,9 @@ def first_rung(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[Co
     cuts += _short_cuts(budget, {*taken, *(spec.digest for spec in cuts)}, limit=limit - len(cuts))
     if cuts:
         return cuts
-    first = [(width, roads_for(width)[0]) for width in budget.width_ratios]
-    second = [(width, roads_for(width)[1]) for width in sorted(budget.width_ratios)]
+    epochs = budget.num_epochs
+    first = [(width, roads_for(width, epochs)[0]) for width in budget.width_ratios]
+    second = [(width, roads_for(width, epochs)[1]) for width in sorted(budget.width_ratios)]
     found = _unbuilt(first, taken, budget, limit=limit) + whole_networks(budget, taken)
     found += _unbuilt(second, {*taken, *(spec.digest for spec in found)}, budget, limit=limit)
     return (found + whole_networks(budget, taken, road=Road.SCRATCH))[: max(0, limit)]
