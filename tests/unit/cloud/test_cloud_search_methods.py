@@ -60,7 +60,7 @@ def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_
     world.store.apply_workload(WORKLOAD, 1.0)
     world.store.apply_profile(replace(PROFILE, constraints=Constraints(artifact_bytes=limit)), 1.0)
     world.store.save_teacher(teacher, 1.0)
-    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url)))
     queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
     desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
 
@@ -110,7 +110,7 @@ def test_where_latency_binds_a_shorter_student_follows_and_says_why(tmp_path: Pa
     world.store.apply_workload(workload, 1.0)
     world.store.apply_profile(replace(PROFILE, constraints=Constraints(latency_p95_ms=1e-6)), 1.0)
     world.store.save_teacher(teacher, 1.0)
-    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url)))
     queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
     desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
     job_id = desk.compress(pb.CompressStudentsRequest(profile="tiny-flash")).job.job_id
