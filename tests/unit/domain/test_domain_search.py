@@ -12,9 +12,10 @@ from cloud.domain.feasibility import explain_infeasible, violations
 from cloud.domain.policy import PolicySettings
 from cloud.domain.prediction import Prediction, Predictor
 from cloud.domain.profiles import Constraints
-from cloud.domain.search import Direction, propose, roads_for, width_for
+from cloud.domain.search import Direction, propose, roads_for
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.state import Measured
+from cloud.domain.width_curve import width_for
 from cloud.domain.workloads import SearchBudget
 
 PROFILE = profile()
