@@ -61,7 +61,7 @@ def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_
     world.store.apply_workload(WORKLOAD, 1.0)
     world.store.apply_profile(replace(PROFILE, constraints=Constraints(artifact_bytes=limit)), 1.0)
     world.store.save_teacher(teacher, 1.0)
-    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url)))
     queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
     desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
 
@@ -115,7 +115,7 @@ def test_where_latency_binds_one_without_shortcuts_and_a_shorter_one_follow_and_
     world.store.apply_workload(workload, 1.0)
     world.store.apply_profile(replace(PROFILE, constraints=Constraints(latency_p95_ms=1e-6)), 1.0)
     world.store.save_teacher(teacher, 1.0)
-    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url)))
     queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
     desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
     for max_trials in (0, 1):  # the workload's; and one more in another search
