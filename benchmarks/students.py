@@ -43,6 +43,8 @@ from cloud.training import checkpoints
 from cloud.training.datasets import Dataset
 from edgeloop.errors import EdgeloopError
 
+#: What ``--only`` names; all when empty.
+ONLY: list[str] = []
 DEPTH = 0.5
 NUM_SESSIONS = 7
 WIDTHS = (0.5, 0.25)
@@ -60,8 +62,12 @@ def main() -> int:
     parser.add_argument("--family-epochs", type=int, default=6)
     parser.add_argument("--num-train", type=int, default=8_000, help="training images; 0: all 50,000")
     parser.add_argument("--bfloat16", action="store_true", help="train so: see docs/search.md")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TEXT", help="of part own: names that hold it"
+    )
     parser.add_argument("--cache", type=Path, default=Path("out/bench-students"))
     arguments = parser.parse_args()
+    ONLY[:] = arguments.only
     torch.set_num_threads(1)
     try:
         for part in arguments.part or PARTS:
@@ -89,7 +95,7 @@ def settings_of(arguments: argparse.Namespace, part: str) -> Settings:
 
 def kept_figures(bench: Bench, part: str, seed: int) -> list[dict[str, Any]]:
     """What a seed of a part gave, measured now unless it was before."""
-    path = bench.cache / f"{part}-{named(bench.settings.identity(), seed)}.json"
+    path = bench.cache / f"{part}-{named(bench.settings.identity(), ONLY, 'pairs', seed)}.json"
     if not path.exists():
         say(f"{part}, seed {seed}")
         entries = forms("teacher", "teacher", 1.0, bench.teacher, bench.dataset, 0.0)
@@ -248,12 +254,20 @@ OWN: tuple[tuple[str, Callable[[int], nn.Module], int], ...] = (
 )
 
 
+def is_wanted(name: str) -> bool:
+    """Whether ``--only`` lets it through."""
+    return not ONLY or any(text in name for text in ONLY)
+
+
 def own(bench: Bench, seed: int) -> list[Entry]:
     """Small networks taught by the teacher, beside the teacher made narrower and taught for as long."""
     entries: list[Entry] = []
     for width in NARROWER:
-        entries += student_of(bench, f"teacher {width:g} wide", pruned(bench, seed, width))
+        if is_wanted(f"teacher {width:g} wide"):
+            entries += student_of(bench, f"teacher {width:g} wide", pruned(bench, seed, width))
     for name, make, width in OWN:
+        if not is_wanted(name):
+            continue
         torch.manual_seed(seed)
         spec = CompressionSpec(road=Road.DISTILLED, width_ratio=1.0, num_epochs=bench.settings.num_epochs,
                                seed=seed)  # fmt: skip
