@@ -136,6 +136,8 @@ class Site:
         self.rollout_id = ""
         self.roll_out(self.new_model())
         self.settled(1)
+        # Else there would be nothing to go back to, whichever test is the first.
+        assert await_that(lambda: self.rollout_state == "succeeded"), self.rollout_state
 
     def _is_connected(self) -> bool:
         devices = self.plane.control.ListDevices(pb.ListDevicesRequest(), timeout=WAIT_S).devices
