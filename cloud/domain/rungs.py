@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from cloud.domain.candidates import Candidate, pareto_front
+from cloud.domain.candidates import Candidate, most_accurate, pareto_front
 from cloud.domain.feasibility import violations
 from cloud.domain.idle_fields import without_idle
 from cloud.domain.latency_answers import latency_answers
@@ -116,6 +116,10 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
         pareto_front(able), key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p50_ms, c.digest)
     )
     kept = front[: math.ceil(len(front) / 2)]
+    if not kept:  # a family of few steps is further behind: what is nearest to the floor is tried
+        others = replace(hoped, min_accuracy=None)
+        near = [c for c in found if not c.rejected_reason and not violations(c, others)]
+        kept = [most_accurate(near)] if near else []
     wanted = []
     if budget.num_epochs:
         wanted = [
@@ -134,7 +138,7 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
     ]
     for place in (0, 1):
         for c in kept:
-            road = roads_for(c.spec.width_ratio)[place]
+            road = roads_for(c.spec.width_ratio, budget.num_epochs)[place]
             spec = CompressionSpec(
                 road=road,
                 width_ratio=c.spec.width_ratio,

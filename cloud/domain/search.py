@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from cloud.domain.candidates import Candidate
-from cloud.domain.chains import chain_for, is_measure
+from cloud.domain.chains import chain_for, is_chain, is_measure
 from cloud.domain.families import FamilySettings
 from cloud.domain.latency_answers import latency_answers
 from cloud.domain.methods import Method, allowed, shorter, size_levers
@@ -98,13 +98,17 @@ def propose(
     is_own = current is not None and current.spec.network is not None
     widths = _widths(networks, target_latency_ms, direction, None if is_own else current)
     limit = max(1, math.ceil(budget.max_trials / 2))
+    if direction is Direction.LARGER and current is not None and is_chain(current.spec):
+        ahead = _wider_chain(mine, current, target_latency_ms, budget, taken, num_shortcuts)
+        taken |= {spec.digest for spec in ahead}
     cuts = _unbuilt(_cuts(widths[:2], budget), taken, budget, limit=limit)
     if cuts:
-        return cuts
-    wanted = [(width, roads_for(width)[0]) for width in widths[:2]]
-    wanted[1:1] = [(width, roads_for(width)[1]) for width in widths[:1]]
-    wanted += [(width, road) for width in widths[2:] for road in roads_for(width)[:1]]
-    wanted += [(width, road) for width in widths[1:] for road in roads_for(width)[1:]]
+        return cuts if direction is Direction.SMALLER else (*ahead, *cuts)[:limit]
+    roads = {width: roads_for(width, budget.num_epochs) for width in widths}
+    wanted = [(width, roads[width][0]) for width in widths[:2]]
+    wanted[1:1] = [(width, roads[width][1]) for width in widths[:1]]
+    wanted += [(width, roads[width][0]) for width in widths[2:]]
+    wanted += [(width, roads[width][1]) for width in widths[1:]]
     found = _unbuilt(wanted, taken, budget, limit=limit)
     if direction is Direction.SMALLER and current is not None and target_latency_ms is not None:
         others = answers(budget, current, target_latency_ms, taken)
@@ -113,8 +117,31 @@ def propose(
                 mine, current, target_latency_ms, budget, taken, num_branches, num_shortcuts
             )
         if others:
-            return (*found[: max(1, limit - len(others))], *others)[: max(2, limit)]
+            most = min(budget.max_trials, max(2, limit))
+            return (*found[: max(1, limit - len(others))], *others)[:most]
     return (*ahead, *found)[:limit]
+
+
+def _wider_chain(
+    mine: Sequence[Candidate],
+    current: Candidate,
+    target_latency_ms: float | None,
+    budget: SearchBudget,
+    taken: set[str],
+    num_shortcuts: int,
+) -> tuple[CompressionSpec, ...]:
+    """What has no shortcuts grows without them: with them, no wider, it would be slower."""
+    if target_latency_ms is None:
+        return ()
+    wider = chain_for(
+        mine,
+        target_latency_ms=target_latency_ms,
+        methods=budget.methods,
+        num_epochs=budget.num_epochs,
+        num_shortcuts=num_shortcuts,
+        exclude=taken,
+    )
+    return () if wider is None or wider.width_ratio <= current.spec.width_ratio else (wider,)
 
 
 def _other_shapes(
@@ -149,8 +176,10 @@ def _other_shapes(
     return tuple(spec for spec in found if spec is not None and spec.digest not in taken)
 
 
-def roads_for(width_ratio: float) -> tuple[Road, ...]:
-    """The roads that pay at a width, best first."""
+def roads_for(width_ratio: float, num_epochs: int) -> tuple[Road, Road]:
+    """The roads that pay at a width, best first. Without epochs there is one: the others want to learn."""
+    if not num_epochs:
+        return (Road.PRUNED, Road.PRUNED)
     if width_ratio > _SCRATCH_WIDTH:
         return (Road.PRUNED, Road.DISTILLED)
     if width_ratio > _TINY_WIDTH:
@@ -168,8 +197,9 @@ def first_rung(budget: SearchBudget, taken: set[str], *, limit: int) -> tuple[Co
     cuts += _short_cuts(budget, {*taken, *(spec.digest for spec in cuts)}, limit=limit - len(cuts))
     if cuts:
         return cuts
-    first = [(width, roads_for(width)[0]) for width in budget.width_ratios]
-    second = [(width, roads_for(width)[1]) for width in sorted(budget.width_ratios)]
+    epochs = budget.num_epochs
+    first = [(width, roads_for(width, epochs)[0]) for width in budget.width_ratios]
+    second = [(width, roads_for(width, epochs)[1]) for width in sorted(budget.width_ratios)]
     found = _unbuilt(first, taken, budget, limit=limit) + whole_networks(budget, taken)
     found += _unbuilt(second, {*taken, *(spec.digest for spec in found)}, budget, limit=limit)
     return (found + whole_networks(budget, taken, road=Road.SCRATCH))[: max(0, limit)]

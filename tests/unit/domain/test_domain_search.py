@@ -52,7 +52,7 @@ def test_the_first_round_covers_the_widths_then_tries_second_roads():
     [(0.75, Road.PRUNED), (0.5, Road.PRUNED), (0.25, Road.SCRATCH), (0.1, Road.PRUNED)],
 )
 def test_small_students_take_other_roads(width, first):
-    assert roads_for(width)[0] is first
+    assert roads_for(width, 4)[0] is first
 
 
 def test_the_width_is_read_off_what_was_measured():
