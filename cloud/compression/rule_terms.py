@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeloop.rules import floor32
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -198,7 +200,7 @@ def best_cut(sums: Doubles, regret: Doubles) -> tuple[float, float]:
     costs = np.cumsum(regret[order])[:-1]
     low, high = ordered[:-1], ordered[1:]
     with np.errstate(over="ignore"):
-        middle = ((low + high) / 2).astype(np.float32).astype(np.float64)
+        middle = floor32((low + high) / 2).astype(np.float64)
     costs[~((low <= middle) & (middle < high))] = np.inf
     if not len(costs) or not np.isfinite(costs).any():
         return math.inf, 0.0
@@ -243,7 +245,7 @@ def _as_shipped(
 
 def shortest_between(low: float, high: float) -> float:
     """A float32 ``t`` with ``low <= t < high``, of few decimals; the caller knows that there is one."""
-    middle = float(np.float32((low + high) / 2))
+    middle = float(floor32((low + high) / 2))
     first = -math.floor(math.log10(high - low)) - 1
     for decimals in range(first, first + _MAX_DECIMALS):
         value = float(np.float32(round(middle, decimals))) + 0.0  # no -0
