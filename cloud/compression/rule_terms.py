@@ -125,16 +125,17 @@ def regress(
     values = _standardised(inputs, rows, features, scale)
     weights, curvature = _logistic(values, right, amount, np.zeros(len(features) + 1))
     inverse = np.linalg.inv(curvature)
-    kept = np.arange(len(features))
-    while len(kept) > num_terms:
-        # The last column is the constant, which stays.
-        worth = np.square(weights[:-1]) / np.diag(inverse)[:-1]
+    stays = np.ones(len(features), bool)
+    for _ in range(len(features) - num_terms):
+        # The last column is the constant, which stays. What went is 0 in both from then on.
+        worth = np.full(len(features), np.inf)
+        worth[stays] = np.square(weights[:-1][stays]) / np.diag(inverse)[:-1][stays]
         out = int(worth.argmin())
-        weights = np.delete(weights - weights[out] / inverse[out, out] * inverse[:, out], out)
-        inverse = inverse - np.outer(inverse[:, out], inverse[out]) / inverse[out, out]
-        inverse = np.delete(np.delete(inverse, out, axis=0), out, axis=1)
-        kept = np.delete(kept, out)
-    weights, _ = _logistic(values[:, kept], right, amount, weights)
+        weights = weights - weights[out] / inverse[out, out] * inverse[:, out]
+        inverse = inverse - np.outer(inverse[:, out], inverse[out] / inverse[out, out])
+        stays[out] = False
+    kept = np.flatnonzero(stays)
+    weights, _ = _logistic(values[:, kept], right, amount, np.append(weights[kept], weights[-1]))
     return [(features[kept], weights[:-1])]
 
 
