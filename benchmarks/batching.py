@@ -9,7 +9,7 @@ MB of weights that each run reads once, however many samples it has. A client pr
 requests under way, for a stretch each, turn by turn in random order, so that what else the machine does
 hits all alike. Printed are throughput, the p50 and p99 that a caller waits, and the ratios of on to off in
 the same run. Answers of the batching engines are compared with those of single runs beforehand, and refused
-calls are counted.
+calls are counted by their reason.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -89,7 +90,8 @@ class Load:
     waits_ms: list[float] = field(default_factory=list)
     #: Of all stretches.
     asked_s: float = 0.0
-    num_refused: int = 0
+    #: By the words of the refusal.
+    refused: Counter[str] = field(default_factory=Counter)
 
     def figures(self) -> dict[str, float]:
         p50, p99 = np.percentile(self.waits_ms, (50, 99))
@@ -97,7 +99,7 @@ class Load:
             "answers_per_s": len(self.waits_ms) / self.asked_s,
             "p50_ms": float(p50),
             "p99_ms": float(p99),
-            "num_refused": self.num_refused,
+            "num_refused": self.refused.total(),
         }
 
 
@@ -118,7 +120,7 @@ def ask(infer: Any, request: bytes, concurrency: int, seconds: float, load: Load
             if ended.code() is grpc.StatusCode.OK:
                 waits_ms.append(elapsed_ms)
             else:
-                load.num_refused += 1
+                load.refused[f"{ended.code().name}: {ended.details()}"] += 1
         if time.monotonic() < until_s:
             send()
         else:
@@ -180,7 +182,8 @@ def measure(*, seconds: float, num_stretches: int) -> dict[str, Any]:
                     "p99_ratio": on_["p99_ms"] / off["p99_ms"],
                 }
             )
-    return {"rows": rows, "largest_difference": worst}
+    refused = sum((load.refused for load in loads.values()), Counter())
+    return {"rows": rows, "largest_difference": worst, "refused": dict(refused)}
 
 
 def counts(pipe: Connection, name: str) -> tuple[int, int]:
@@ -231,8 +234,9 @@ def main() -> None:
             f"{row['throughput_ratio']:>9.2f}x{row['p50_ratio']:>6.2f}x{row['p99_ratio']:>6.2f}x"
             f"{row['mean_batch_size']:>8.1f}"
         )
-    refused = sum(row[kind]["num_refused"] for row in found["rows"] for kind in ("off", "on"))
-    print(f"refused: {refused}; largest difference to single runs: {found['largest_difference']:.2g}")
+    print(f"largest difference to single runs: {found['largest_difference']:.2g}")
+    for words, many in found["refused"].items():
+        print(f"refused {many} times: {words}")
 
 
 if __name__ == "__main__":

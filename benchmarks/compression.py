@@ -112,6 +112,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         refine_epochs=arguments.refine_epochs,
         finish_epochs=arguments.finish_epochs,
         sparse_epochs=arguments.refine_epochs,
+        sparse_ratio=0.4,
         num_train=arguments.num_train,
         base_width=arguments.base_width,
         bfloat16=arguments.bfloat16,
@@ -282,12 +283,13 @@ def taught(
     bench: Bench, kind: str, student: nn.Module, spec: CompressionSpec
 ) -> tuple[nn.Module, dict[str, float]]:
     """``student`` after the training of ``spec``, and its cost; from the cache where that was done before."""
+    zeros = SparsitySpec(ratio=bench.settings.sparse_ratio) if kind == "sparse" else None
     what = [family_name(bench, spec.seed), bench.settings.finish_epochs, kind, spec.to_json()]
+    what += [zeros.ratio] if zeros is not None else []
     path = bench.cache / f"{kind}-{named(*what)}.pt"
     if not path.exists():
         wall_s, cpu_s = time.perf_counter(), time.process_time()
-        zeros = SparsitySpec(ratio=0.6)
-        rule = Sparsifier.of(zeros, bench.dataset, bench.lessons.batch_size) if kind == "sparse" else None
+        rule = None if zeros is None else Sparsifier.of(zeros, bench.dataset, bench.lessons.batch_size)
         distil(student, bench.teacher, bench.dataset, spec=spec, training=bench.lessons, device=CPU,
                report=ticker(f"{kind} {spec.width_ratio:g}"), rule=rule, answers=bench.answers)  # fmt: skip
         spent = {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}

@@ -36,6 +36,7 @@ class Settings:
     refine_epochs: int
     finish_epochs: int
     sparse_epochs: int
+    sparse_ratio: float
     num_train: int
     base_width: int
     bfloat16: bool

@@ -5,8 +5,9 @@ Rules that this module keeps:
 * It may run beside a control plane that works: SQLite is copied by its online backup, as of one moment. The
   database comes first, so that every artifact that it names is in the registry when that is copied.
 * The archive appears whole or not at all, and only its owner may read it: the director's keys are in it.
-* Restoring goes into an empty state folder that nobody uses. Names in an archive are checked against a list
-  of patterns, and each artifact against its digest, before anything is put in place.
+* Restoring goes into an empty state folder that nobody uses, and writes over nothing. Names in an archive are
+  checked against a list of patterns, and each artifact against its digest. A restore that is refused takes
+  away what it made, to the folder itself, and nothing else.
 * PostgreSQL is left to ``pg_dump`` and ``pg_restore``, which know it better; the archive then holds the rest.
 """
 
@@ -31,7 +32,7 @@ import sqlalchemy as sa
 
 from cloud.director_keys import CHAIN_FILE, KEY_FILE, NEW_KEY_FILE, OLD_KEY_FILE
 from cloud.settings import ServeSettings
-from cloud.state_folder import locked
+from cloud.state_folder import LOCK_FILE, locked
 from cloud.tuf_files import TufFiles
 from edgeloop import __version__
 from edgeloop.errors import ConfigError, RejectedError
@@ -59,6 +60,32 @@ class BackupSummary:
     num_bytes: int
     create_time_s: float
     version: str
+
+
+class _Made:
+    """What a restore has put on the disk: that and nothing else goes when it is refused."""
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+        self._folders: list[Path] = []
+
+    def folder(self, path: Path) -> None:
+        """With those above it that are wanting. Raises OSError."""
+        missing = [path, *path.parents]
+        missing = missing[: next(place for place, folder in enumerate(missing) if folder.exists())]
+        for folder in reversed(missing):
+            folder.mkdir()
+            self._folders.append(folder)
+
+    def remove_files(self) -> None:
+        for path in self.files:
+            path.unlink(missing_ok=True)
+
+    def remove_folders(self) -> None:
+        """But one in which somebody else has put something since."""
+        for folder in reversed(self._folders):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def back_up(settings: ServeSettings, target: Path) -> BackupSummary:
@@ -113,33 +140,42 @@ def restore(source: Path, state_dir: Path) -> BackupSummary:
         raise ConfigError(
             f"there is no file {source}: give an archive of 'edgeloop backup'", code="restore-read"
         )
+    made = _Made()
+    had_lock = (state_dir / LOCK_FILE).exists()
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        _make_room(made, state_dir)
+        with locked(state_dir):
+            try:
+                with tarfile.open(source, mode="r:") as archive:
+                    return _take_all(archive, state_dir, made)
+            except BaseException:
+                made.remove_files()
+                if not had_lock:
+                    (state_dir / LOCK_FILE).unlink(missing_ok=True)
+                raise
+    except BaseException as error:
+        made.remove_folders()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise ConfigError(
+                f"{state_dir} cannot be written ({error.strerror}): nothing was restored; make room, or "
+                "give another --state-dir",
+                code="restore-write",
+            ) from None
+        if isinstance(error, (OSError, tarfile.TarError)):
+            raise ConfigError(f"{source} cannot be read as a backup: {error}", code="restore-read") from error
+        raise
+
+
+def _make_room(made: _Made, state_dir: Path) -> None:
+    try:
+        made.folder(state_dir)
     except OSError as error:
         raise ConfigError(
             f"{state_dir} cannot be made ({error.strerror}): give another --state-dir", code="restore-write"
         ) from None
-    written: list[Path] = []
-    with locked(state_dir):
-        try:
-            with tarfile.open(source, mode="r:") as archive:
-                info = _take_all(archive, state_dir, written)
-        except (OSError, tarfile.TarError) as error:
-            _undo(written)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise ConfigError(
-                    f"{state_dir} cannot be written ({error.strerror}): nothing was restored; make room, or "
-                    "give another --state-dir",
-                    code="restore-write",
-                ) from None
-            raise ConfigError(f"{source} cannot be read as a backup: {error}", code="restore-read") from error
-        except BaseException:
-            _undo(written)
-            raise
-    return info
 
 
-def _take_all(archive: tarfile.TarFile, state_dir: Path, written: list[Path]) -> BackupSummary:
+def _take_all(archive: tarfile.TarFile, state_dir: Path, made: _Made) -> BackupSummary:
     info: BackupSummary | None = None
     for member in archive:
         stream = archive.extractfile(member) if member.isreg() else None
@@ -152,8 +188,16 @@ def _take_all(archive: tarfile.TarFile, state_dir: Path, written: list[Path]) ->
         if not (blob or _TUF.fullmatch(member.name) or member.name in (_DATABASE, *_DIRECTOR)):
             raise _foreign(member.name)
         target = state_dir / member.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        written.append(target)
+        made.folder(target.parent)
+        if os.path.lexists(target):
+            # A registry that was not lost: artifacts are the same wherever they are, if they are whole.
+            if blob and target.is_file() and _digest(target) == blob[2]:
+                continue
+            raise ConfigError(
+                f"{target} is there already: move it away, or restore into an empty folder",
+                code="restore-not-empty",
+            )
+        made.files.append(target)
         digest = _copy(stream, target)
         if blob and (digest != blob[2] or not blob[2].startswith(blob[1])):
             raise RejectedError(
@@ -174,6 +218,11 @@ def _copy(stream: IO[bytes], target: Path) -> str:
         out.flush()
         os.fsync(out.fileno())
     return found.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _add_database(archive: tarfile.TarFile, settings: ServeSettings, copy: Path) -> bool:
@@ -234,8 +283,3 @@ def _foreign(name: str) -> RejectedError:
         f"the archive holds {name[:100]!r}, which is no part of a backup: give what 'edgeloop backup' wrote",
         code="restore-foreign",
     )
-
-
-def _undo(written: list[Path]) -> None:
-    for path in written:
-        path.unlink(missing_ok=True)

@@ -134,6 +134,7 @@ class Controller:
         known = self._store.candidates(profile=profile.name, workload=workload.name)
         # What is served of a teacher that is gone is nothing to compare with, and nothing to keep.
         is_gone = any(candidate.digest == current_digest and is_retired(candidate) for candidate in known)
+        teacher = self._store.teacher(workload.teacher_key)
         decision, state = decide(
             profile=profile,
             windows=self._windows(profile, now_s),
@@ -144,7 +145,8 @@ class Controller:
             now_s=now_s,
             settings=self._settings,
             search=workload.search,
-            num_branches=self._num_branches(workload),
+            num_branches=0 if teacher is None else teacher.num_branches,
+            num_shortcuts=0 if teacher is None else teacher.num_shortcuts,
         )
         with self._store.transaction():
             if (self._busy(profile, workload, paused), self._store.current_digest(profile.name)) != (
@@ -153,10 +155,6 @@ class Controller:
             ):
                 return  # someone started something meanwhile: decide again with that in sight
             self._commit(profile, decision, state, now_s)
-
-    def _num_branches(self, workload: Workload) -> int:
-        teacher = self._store.teacher(workload.teacher_key)
-        return 0 if teacher is None else teacher.num_branches
 
     def _commit(self, profile: DeviceProfile, decision: Decision, state: PolicyState, now_s: float) -> None:
         key = f"decision-number/{profile.name}"

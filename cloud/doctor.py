@@ -28,6 +28,8 @@ from cryptography import x509
 from cloud.director_keys import KEY_FILE
 from cloud.elector import CONTROLLER
 from cloud.pki.key_folder import KeyFolder
+from cloud.registry import Registry
+from cloud.registry_check import RegistryCheck, look_at, needs
 from cloud.settings import ServeSettings
 from cloud.store import Store
 from cloud.store.migrate import script_directory
@@ -42,6 +44,7 @@ _LEAST_FREE_BYTES = 1 << 30
 _MAX_CLOCK_SKEW_S = 5.0
 _DAY_S = 86_400.0
 _CERTIFICATE_WARNING_S = 30 * _DAY_S
+_MAX_NAMED = 3
 
 
 class Verdict(StrEnum):
@@ -69,6 +72,7 @@ def examine(settings: ServeSettings, *, now_s: Callable[[], float] = time.time) 
         "database": lambda: _database(settings),
         "clock": lambda: _clock(settings, now_s),
         "controller": lambda: _controller(settings),
+        "registry": lambda: _registry(settings),
         "director key": lambda: _director(settings),
         "certificates": lambda: _certificates(settings, now_s),
         "broker": lambda: _broker(settings),
@@ -129,8 +133,7 @@ def _database(settings: ServeSettings) -> Finding:
     store = Store(settings.database)
     try:
         began_s = time.monotonic()
-        with store._read() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
+        current = _schema(store)
         took_ms = (time.monotonic() - began_s) * 1000
     finally:
         store.close()
@@ -142,6 +145,11 @@ def _database(settings: ServeSettings) -> Finding:
     if current is None or current in known:
         return _warn("database", f"{text}: schema {head} is made at the next start of 'edgeloop serve'")
     return _fail("database", f"{text}, of a newer edgeloop: upgrade this one")
+
+
+def _schema(store: Store) -> str | None:
+    with store._read() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def _clock(settings: ServeSettings, now_s: Callable[[], float]) -> Finding:
@@ -177,6 +185,67 @@ def _controller(settings: ServeSettings) -> Finding:
     if left_s < 0:
         return _warn("controller", f"{text}, and was last heard of too long ago: start 'edgeloop serve'")
     return _ok("controller", text)
+
+
+def _registry(settings: ServeSettings) -> Finding:
+    url = sa.make_url(settings.database)
+    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
+        return _ok("registry", f"{settings.registry}: there is no database, so nothing is needed of it yet")
+    store = Store(settings.database)
+    try:
+        if _schema(store) != script_directory().get_current_head():
+            return _warn(
+                "registry", "not looked at before the next start of 'edgeloop serve' makes the schema"
+            )
+        needed = needs(store)
+    finally:
+        store.close()
+    registry = Registry(settings.registry, read_only=True)
+    if registry.is_local:
+        folder = Path(registry.url)
+        if not folder.exists() and not needed:
+            return _ok("registry", f"there is none at {folder} yet: 'edgeloop serve' makes it")
+        if not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
+            return _fail(
+                "registry",
+                f"{folder} is no folder that this user can read and write: correct --registry-url or its "
+                f"owner, or the {len(needed)} artifacts that devices need cannot be sent",
+            )
+    try:
+        found = look_at(registry, needed)
+    except EdgeloopError:
+        raise
+    except Exception as error:  # noqa: BLE001 - drivers of object stores raise errors of their own
+        return _fail(
+            "registry",
+            f"{registry.url} cannot be reached ({error}): correct --registry-url or its credentials",
+        )
+    return _of_registry(registry, found)
+
+
+def _of_registry(registry: Registry, found: RegistryCheck) -> Finding:
+    looked = [f"{found.num_hashed} hashed"] if found.num_hashed else []
+    looked += [f"of {found.num_sized} the size compared"] if found.num_sized else []
+    looked += [f"{found.num_left} not looked at"] if found.num_left else []
+    text = f"{registry.url}: {found.num_needed} artifacts are needed"
+    text += f" ({', '.join(looked)})" if looked else ""
+    if not found.problems:
+        return _ok("registry", text)
+    named = [
+        f"{problem.digest} is {problem.what} ({problem.need.num_devices} devices of profile "
+        f"{problem.need.profile or '-'} were told to run it)"
+        for problem in found.problems[:_MAX_NAMED]
+    ]
+    more = len(found.problems) - len(named)
+    text += f"; of these, {'; '.join(named)}"
+    text += f"; and {more} more" if more else ""
+    # What devices run they have; only who must fetch waits for it.
+    report = _fail if any(problem.need.to_fetch for problem in found.problems) else _warn
+    return report(
+        "registry",
+        f"{text}. Put the files back from a backup (docs/upgrade-backup.md), or build other students with "
+        "'edgeloop compress PROFILE' and roll them out",
+    )
 
 
 def _director(settings: ServeSettings) -> Finding:

@@ -31,9 +31,12 @@ _STALE_S = 3600.0
 
 
 class Registry:
-    """A folder of blobs behind fsspec. Equal URLs are the same registry; safe for concurrent writers."""
+    """A folder of blobs behind fsspec. Equal URLs are the same registry; safe for concurrent writers.
 
-    def __init__(self, url: str) -> None:
+    With ``read_only``, a folder is neither made nor swept of what a process that died left in it.
+    """
+
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
         if not url:
             raise ConfigError("registry_url is empty: give a folder, or a URL such as s3://bucket/prefix",
                               code="registry-url")  # fmt: skip
@@ -46,10 +49,10 @@ class Registry:
             ) from error
         self._filesystem: Any = filesystem
         self._root: str = root.rstrip("/")
-        self._is_local = "file" in _protocols(filesystem)
+        self.is_local = "file" in _protocols(filesystem)
         #: Absolute, so that a worker with another working directory opens the same registry.
-        self.url: str = self._root if self._is_local else url
-        if self._is_local:
+        self.url: str = self._root if self.is_local else url
+        if self.is_local and not read_only:
             self._prepare_folder()
 
     def __repr__(self) -> str:
@@ -65,7 +68,7 @@ class Registry:
         try:
             if self._holds(path, data):
                 return digest
-            if self._is_local:
+            if self.is_local:
                 self._write_local(Path(path), data)
             else:
                 self._filesystem.pipe_file(path, data)

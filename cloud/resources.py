@@ -130,8 +130,8 @@ class SearchSection(Section):
         int, Field(ge=0, le=1000, description="of the elastic family that all profiles share; 0: none")
     ] = 0
     methods: Annotated[
-        list[Literal["quantisation", "sparsity", "qat", "rules", "depth"]] | None,
-        Field(max_length=5, description="what to try beside widths and roads; all that suit when left out"),
+        list[Literal["quantisation", "sparsity", "qat", "rules", "depth", "shortcuts"]] | None,
+        Field(max_length=6, description="what to try beside widths and roads; all that suit when left out"),
     ] = None
     tolerance: Annotated[float, Field(ge=0, le=1, description="accuracy that int8 may cost")] = 0.01
     students: Annotated[

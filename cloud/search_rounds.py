@@ -45,6 +45,7 @@ class SearchRounds:
             max_trials=job.max_trials,
             num_inputs=teacher.num_inputs if workload.loss is Loss.CROSS_ENTROPY else 0,
             num_branches=teacher.num_branches,
+            num_shortcuts=teacher.num_shortcuts,
             exclude=[*(c.spec.digest for c in built), *(spec.digest for spec in failed)],
         )
 

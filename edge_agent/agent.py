@@ -281,6 +281,9 @@ class Agent:
 
     def _on_registered(self, response: fleet_service_pb2.RegisterResponse) -> None:
         self._board.on_registered(response)
+        if response.HasField("server_time"):
+            moment = response.server_time
+            self._time.hear(moment.seconds + moment.nanos * 1e-9)
         if self._config.report_interval_s is None and response.report_interval_s:
             self._interval_s = min(
                 max(float(response.report_interval_s), MIN_SERVER_INTERVAL_S), MAX_SERVER_INTERVAL_S
@@ -296,6 +299,9 @@ class Agent:
             workload.updater.on_tick()
         self._bench.tick()
         self._time.on_tick()
+        if self._time.wants_server_time():
+            self._network.register_again()
+        self._orders.on_tick()
         self._network.wire.on_tick(now_s)
         self._api.retry(now_s)
         self._spool_windows(flush=False)

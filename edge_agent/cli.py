@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from edge_agent import service
 from edge_agent.config import load_values
 from edge_agent.lost_enrolment import load_or_serve
 from edgeloop.errors import ConfigError, EdgeloopError
+
+if TYPE_CHECKING:
+    from edge_agent.known_time import KnownTime
 
 _EXIT_CODES = (
     "Exit codes: 0 all is well; 2 wrong usage or configuration; 3 something is wrong with the state folder "
@@ -243,6 +246,58 @@ def verify(
         )
     if failed:
         raise typer.Exit(service.EXIT_STATE)
+
+
+clock_app = typer.Typer(
+    help="What this device takes the time to be.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(clock_app, name="clock")
+
+
+@clock_app.command(epilog=_EXIT_CODES)
+def show(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """The clock, and what deployments are judged by while it is behind that."""
+    from edge_agent.known_time import KnownTime
+
+    with _errors_shown():
+        folder = Path(str(_written(config, state_dir, None)["state_dir"]))
+        typer.echo(_said_of(KnownTime(folder)))
+
+
+@clock_app.command(epilog=_EXIT_CODES)
+def reset(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """Forget every time but the clock's, after one that was wrong. Stop the agent and set the clock first."""
+    from edge_agent import known_time
+    from edge_agent.journal import StateLock
+
+    with _errors_shown():
+        folder = Path(str(_written(config, state_dir, None)["state_dir"]))
+        if not folder.is_dir():
+            raise ConfigError(
+                f"state_dir {folder} is not there: give the --state-dir of an agent", code="state-dir"
+            )
+        with StateLock(folder):
+            before = _said_of(known_time.KnownTime(folder))
+            try:
+                known_time.reset(folder)
+            except OSError as error:
+                raise ConfigError(
+                    f"state_dir {folder}: {error.strerror}; run it as root or as the agent's user",
+                    code="state-dir",
+                ) from None
+            after = _said_of(known_time.KnownTime(folder))
+    typer.echo(f"before:\n{before}\nnow:\n{after}")
+
+
+def _said_of(known: "KnownTime") -> str:
+    from edge_agent.known_time import utc
+
+    return "\n".join(
+        f"{name.ljust(12)}{utc(time_s) if time_s else '-'}"
+        for name, time_s in (("clock", time.time()), ("floor", known.floor_s), ("signed", known.signed_s))
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,8 @@ Rules:
   hides none of another. The log has every one.
 - What an unknown key signed is kept aside, and tried again when the keys change: which of the two topics is
   heard first does not matter.
+- What has expired is kept aside too, and judged again when it turns out to be earlier than the device took it
+  to be: a clock that was ahead for a while costs no deployment.
 - The chain of key changes is on the disk before anything is accepted by it.
 """
 
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.journal import write_atomically
-from edge_agent.known_time import FLOOR_FILE, KnownTime
+from edge_agent.known_time import KnownTime
 from edge_agent.update_state import Slot
 from edgeloop import topics, trust
 from edgeloop.director_keys import TrustedKeys
@@ -79,6 +81,8 @@ class DeploymentGate:
         self.keys = load_keys(state_dir, configured_keys)
         # The newest on each topic.
         self._unknown: dict[str, bytes] = {}
+        # With the time until which it is good.
+        self._expired: dict[str, tuple[float, bytes]] = {}
         self._told: dict[tuple[str, str, str], None] = {}
         # Codes are few, and so are the workloads that a device hosts.
         self._told_at_s: dict[tuple[str, str], float] = {}
@@ -97,11 +101,13 @@ class DeploymentGate:
             if error.code == "signature-unknown-key":
                 self._unknown[topic] = payload
             elif error.code == "deployment-expired":
-                message += f" (if its clock once ran ahead, delete {FLOOR_FILE} in its state folder)"
+                self._expired[topic] = (trust.timestamp_s(_inner(payload).expire_time), payload)
+                message += f"; {self._time.describe()}"
             of_topic = next(iter(hosted)) if len(hosted) == 1 else ""
             self.refuse(self._named(payload, error.code, message, of_topic))
             return None
         self._unknown.pop(topic, None)
+        self._expired.pop(topic, None)
         if hosted and deployment.workload not in hosted:
             self.refuse(
                 Refusal(
@@ -124,6 +130,16 @@ class DeploymentGate:
             profile=deployment.profile,
             signed=payload,
         )
+
+    def fresh_again(self) -> dict[str, bytes]:
+        """Takes out, by topic, what had expired and, by what is known of the time now, has not."""
+        if not self._expired:
+            return {}
+        now_s = self._time.now_s()
+        found = {topic: raw for topic, (until_s, raw) in self._expired.items() if now_s <= until_s}
+        for topic in found:
+            del self._expired[topic]
+        return found
 
     def on_chain(self, raw: bytes) -> dict[str, bytes]:
         """Takes up changed keys; returns the deployments that were waiting for them, by topic."""
@@ -160,8 +176,7 @@ class DeploymentGate:
     def _named(self, payload: bytes, code: str, message: str, workload: str) -> Refusal:
         """Believes what is inside only where the signature held: the code says that it did."""
         if code == "deployment-expired":
-            signed = deployment_pb2.SignedDeployment.FromString(payload)
-            inner = deployment_pb2.Deployment.FromString(signed.deployment)
+            inner = _inner(payload)
             return Refusal(
                 generation=inner.generation,
                 digest=topics.check_digest(inner.digest),
@@ -170,6 +185,13 @@ class DeploymentGate:
                 workload=workload,
             )
         return _unnamed(payload, code, message, workload)
+
+
+def _inner(payload: bytes) -> deployment_pb2.Deployment:
+    """Of one whose signature held."""
+    return deployment_pb2.Deployment.FromString(
+        deployment_pb2.SignedDeployment.FromString(payload).deployment
+    )
 
 
 def _unnamed(payload: bytes, code: str, message: str, workload: str = "") -> Refusal:

@@ -3,7 +3,8 @@
 Rules:
 - What one of the workloads follows already is not judged again, however long ago it expired.
 - On the topic of one workload only a deployment for it passes, on the device's own any that is hosted.
-- A deployment whose key is unknown waits for a change of the keys, one on each topic, then is judged anew.
+- A deployment whose key is unknown waits for a change of the keys, one on each topic, then is judged anew;
+  one that has expired waits for the time to be put right.
 """
 
 import time
@@ -55,6 +56,11 @@ class Orders:
     def on_director_keys(self, payload: bytes) -> None:
         if payload:
             for topic, waiting in self._gate.on_chain(payload).items():
+                self.on_deployment(topic, waiting)
+
+    def on_tick(self) -> None:
+        if self._gate_made is not None:
+            for topic, waiting in self._gate_made.fresh_again().items():
                 self.on_deployment(topic, waiting)
 
     def on_ignored(self, ignored: Ignored, workload: str = "") -> None:

@@ -204,7 +204,11 @@ class FleetReporter:
 
     def _register(self, client: FleetClient) -> None:
         self._register_again = False
-        self._on_registered(client.register(self._registration()))
+        response = client.register(self._registration())
+        if self._credentials is None:
+            # Nobody vouches for what anybody on the way may have said.
+            response.ClearField("server_time")
+        self._on_registered(response)
 
     def _deliver(self, client: FleetClient, stream: ReportStream) -> None:
         """Until the connection ends (raises), or the reporter stops or is to connect again (returns)."""

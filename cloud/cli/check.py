@@ -63,6 +63,7 @@ def _plain(found: Preview) -> dict[str, object]:
         "frozen": [asdict(frozen) for frozen in found.frozen],
         "rewritten": list(found.rewritten),
         "branches": list(found.branches),
+        "shortcuts": {**asdict(found.shortcuts), "beside": list(found.shortcuts.beside)},
         "sizes": [asdict(one) for one in found.sizes],
         "students": [
             {
@@ -127,7 +128,16 @@ def _show(found: Preview) -> None:
     if found.branches:
         names = ", ".join(found.branches)
         stdout.print(f"\ndepth_ratio may leave out all but one of: {names}", soft_wrap=True, markup=False)
-        stdout.print("shortcuts=false keeps these, and leaves out what stands beside them", soft_wrap=True)
+    if found.shortcuts.beside:
+        names = ", ".join(found.shortcuts.beside)
+        told = (
+            f"the search keeps them: {found.shortcuts.needed}"
+            if found.shortcuts.needed
+            else ("the search tries that where latency binds")
+        )
+        stdout.print(
+            f"shortcuts=false leaves out those beside: {names} ({told})", soft_wrap=True, markup=False
+        )
     if found.rewritten:
         stdout.print(f"\nwritten out, computing the same: {', '.join(found.rewritten)}", soft_wrap=True)
     for one in found.sizes[:1]:

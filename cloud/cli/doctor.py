@@ -18,6 +18,7 @@ def doctor(
         Path | None, typer.Option(help="the control plane's folder", show_default=".edgeloop")
     ] = None,
     database_url: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
+    registry_url: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     director_dir: Annotated[Path | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     broker: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     compute: Annotated[str | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
@@ -26,13 +27,17 @@ def doctor(
     control_index: Annotated[int | None, typer.Option(help="as 'edgeloop serve' has it")] = None,
     output: output_option = Output.TABLE,
 ) -> None:
-    """Check disk, database, clock, keys, broker and cluster, and say what to do. Exit code 1: one failed."""
+    """Check disk, database, clock, registry, keys, broker and cluster, and say what to do.
+
+    Exit code 1: one failed.
+    """
     from cloud.doctor import Verdict, examine
     from cloud.settings import is_loopback, settings_from
 
     flags = {
         "state_dir": state_dir,
         "database_url": database_url,
+        "registry_url": registry_url,
         "director_dir": director_dir,
         "broker": broker,
         "compute": compute,

@@ -16,6 +16,7 @@ from cloud.cli.context import Connection, connect, server_option, state_dir_opti
 from cloud.cli.output import Output, job_progress, show_list, show_values, stderr, stdout
 from cloud.cli.pareto import front_text
 from cloud.cli.plain import plain
+from cloud.domain.idle_fields import as_asked
 from cloud.domain.specs import CompressionSpec
 from edgeloop.errors import ConfigError, EdgeloopError, RejectedError
 from edgeloop.v1 import control_service_pb2 as pb
@@ -124,7 +125,7 @@ def parse_spec(text: str) -> CompressionSpec:
                 f"--spec {text}: {outer} is given twice, whole and in parts", code="spec-syntax"
             )
     try:
-        return CompressionSpec.from_mapping(values)
+        return as_asked(CompressionSpec.from_mapping(values))
     except ValueError as error:
         raise ConfigError(f"--spec {text}: {error}", code="spec-value") from None
 

@@ -51,9 +51,7 @@ class Branch:
     @property
     def name(self) -> str:
         """The module that all its layers are in, else its first layer."""
-        paths = [layer.split(".") for layer in self.layers]
-        shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
-        return ".".join(shared) or self.layers[0]
+        return _common_name(self.layers)
 
 
 def find_branches(model: nn.Module, input_shape: Sequence[int]) -> tuple[Branch, ...]:
@@ -89,18 +87,19 @@ def remove_branch(model: nn.Module, branch: Branch, input_shape: Sequence[int]) 
     return _as_module(traced, model)
 
 
-def remove_shortcuts(model: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, int]:
-    """A copy of ``model`` in which branches stand alone, and how many shortcuts it had beside them.
+def remove_shortcuts(model: nn.Module, input_shape: Sequence[int]) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """A copy of ``model`` in which branches stand alone, and the names of those that had a shortcut.
 
     Raises ``ConfigError`` where it has no graph.
     """
     traced = trace(model, input_shape)
     modules = dict(traced.named_modules())
-    num_removed = 0
+    names = []
     while (found := next(_shortcuts(traced.graph, modules), None)) is not None:
-        _keep_one_side(traced, *found)
-        num_removed += 1
-    return _as_module(traced, model), num_removed
+        addition, branch, layers = found
+        _keep_one_side(traced, addition, branch)
+        names.append(_common_name(layers))
+    return _as_module(traced, model), tuple(names)
 
 
 def _keep_one_side(traced: fx.GraphModule, addition: fx.Node, kept: fx.Node) -> None:
@@ -120,10 +119,16 @@ def _keep_one_side(traced: fx.GraphModule, addition: fx.Node, kept: fx.Node) -> 
             traced.graph.erase_node(node)
 
 
-def _as_module(traced: fx.GraphModule, model: nn.Module) -> nn.Module:
+def _as_module(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """A new module takes from the old one only what the graph still calls."""
     shorter = fx.GraphModule(traced, traced.graph, type(model).__name__)
     return shorter.to(next(model.parameters()).device).train(model.training)
+
+
+def _common_name(layers: Sequence[str]) -> str:
+    paths = [layer.split(".") for layer in layers]
+    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    return ".".join(shared) or layers[0]
 
 
 def without_branches(
@@ -161,8 +166,10 @@ def _branches(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[Branch
                 break
 
 
-def _shortcuts(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Sums of a branch and a shortcut beside it, each with the branch's end."""
+def _shortcuts(
+    graph: fx.Graph, modules: dict[str, nn.Module]
+) -> Iterator[tuple[fx.Node, fx.Node, tuple[str, ...]]]:
+    """Sums of a branch and a shortcut beside it, each with the branch's end and its layers."""
     for node, sides, inner, layers in _sums(graph, modules):
         for branch, beside in ((0, 1), (1, 0)):
             sources = _sources(inner[branch])
@@ -176,7 +183,7 @@ def _shortcuts(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple
                 for inside in inner[beside]
             )
             if harmless and (is_identity or is_projection):
-                yield node, sides[branch]
+                yield node, sides[branch], layers[branch]
                 break
 
 

@@ -39,6 +39,7 @@ from cloud.compression.prune import reinitialise
 from cloud.compression.quantise import count_weights, quantise
 from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
+from cloud.compression.shortcuts import find_shortcuts
 from cloud.compression.sparsify import Sparsifier, sparsifier_for
 from cloud.compression.student_quantiser import StudentQuantiser
 from cloud.compression.teacher_weights import load_teacher, load_wisdom
@@ -91,6 +92,7 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
     runtime = evaluate.load(data)
     timing = evaluate.time_artifacts([runtime], dataset.validation.inputs[:1])
     cost = measure_cost(model, dataset.input_shape)
+    opened = open_attention(model)
     given = [
         (evaluate.predict(runtime, one.inputs), one.labels) for one in (dataset.validation, dataset.test)
     ]
@@ -112,7 +114,8 @@ def finish_teacher(workload: Workload, trainer: TeacherTrainer, *, registry: Blo
         train_s=trainer.train_s,
         metric=dataset.loss.metric,
         num_inputs=math.prod(dataset.input_shape),
-        num_branches=len(find_branches(open_attention(model), dataset.input_shape)),
+        num_branches=len(find_branches(opened, dataset.input_shape)),
+        num_shortcuts=find_shortcuts(opened, dataset.input_shape).num_dispensable,
         outputs_digest=registry.put(kept) if kept else "",
     )
 

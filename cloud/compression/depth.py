@@ -99,8 +99,8 @@ def without_shortcuts(spec: CompressionSpec, model: nn.Module, input_shape: Sequ
     """
     if spec.shortcuts is None:
         return model
-    plain, num_removed = remove_shortcuts(model, input_shape)
-    if not num_removed:
+    plain, left_alone = remove_shortcuts(model, input_shape)
+    if not left_alone:
         raise ConfigError(
             f"shortcuts is false: {type(model).__name__} has no shortcut beside a branch; leave it out",
             code="teacher-without-shortcuts",

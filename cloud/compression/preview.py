@@ -26,6 +26,7 @@ from cloud.compression.own_networks import channels_of, own_network, said_of
 from cloud.compression.prune import choose_removed, count_kept, remove_units
 from cloud.compression.quantise import quantise
 from cloud.compression.readiness import check_compressible
+from cloud.compression.shortcuts import Shortcuts, find_shortcuts
 from cloud.domain.workloads import Workload
 from cloud.training.augment import Augmenter
 from cloud.training.datasets import SPLITS, Dataset, load_dataset
@@ -73,8 +74,9 @@ class StudentPreview:
 class Preview:
     """``sizes`` are of the teacher, and of the narrowest student. ``rewritten`` are layers by their names.
 
-    ``branches`` may be left out by ``depth_ratio``. ``least_parameters`` is what the smallest network has
-    that the floors allow, the teacher's narrowest or one of the workload's own.
+    ``branches`` may be left out by ``depth_ratio``, ``shortcuts`` by ``shortcuts: false``.
+    ``least_parameters`` is what the smallest network has that the floors allow, the teacher's narrowest or
+    one of the workload's own.
     """
 
     workload: str
@@ -89,6 +91,7 @@ class Preview:
     sizes: tuple[Size, Size]
     least_parameters: int
     branches: tuple[str, ...]
+    shortcuts: Shortcuts
     students: tuple[StudentPreview, ...]
 
 
@@ -124,6 +127,7 @@ def preview(workload: Workload) -> Preview:
         ),
         least_parameters=min([least, *(student.least_parameters for student in students)]),
         branches=tuple(branch.name for branch in find_branches(opened, dataset.input_shape)),
+        shortcuts=find_shortcuts(opened, dataset.input_shape),
         students=students,
     )
 

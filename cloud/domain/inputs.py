@@ -22,7 +22,7 @@ INPUTS_VERSION = 1
 class DecisionInputs:
     """``candidates`` are the profile's own, by digest; ``state`` is the one before the decision.
 
-    ``num_branches`` is how many of the teacher's branches a student may leave out.
+    ``num_branches`` and ``num_shortcuts`` are how many of the teacher's a student may leave out.
     """
 
     profile: DeviceProfile
@@ -35,6 +35,7 @@ class DecisionInputs:
     settings: PolicySettings
     search: SearchBudget
     num_branches: int = 0
+    num_shortcuts: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -50,6 +51,7 @@ class DecisionInputs:
             "settings": codec.encode(self.settings),
             "search": codec.encode(self.search),
             "num_branches": self.num_branches,
+            "num_shortcuts": self.num_shortcuts,
         }
 
     @classmethod
@@ -71,6 +73,7 @@ class DecisionInputs:
             settings=codec.decode(PolicySettings, values["settings"]),
             search=codec.decode(SearchBudget, values["search"]),
             num_branches=int(values.get("num_branches", 0)),
+            num_shortcuts=int(values.get("num_shortcuts", 0)),
         )
 
 

@@ -21,6 +21,7 @@ from typing import Final
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.feasibility import violations
+from cloud.domain.idle_fields import without_idle
 from cloud.domain.profiles import Constraints
 from cloud.domain.quantisation import Estimator, Granularity, QuantisationSpec, Scheme
 from cloud.domain.rules import RuleKind, RuleSpec
@@ -36,6 +37,7 @@ class Method(StrEnum):
     QAT = "qat"  # training for int8
     RULES = "rules"  # a tree, or boosted trees
     DEPTH = "depth"  # fewer layers
+    SHORTCUTS = "shortcuts"  # wider, without shortcuts
 
 
 SIZE_METHODS: Final = frozenset({Method.QUANTISATION, Method.SPARSITY})
@@ -46,6 +48,8 @@ _INT8_BYTES, _FP32_BYTES = 0.85, 3.6
 _FLOAT_BYTES = 4
 #: What is predicted to be this much over the limit may still meet it.
 _HOPED = 1.1
+#: So many trials leave room for a student without shortcuts and for one of fewer layers.
+_MANY_TRIALS = 6
 _PER_RUNG = 2
 
 
@@ -100,7 +104,12 @@ def allowed(methods: Sequence[Method] | None) -> frozenset[Method]:
 
 
 def reserved_trials(
-    constraints: Constraints, methods: Sequence[Method] | None, max_trials: int, *, num_branches: int = 0
+    constraints: Constraints,
+    methods: Sequence[Method] | None,
+    max_trials: int,
+    *,
+    num_branches: int = 0,
+    num_shortcuts: int = 0,
 ) -> int:
     """How many of a search's trials its first rung leaves, since a constraint may come to bind."""
     permitted = allowed(methods)
@@ -109,8 +118,11 @@ def reserved_trials(
         kept += max(1, max_trials // 2)
     if Method.RULES in permitted and (methods is not None or constraints.min_accuracy is not None):
         kept += max_trials >= 4
-    if constraints.latency_p95_ms is not None and Method.DEPTH in permitted and num_branches > 1:
-        kept += 1
+    if constraints.latency_p95_ms is not None:
+        shapes = (Method.DEPTH in permitted and num_branches > 1) + (
+            Method.SHORTCUTS in permitted and num_shortcuts > 0
+        )
+        kept += min(shapes, 1 + (max_trials >= _MANY_TRIALS))
     return min(kept, max_trials - 1)
 
 
@@ -208,14 +220,17 @@ def shorter(
 ) -> CompressionSpec | None:
     """``spec`` with fewer layers, for ``latency_ratio`` of its latency; None where none can leave.
 
-    The mildest that could be enough: if all time went into branches, it would fall with their number.
+    The mildest that could be enough: if all time went into branches, it would fall with their number. None of
+    a student without shortcuts: whether any is left to leave out once branches left is not known here.
     """
+    if spec.shortcuts is not None:
+        return None
     epochs = spec.num_epochs or num_epochs
     now = count_branches_kept(num_branches, spec.depth_ratio or 1.0)
     if now < 2 or not epochs:
         return None
     kept = max(1, min(now - 1, math.floor(now * latency_ratio)))
-    return replace(spec, depth_ratio=round(kept / num_branches, 3), num_epochs=epochs)
+    return without_idle(replace(spec, depth_ratio=round(kept / num_branches, 3), num_epochs=epochs))
 
 
 def other_methods(
@@ -236,10 +251,12 @@ def other_methods(
     lost = [c for c in known if _is_plain(c.spec) and (c.metrics.int8_loss or 0.0) > tolerance]
     if Method.QAT in permitted and lost:
         base = max(lost, key=lambda c: (c.metrics.accuracy, c.digest))
-        spec = replace(
-            base.spec,
-            precision=Precision.INT8,
-            quantisation=QuantisationSpec(tuning_epochs=0, tolerance=tolerance),
+        spec = without_idle(
+            replace(
+                base.spec,
+                precision=Precision.INT8,
+                quantisation=QuantisationSpec(tuning_epochs=0, tolerance=tolerance),
+            )
         )
         reason = (
             f"int8 lost {base.metrics.int8_loss:.4f} of {base.digest[:12]}'s accuracy, over the tolerance of "
@@ -293,6 +310,7 @@ def _mildest(
             quantisation=lever.quantisation,
             sparsity=SparsitySpec(ratio=lever.sparsity) if lever.sparsity else None,
         )
+        spec = without_idle(spec)
         if predicted <= limit * _HOPED and spec.digest not in taken:
             reason = (
                 f"artifact bytes bind: {base.digest[:12]} has {metrics.artifact_bytes} of at most {limit}, "

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.feasibility import violations
+from cloud.domain.idle_fields import without_idle
 from cloud.domain.methods import Proposal
 from cloud.domain.networks import network_name
 from cloud.domain.profiles import Constraints
@@ -47,7 +48,7 @@ def narrower(spec: CompressionSpec, *, latency_ratio: float) -> CompressionSpec 
     """``spec`` of fewer channels, for ``latency_ratio`` of its latency; None where none are left to go."""
     now = round(spec.width_ratio * _GRID)
     kept = max(1, min(now - 1, math.floor(now * latency_ratio)))
-    return replace(spec, width_ratio=kept / _GRID) if kept < now else None
+    return without_idle(replace(spec, width_ratio=kept / _GRID)) if kept < now else None
 
 
 def answers(

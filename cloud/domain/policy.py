@@ -54,11 +54,12 @@ def decide(
     settings: PolicySettings,
     search: SearchBudget,
     num_branches: int = 0,
+    num_shortcuts: int = 0,
 ) -> tuple[Decision, PolicyState]:
     """A profile's decision: store it and the state, which counts it as taken, in one transaction, then act.
 
     ``windows`` are the profile's, of all digests; ``current_digest`` is its target ("" when none); ``busy``
-    says why nothing may be started now, or is "". ``num_branches`` is as in ``propose``.
+    says why nothing may be started now, or is "". ``num_branches`` and ``num_shortcuts``: see ``propose``.
     """
     mine = sorted(
         (c for c in candidates if c.profile == profile.name and c.workload == profile.workload),
@@ -84,6 +85,7 @@ def decide(
         settings=settings,
         search=search,
         num_branches=num_branches,
+        num_shortcuts=num_shortcuts,
     )
     decision, after = _Case(inputs).decide()
     return decision, replace(after, baselines={**state.baselines, **after.baselines})
@@ -258,6 +260,7 @@ class _Case:
             exclude=self._state.proposed,
             current=self._current,
             num_branches=self._inputs.num_branches,
+            num_shortcuts=self._inputs.num_shortcuts,
         )
         if spent >= limit or not specs:
             left = "nothing new is left to build"
@@ -265,7 +268,6 @@ class _Case:
             if is_slack:
                 return self._quiet(Action.KEEP, verdict, f"{why}, but {ended}: what serves is kept")
             return self._give_up(f"{why}; {ended}")
-        what = ", ".join(spec.label for spec in specs)
         aim = f" for {target_ms:.3g} ms where they are built" if target_ms is not None else ""
         state = replace(
             self._state,
@@ -273,6 +275,7 @@ class _Case:
             num_miss_builds=self._state.num_miss_builds + (not is_slack),
             proposed=(*self._state.proposed, *(spec.digest for spec in specs)),
         )
+        what = ", ".join(spec.label for spec in specs)
         decision = self._decision(Action.BUILD, verdict, f"{why}: building{aim} ({what})")
         return replace(decision, specs=specs), state
 
@@ -385,10 +388,7 @@ class _Case:
 
 def _leading(rounds: Sequence[float], holds: Callable[[float], bool]) -> int:
     """In how many rounds, from the newest on, it holds without a break."""
-    for i, value in enumerate(rounds):
-        if not holds(value):
-            return i
-    return len(rounds)
+    return next((i for i, value in enumerate(rounds) if not holds(value)), len(rounds))
 
 
 def _some(device_ids: Sequence[str]) -> str:

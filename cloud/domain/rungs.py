@@ -6,8 +6,8 @@ challenged by the other roads at the same width, since no road wins everywhere. 
 rung trains each width by its best road, and second roads follow.
 
 Other methods come between, as soon as measurements ask for them (``methods``): where artifact bytes bind,
-their proposals go before further widths and roads; where latency binds, the
-workload's own networks and shorter students compete with narrower ones on the same rung.
+their proposals go before further widths and roads; where latency binds, the workload's own networks, one
+without shortcuts and shorter ones compete with narrower ones on the same rung.
 
 Rules: a job's trials never exceed its budget; no spec is tried twice; the same results lead to the same rung.
 """
@@ -18,11 +18,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from cloud.domain.candidates import Candidate, pareto_front
+from cloud.domain.candidates import Candidate, most_accurate, pareto_front
 from cloud.domain.feasibility import violations
-from cloud.domain.methods import Proposal, other_methods, shorter_students, size_levers
+from cloud.domain.idle_fields import without_idle
+from cloud.domain.latency_answers import latency_answers
+from cloud.domain.methods import Proposal, other_methods, size_levers
 from cloud.domain.networks import network_name
-from cloud.domain.own_networks import own_students, whole_networks
+from cloud.domain.own_networks import whole_networks
 from cloud.domain.profiles import Constraints
 from cloud.domain.search import first_rung, roads_for
 from cloud.domain.specs import CompressionSpec, Road
@@ -47,11 +49,13 @@ def next_rung(
     exclude: Iterable[str] = (),
     num_inputs: int = 0,
     num_branches: int = 0,
+    num_shortcuts: int = 0,
 ) -> tuple[Proposal, ...]:
     """Specs to go on with after ``tried``, best first; none when the search is done.
 
     ``built`` are the candidates that came of them, ``exclude`` the digests of specs that exist or failed
-    before. ``num_inputs`` is as in ``other_methods``, ``num_branches`` as in ``shorter_students``.
+    before. ``num_inputs`` is as in ``other_methods``; ``num_branches`` and ``num_shortcuts`` are as in
+    ``latency_answers``.
     """
     room = max_trials - len(tried)
     if not tried or room < 1:
@@ -68,13 +72,12 @@ def next_rung(
             exclude=taken,
         )
         or (
-            *own_students(found, constraints=constraints, budget=budget, exclude=taken),
-            *shorter_students(
+            *latency_answers(
                 found,
                 constraints=constraints,
-                methods=budget.methods,
-                num_epochs=budget.num_epochs,
+                budget=budget,
                 num_branches=num_branches,
+                num_shortcuts=num_shortcuts,
                 exclude=taken,
             ),
             *other_methods(
@@ -113,11 +116,15 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
         pareto_front(able), key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p50_ms, c.digest)
     )
     kept = front[: math.ceil(len(front) / 2)]
+    if not kept:  # a family of few steps is further behind: what is nearest to the floor is tried
+        others = replace(hoped, min_accuracy=None)
+        near = [c for c in found if not c.rejected_reason and not violations(c, others)]
+        kept = [most_accurate(near)] if near else []
     wanted = []
     if budget.num_epochs:
         wanted = [
             Proposal(
-                spec=replace(c.spec, num_epochs=budget.num_epochs),
+                spec=without_idle(replace(c.spec, num_epochs=budget.num_epochs)),
                 reason=f"{c.digest[:12]} is on the front of the cuts: it is distilled further",
             )
             for c in kept
@@ -131,7 +138,7 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
     ]
     for place in (0, 1):
         for c in kept:
-            road = roads_for(c.spec.width_ratio)[place]
+            road = roads_for(c.spec.width_ratio, budget.num_epochs)[place]
             spec = CompressionSpec(
                 road=road,
                 width_ratio=c.spec.width_ratio,

@@ -22,7 +22,8 @@ class TeacherResult:
 
     ``metric`` is what ``accuracy`` and ``test_accuracy`` are: see ``Loss.metric``. ``num_inputs`` is how many
     values one input has, and ``num_branches`` how many branches beside shortcuts the network has that may be
-    left out; both are 0 where an older release trained it. ``other_checkpoints`` are the weights of the other
+    left out; ``num_shortcuts`` is how many shortcuts it has and can do without (0: it needs them). All are 0
+    where an older release trained it. ``other_checkpoints`` are the weights of the other
     teachers of an ensemble: students learn from all, and are narrowed from this one. ``ensemble_accuracy``
     and ``ensemble_test_accuracy`` are then what the mean of all reaches, None where that is not known.
     ``outputs_digest`` is what one teacher gave for both splits, empty where it was not kept.
@@ -48,6 +49,7 @@ class TeacherResult:
     outputs_digest: str = ""
     ensemble_accuracy: float | None = None
     ensemble_test_accuracy: float | None = None
+    num_shortcuts: int = 0
 
     @property
     def taught_accuracy(self) -> float:

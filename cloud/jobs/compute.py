@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from cloud.domain.tasks import StudentTask, Task, TaskEvent, TaskFailed, TaskProgress, TaskSucceeded
 from cloud.jobs.cluster import Cluster
 from cloud.jobs.node import DRIVER_ROLE, ROLE_LABEL
-from cloud.jobs.progress import Mailbox
+from cloud.jobs.progress import Words
 from cloud.jobs.results import ResultShelf, decode_result, run_key
 from cloud.registry import Registry
 from edgeloop.errors import TransientError
@@ -35,9 +35,6 @@ if TYPE_CHECKING:  # importing it for real starts Ray's clock, and belongs after
     from cloud.jobs.tasks import Context, Outcome
 
 logger = logging.getLogger(__name__)
-
-#: What one poll may wait for the workers' latest words; an answer on one machine takes a millisecond.
-_DRAIN_WAIT_S = 0.01
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,8 +68,8 @@ class RayCompute:
         self._shelf = ResultShelf(self._work_dir / "results")
         self._runs: dict[str, _Run] = {}
         self._events: list[TaskEvent] = []
+        self._words = Words(self._work_dir)
         self._context: Context | None = None
-        self._drain: Any = None
 
     def start(self) -> None:
         """Start or join Ray; takes seconds. Raises ``ConfigError`` when the address cannot be used."""
@@ -80,15 +77,9 @@ class RayCompute:
             return
         self._work_dir.mkdir(parents=True, exist_ok=True)
         self._cluster.start()
-        import ray
-
         from cloud.jobs.tasks import Context
 
-        mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
-        self._drain = None
-        self._context = Context(
-            work_dir=str(self._work_dir), registry_url=self._registry.url, mailbox=mailbox
-        )
+        self._context = Context(work_dir=str(self._work_dir), registry_url=self._registry.url)
 
     def submit(self, task: Task) -> None:
         """Have the task done, once. What it gives comes out of ``poll``."""
@@ -102,6 +93,7 @@ class RayCompute:
         key = run_key(task)
         run = self._runs.get(key)
         if run is None:
+            self._words.begin(key)
             run = self._runs[key] = _Run(task=task, reference=_launch(task, context))
         run.task_ids.append(task.task_id)
         self._events.append(TaskProgress(task_id=task.task_id, fraction=0.0, message="waiting for a CPU"))
@@ -135,6 +127,7 @@ class RayCompute:
             # By force: training does not look up from its loop. What a supervisor started dies with it.
             ray.cancel(run.reference, force=True)
             del self._runs[key]
+            self._words.end(key)
             if not isinstance(run.task, StudentTask):
                 _free_processors()
         self._events.append(TaskFailed(task_id=task_id, code="cancelled", message="cancelled"))
@@ -144,7 +137,6 @@ class RayCompute:
         self._runs.clear()
         self._events.clear()
         self._context = None
-        self._drain = None
         self._cluster.stop()
 
     def describe(self) -> str:
@@ -156,22 +148,16 @@ class RayCompute:
         return self._context
 
     def _collect_words(self) -> None:
-        import ray
+        for key, run in self._runs.items():
+            self._collect_word(key, run)
 
-        if self._drain is None:
-            self._drain = self._started().mailbox.drain.remote()
-        ready, _ = ray.wait([self._drain], timeout=_DRAIN_WAIT_S)
-        if not ready:
-            return
-        reference, self._drain = self._drain, None
-        try:
-            words: dict[str, tuple[float, str]] = ray.get(reference)
-        except ray.exceptions.RayActorError:
-            return  # it is being restarted; only words are lost
-        for key, (fraction, message) in words.items():
-            run = self._runs.get(key)
-            for task_id in run.task_ids if run else ():
-                self._events.append(TaskProgress(task_id=task_id, fraction=fraction, message=message))
+    def _collect_word(self, key: str, run: _Run) -> None:
+        word = self._words.newest(key)
+        if word is not None:
+            fraction, message = word
+            self._events += [
+                TaskProgress(task_id=task_id, fraction=fraction, message=message) for task_id in run.task_ids
+            ]
 
     def _collect_outcomes(self) -> None:
         import ray
@@ -181,7 +167,10 @@ class RayCompute:
             return
         ready, _ = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
         for reference in ready:
-            run = self._runs.pop(references[reference])
+            key = references[reference]
+            run = self._runs.pop(key)
+            self._collect_word(key, run)  # its last, before its end
+            self._words.end(key)
             event = self._outcome(run)
             for task_id in run.task_ids:
                 self._events.append(_addressed(event, task_id))

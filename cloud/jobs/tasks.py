@@ -65,11 +65,14 @@ _TRAIN_ENVIRONMENT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What every task needs beside itself. ``mailbox`` is an actor handle."""
+    """What every task needs beside itself. ``work_dir`` is a folder that all machines share."""
 
     work_dir: str
     registry_url: str
-    mailbox: Any
+
+    def reporter(self, task: Task) -> Reporter:
+        """Says how far this task is."""
+        return Reporter(self.work_dir, run_key(task))
 
     @property
     def shelf(self) -> ResultShelf:
@@ -92,7 +95,7 @@ def run_student(task: StudentTask, context: Context) -> Outcome:
         from cloud.compression.build import build_student
 
         one_thread()
-        with Heartbeat(Reporter(context.mailbox, run_key(task))) as report:
+        with Heartbeat(context.reporter(task)) as report:
             report(0.0, "starting")
             registry = Registry(context.registry_url)
             shelf = RegistryWeights(Path(context.work_dir, "weights"), registry)
@@ -111,7 +114,7 @@ def run_training(task: TeacherTask | FamilyTask, context: Context) -> Outcome:
         return Outcome(result=codec.to_json(found))
     os.environ.update(_TRAIN_ENVIRONMENT)
     discard_torn_run(Path(context.work_dir, "checkpoints", run_key(task)))
-    report = Reporter(context.mailbox, run_key(task))
+    report = context.reporter(task)
     report(0.0, "starting")
     loop: Any = train_loop  # its stubs know no loop that returns a value; Result.return_value does
     trainer = TorchTrainer(
@@ -162,7 +165,7 @@ def train_loop(config: dict[str, Any]) -> Outcome:
     def train() -> TeacherResult | FamilyResult:
         one_thread()
         registry = Registry(context.registry_url)
-        with Heartbeat(Reporter(context.mailbox, run_key(task))) as report:
+        with Heartbeat(context.reporter(task)) as report:
             report(0.0, "loading the data")
             trainer = _restored(task, registry)
             if trainer.epoch:

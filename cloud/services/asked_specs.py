@@ -1,7 +1,8 @@
 """What people ask for in a compression, from the JSON that came over the wire.
 
-Rules: at most so many at once, none twice; a network of the workload's own is referred to by what it is made
-of from here on, so that a later change of it changes no student that was asked for before.
+Rules: at most so many at once, none twice, none that names what does nothing on its road; a network of the
+workload's own is referred to by what it is made of from here on, so that a later change of it changes no
+student that was asked for before.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cloud.domain.idle_fields import as_asked
 from cloud.domain.networks import StudentNetwork, find_network
 from cloud.domain.specs import CompressionSpec
 from edgeloop.errors import ConfigError
@@ -27,7 +29,7 @@ def asked_specs(texts: Sequence[str], networks: Sequence[StudentNetwork]) -> tup
             values = json.loads(text)
             if not isinstance(values, dict):
                 raise ValueError("it must be a JSON object")
-            spec = CompressionSpec.from_mapping(values)
+            spec = as_asked(CompressionSpec.from_mapping(values))
             if spec.network is not None:
                 spec = replace(spec, network=find_network(networks, spec.network).reference)
         except (ValueError, TypeError) as error:

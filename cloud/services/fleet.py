@@ -26,6 +26,7 @@ from cloud.services.report_check import ReportBounds, check_report
 from cloud.services.report_writer import ReportWriter
 from cloud.store import ReportRow, Store
 from edgeloop.errors import EdgeloopError, RejectedError, TransientError, abort_args
+from edgeloop.trust import timestamp
 from edgeloop.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class FleetServicer(fleet_service_pb2_grpc.FleetServiceServicer):
                 )
                 for hosted in device.hosted
             ],
+            server_time=timestamp(self._now_s()),
         )
 
     async def UpdateDeploymentStatus(

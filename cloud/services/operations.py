@@ -16,9 +16,9 @@ from cloud.compute_host import COMPUTE_KEY
 from cloud.controller import PAUSED_KEY, fleet
 from cloud.domain.candidates import Candidate
 from cloud.domain.jobs import Job, JobKind, JobState
-from cloud.domain.methods import reserved_trials, shorter_students, size_levers
+from cloud.domain.latency_answers import latency_answers
+from cloud.domain.methods import reserved_trials, size_levers
 from cloud.domain.networks import network_name
-from cloud.domain.own_networks import own_students
 from cloud.domain.profiles import DeviceProfile
 from cloud.domain.rollout import Rollout, RolloutState, abort, pause, plan_rollout, resume, supersede
 from cloud.domain.rungs import is_cut
@@ -168,16 +168,17 @@ class Operations:
         candidates = current(self._store.candidates(profile.name, workload.name))
         taken = [spec.digest for spec in self._store.failed_specs(profile.name)]
         found: tuple[CompressionSpec, ...] = ()
-        num_branches = self._num_branches(workload)
+        num_branches, num_shortcuts = self._may_go(workload)
         first = propose(
             profile, candidates, target_latency_ms=None, direction=Direction.INITIAL, budget=budget,
-            exclude=taken, num_branches=num_branches,
+            exclude=taken, num_branches=num_branches, num_shortcuts=num_shortcuts,
         )  # fmt: skip
         if first and is_cut(first[0]):
             return first  # what is worth training follows from how these measure
         kept = reserved_trials(
-            profile.constraints, budget.methods, budget.max_trials, num_branches=num_branches
-        )
+            profile.constraints, budget.methods, budget.max_trials, num_branches=num_branches,
+            num_shortcuts=num_shortcuts,
+        )  # fmt: skip
         for direction in (Direction.INITIAL, Direction.SMALLER, Direction.LARGER):
             found += propose(
                 profile,
@@ -187,6 +188,7 @@ class Operations:
                 budget=budget,
                 exclude=[*taken, *(spec.digest for spec in found)],
                 num_branches=num_branches,
+                num_shortcuts=num_shortcuts,
             )
         if not found:
             raise RejectedError(
@@ -201,11 +203,22 @@ class Operations:
     ) -> dict[str, str]:
         """Why each was proposed, by spec digest."""
         candidates = current(self._store.candidates(profile.name, workload.name))
+        failed = [spec.digest for spec in self._store.failed_specs(profile.name)]
+        num_branches, num_shortcuts = self._may_go(workload)
         levers = size_levers(
             candidates,
             constraints=profile.constraints,
             methods=workload.search.methods,
             num_epochs=workload.search.num_epochs,
+            exclude=failed,
+        )
+        faster = latency_answers(
+            candidates,
+            constraints=profile.constraints,
+            budget=workload.search,
+            num_branches=num_branches,
+            num_shortcuts=num_shortcuts,
+            exclude=failed,
         )
         reasons = {
             spec.digest: "first of the search: "
@@ -213,20 +226,12 @@ class Operations:
             + f"{spec.road} at width {spec.width_ratio:g}"
             for spec in specs
         }
-        shorter = shorter_students(
-            candidates,
-            constraints=profile.constraints,
-            methods=workload.search.methods,
-            num_epochs=workload.search.num_epochs,
-            num_branches=self._num_branches(workload),
-        )
-        own = own_students(candidates, constraints=profile.constraints, budget=workload.search)
-        return reasons | {proposal.spec.digest: proposal.reason for proposal in (*levers, *own, *shorter)}
+        return reasons | {proposal.spec.digest: proposal.reason for proposal in (*levers, *faster)}
 
-    def _num_branches(self, workload: Workload) -> int:
-        """How many of the teacher's branches may be left out; 0 before it is trained."""
+    def _may_go(self, workload: Workload) -> tuple[int, int]:
+        """How many of the teacher's branches and shortcuts may be left out; none before it is trained."""
         teacher = self._store.teacher(workload.teacher_key)
-        return 0 if teacher is None else teacher.num_branches
+        return (0, 0) if teacher is None else (teacher.num_branches, teacher.num_shortcuts)
 
     def cancel(self, request: pb.CancelJobRequest) -> pb.CancelJobResponse:
         with self._store.transaction():

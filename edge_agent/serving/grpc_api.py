@@ -2,8 +2,10 @@
 
 Rules that this module keeps:
 
-- A call in flight has a thread, and there are ``MAX_CALLS`` of both: what comes beyond is refused at once,
-  and nothing waits where no deadline would find it.
+- A call in flight has a thread: what comes beyond is refused at once, and nothing waits where no deadline
+  would find it. A client that keeps ``MAX_CALLS`` under way is never refused: gRPC counts a call until its
+  thread is done with it, and by then its caller may have had the answer and sent the next. So there is room
+  for both.
 - A port that another process listens on is an error. (gRPC by default shares it, and the kernel would deal
   the calls out between two agents.)
 - Every refusal carries its stable code as trailing metadata.
@@ -62,8 +64,9 @@ class GrpcApi:
         """Serves, and returns the address with its actual port. Raises ``OSError``."""
         address = addresses.claim(self._address)
         server = grpc.server(
-            ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="oip-grpc"),
-            maximum_concurrent_rpcs=MAX_CALLS,
+            # Made when they are needed, and there for good.
+            ThreadPoolExecutor(2 * MAX_CALLS, thread_name_prefix="oip-grpc"),
+            maximum_concurrent_rpcs=2 * MAX_CALLS,
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", self._max_request_bytes),

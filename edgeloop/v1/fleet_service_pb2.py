@@ -25,31 +25,32 @@ _sym_db = _symbol_database.Default()
 from edgeloop.v1 import deployment_pb2 as edgeloop_dot_v1_dot_deployment__pb2
 from edgeloop.v1 import device_pb2 as edgeloop_dot_v1_dot_device__pb2
 from edgeloop.v1 import telemetry_pb2 as edgeloop_dot_v1_dot_telemetry__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65\x64geloop/v1/fleet_service.proto\x12\x0b\x65\x64geloop.v1\x1a\x1c\x65\x64geloop/v1/deployment.proto\x1a\x18\x65\x64geloop/v1/device.proto\x1a\x1b\x65\x64geloop/v1/telemetry.proto\"B\n\x0fRegisterRequest\x12/\n\x0cregistration\x18\x01 \x01(\x0b\x32\x19.edgeloop.v1.Registration\"}\n\x10RegisterResponse\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x19\n\x11report_interval_s\x18\x03 \x01(\r\x12,\n\x08profiles\x18U \x03(\x0b\x32\x1a.edgeloop.v1.HostedProfile\"C\n\rHostedProfile\x12\x10\n\x08workload\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"U\n\x14StreamReportsRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12+\n\x07reports\x18\x02 \x03(\x0b\x32\x1a.edgeloop.v1.LatencyReport\"R\n\x0eRejectedReport\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"n\n\x15StreamReportsResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x14\n\x0cnum_accepted\x18\x02 \x01(\r\x12-\n\x08rejected\x18\x03 \x03(\x0b\x32\x1b.edgeloop.v1.RejectedReport\"N\n\x1dUpdateDeploymentStatusRequest\x12-\n\x06status\x18\x01 \x01(\x0b\x32\x1d.edgeloop.v1.DeploymentStatus\" \n\x1eUpdateDeploymentStatusResponse2\xa6\x02\n\x0c\x46leetService\x12G\n\x08Register\x12\x1c.edgeloop.v1.RegisterRequest\x1a\x1d.edgeloop.v1.RegisterResponse\x12Z\n\rStreamReports\x12!.edgeloop.v1.StreamReportsRequest\x1a\".edgeloop.v1.StreamReportsResponse(\x01\x30\x01\x12q\n\x16UpdateDeploymentStatus\x12*.edgeloop.v1.UpdateDeploymentStatusRequest\x1a+.edgeloop.v1.UpdateDeploymentStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65\x64geloop/v1/fleet_service.proto\x12\x0b\x65\x64geloop.v1\x1a\x1c\x65\x64geloop/v1/deployment.proto\x1a\x18\x65\x64geloop/v1/device.proto\x1a\x1b\x65\x64geloop/v1/telemetry.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"B\n\x0fRegisterRequest\x12/\n\x0cregistration\x18\x01 \x01(\x0b\x32\x19.edgeloop.v1.Registration\"\xae\x01\n\x10RegisterResponse\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x19\n\x11report_interval_s\x18\x03 \x01(\r\x12,\n\x08profiles\x18U \x03(\x0b\x32\x1a.edgeloop.v1.HostedProfile\x12/\n\x0bserver_time\x18_ \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\rHostedProfile\x12\x10\n\x08workload\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"U\n\x14StreamReportsRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12+\n\x07reports\x18\x02 \x03(\x0b\x32\x1a.edgeloop.v1.LatencyReport\"R\n\x0eRejectedReport\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"n\n\x15StreamReportsResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x14\n\x0cnum_accepted\x18\x02 \x01(\r\x12-\n\x08rejected\x18\x03 \x03(\x0b\x32\x1b.edgeloop.v1.RejectedReport\"N\n\x1dUpdateDeploymentStatusRequest\x12-\n\x06status\x18\x01 \x01(\x0b\x32\x1d.edgeloop.v1.DeploymentStatus\" \n\x1eUpdateDeploymentStatusResponse2\xa6\x02\n\x0c\x46leetService\x12G\n\x08Register\x12\x1c.edgeloop.v1.RegisterRequest\x1a\x1d.edgeloop.v1.RegisterResponse\x12Z\n\rStreamReports\x12!.edgeloop.v1.StreamReportsRequest\x1a\".edgeloop.v1.StreamReportsResponse(\x01\x30\x01\x12q\n\x16UpdateDeploymentStatus\x12*.edgeloop.v1.UpdateDeploymentStatusRequest\x1a+.edgeloop.v1.UpdateDeploymentStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edgeloop.v1.fleet_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERREQUEST']._serialized_start=133
-  _globals['_REGISTERREQUEST']._serialized_end=199
-  _globals['_REGISTERRESPONSE']._serialized_start=201
-  _globals['_REGISTERRESPONSE']._serialized_end=326
-  _globals['_HOSTEDPROFILE']._serialized_start=328
-  _globals['_HOSTEDPROFILE']._serialized_end=395
-  _globals['_STREAMREPORTSREQUEST']._serialized_start=397
-  _globals['_STREAMREPORTSREQUEST']._serialized_end=482
-  _globals['_REJECTEDREPORT']._serialized_start=484
-  _globals['_REJECTEDREPORT']._serialized_end=566
-  _globals['_STREAMREPORTSRESPONSE']._serialized_start=568
-  _globals['_STREAMREPORTSRESPONSE']._serialized_end=678
-  _globals['_UPDATEDEPLOYMENTSTATUSREQUEST']._serialized_start=680
-  _globals['_UPDATEDEPLOYMENTSTATUSREQUEST']._serialized_end=758
-  _globals['_UPDATEDEPLOYMENTSTATUSRESPONSE']._serialized_start=760
-  _globals['_UPDATEDEPLOYMENTSTATUSRESPONSE']._serialized_end=792
-  _globals['_FLEETSERVICE']._serialized_start=795
-  _globals['_FLEETSERVICE']._serialized_end=1089
+  _globals['_REGISTERREQUEST']._serialized_start=166
+  _globals['_REGISTERREQUEST']._serialized_end=232
+  _globals['_REGISTERRESPONSE']._serialized_start=235
+  _globals['_REGISTERRESPONSE']._serialized_end=409
+  _globals['_HOSTEDPROFILE']._serialized_start=411
+  _globals['_HOSTEDPROFILE']._serialized_end=478
+  _globals['_STREAMREPORTSREQUEST']._serialized_start=480
+  _globals['_STREAMREPORTSREQUEST']._serialized_end=565
+  _globals['_REJECTEDREPORT']._serialized_start=567
+  _globals['_REJECTEDREPORT']._serialized_end=649
+  _globals['_STREAMREPORTSRESPONSE']._serialized_start=651
+  _globals['_STREAMREPORTSRESPONSE']._serialized_end=761
+  _globals['_UPDATEDEPLOYMENTSTATUSREQUEST']._serialized_start=763
+  _globals['_UPDATEDEPLOYMENTSTATUSREQUEST']._serialized_end=841
+  _globals['_UPDATEDEPLOYMENTSTATUSRESPONSE']._serialized_start=843
+  _globals['_UPDATEDEPLOYMENTSTATUSRESPONSE']._serialized_end=875
+  _globals['_FLEETSERVICE']._serialized_start=878
+  _globals['_FLEETSERVICE']._serialized_end=1172
 # @@protoc_insertion_point(module_scope)

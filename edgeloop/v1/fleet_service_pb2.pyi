@@ -1,6 +1,9 @@
+import datetime
+
 from edgeloop.v1 import deployment_pb2 as _deployment_pb2
 from edgeloop.v1 import device_pb2 as _device_pb2
 from edgeloop.v1 import telemetry_pb2 as _telemetry_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -16,16 +19,18 @@ class RegisterRequest(_message.Message):
     def __init__(self, registration: _Optional[_Union[_device_pb2.Registration, _Mapping]] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
-    __slots__ = ("profile", "message", "report_interval_s", "profiles")
+    __slots__ = ("profile", "message", "report_interval_s", "profiles", "server_time")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REPORT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_FIELD_NUMBER: _ClassVar[int]
     profile: str
     message: str
     report_interval_s: int
     profiles: _containers.RepeatedCompositeFieldContainer[HostedProfile]
-    def __init__(self, profile: _Optional[str] = ..., message: _Optional[str] = ..., report_interval_s: _Optional[int] = ..., profiles: _Optional[_Iterable[_Union[HostedProfile, _Mapping]]] = ...) -> None: ...
+    server_time: _timestamp_pb2.Timestamp
+    def __init__(self, profile: _Optional[str] = ..., message: _Optional[str] = ..., report_interval_s: _Optional[int] = ..., profiles: _Optional[_Iterable[_Union[HostedProfile, _Mapping]]] = ..., server_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class HostedProfile(_message.Message):
     __slots__ = ("workload", "profile", "message")

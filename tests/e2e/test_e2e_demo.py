@@ -121,7 +121,7 @@ def test_the_loop_closes_though_everything_is_killed_once(tmp_path: Path) -> Non
         first.process.send_signal(signal.SIGINT)
         assert first.end(60) == 130, first.output
         assert "--resume" in first.output
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, f"left running after Ctrl-C: {alive}"
     finally:
         first.process.kill()

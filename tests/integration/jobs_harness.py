@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import time
@@ -133,7 +132,6 @@ def pids(trace: Path) -> list[int]:
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return not Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return not Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0].startswith("Z")

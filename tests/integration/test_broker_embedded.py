@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from machine import free_port
 
 from cloud.broker import EmbeddedBroker
 from edgeloop.artifact import BLOCK_SIZE_BYTES
@@ -27,7 +28,8 @@ WAIT_S = 60.0
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
-    broker = EmbeddedBroker(host="127.0.0.1", port=0, work_dir=tmp_path, backoff=Backoff(0.05, 0.2))
+    # Not any that the system gives: while it is down, that may be given to another.
+    broker = EmbeddedBroker(host="127.0.0.1", port=free_port(), work_dir=tmp_path, backoff=Backoff(0.05, 0.2))
     broker.start()
     yield broker
     broker.stop()
@@ -161,7 +163,10 @@ def test_it_comes_back_on_the_same_port_with_nothing_kept(broker: EmbeddedBroker
         os.kill(pid, signal.SIGKILL)
         assert await_that(lambda: states == [False, True])
         cloud.publish("t", b"after", retain=True).wait(WAIT_S)
-        assert await_that(lambda: heard == [b"before", b"after"])
+        assert await_that(lambda: b"after" in heard)
+    # What is published while the subscription is being made may come for both reasons.
+    assert heard[0] == b"before"
+    assert set(heard[1:]) == {b"after"}
     assert (broker.port, broker.num_restarts) == (port, 1)
 
 

@@ -119,6 +119,7 @@ def test_broker_restart_is_survived_with_subscriptions(mosquitto, sessions, how)
 
         mosquitto.start()
         assert states.get(timeout=60) is True
+        barrier(session)  # that it is connected is told as its subscriptions go out
         sessions("sender").publish("t/1", b"again").wait(60)
         assert inbox.get(timeout=60) == ("t/1", b"again")
     assert states.get(timeout=60) is False

@@ -174,8 +174,10 @@ Run = Callable[[Callable[[Fleet, GatedStore], Coroutine[Any, Any, None]]], None]
 
 def test_registering_answers_with_the_profile(run: Run) -> None:
     async def scenario(fleet: Fleet, store: GatedStore) -> None:
+        before_s = time.time()
         answer = await fleet.register()
         assert (answer.profile, answer.report_interval_s) == ("", 7)
+        assert before_s - 1e-3 <= answer.server_time.ToNanoseconds() / 1e9 <= time.time() + 1e-3
         assert "no profile exists yet" in answer.message
         store.apply_profile(
             DeviceProfile(name="small", workload="digits", match=MatchRule(labels={"class": "small"})), 1.0

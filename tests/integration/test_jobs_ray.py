@@ -76,6 +76,13 @@ def _command(process: psutil.Process) -> str:
         return "ended"
 
 
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return "ended"
+
+
 @pytest.fixture(scope="module")
 def compute(home: Path, started_in: Path) -> Iterator[RemoteCompute]:
     compute = RemoteCompute(work_dir=home, registry_url=str(home / "registry"), num_cpus=2)
@@ -114,12 +121,14 @@ def teacher(compute: RemoteCompute, home: Path) -> TeacherResult:
 
 def test_ray_is_reachable_from_this_machine_alone(compute: RemoteCompute) -> None:
     assert compute.describe() == "local Ray, 2 CPUs"
-    listening = {
-        connection.laddr.ip
-        for process in psutil.Process().children(recursive=True)
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    listening = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray ends workers that it needs no more
+            listening |= {
+                connection.laddr.ip
+                for connection in process.net_connections(kind="inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
     assert listening
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -359,7 +368,7 @@ def test_a_ray_that_was_lost_as_a_whole_is_started_again_with_what_was_unfinishe
     assert driver is not None
     family = psutil.Process(driver).children(recursive=True)
     if victim == "raylet":
-        (raylet,) = (process for process in family if process.name() == "raylet")
+        (raylet,) = (process for process in family if _name(process) == "raylet")
         raylet.kill()
     else:
         os.kill(driver, signal.SIGKILL)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from machine import wait_until
+from machine import free_port, wait_until
 from mosquitto_server import Mosquitto
 
 from cloud.broker import EmbeddedBroker
@@ -47,7 +47,9 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBroker
 
         yield AnyBroker(mosquitto.port, wipe_mosquitto)
         return
-    embedded = EmbeddedBroker(host="127.0.0.1", port=0, work_dir=tmp_path, backoff=Backoff(0.05, 0.2))
+    embedded = EmbeddedBroker(
+        host="127.0.0.1", port=free_port(), work_dir=tmp_path, backoff=Backoff(0.05, 0.2)
+    )
     embedded.start()
 
     def wipe_embedded() -> None:

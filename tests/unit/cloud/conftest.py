@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_database import fresh_store
 
 from cloud.store import Store
 
@@ -20,9 +21,12 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
+def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
     """With the schema in it."""
-    store = Store(store_url)
-    store.migrate()
+    if store_url.startswith("sqlite:"):
+        store = fresh_store(tmp_path / "edgeloop.db")
+    else:
+        store = Store(store_url)
+        store.migrate()
     yield store
     store.close()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fresh_database import fresh_store
+
 from cloud.controller import Controller
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.devices import DeploymentState, DeploymentStatus, Device
@@ -182,8 +184,7 @@ class World:
         self.generations: dict[str, list[int]] = {}
         self._sequence = 0
         self.get_blob: Callable[[str], bytes] = lambda _digest: b""
-        self.store = Store(self.url)
-        self.store.migrate()
+        self.store = fresh_store(folder / "edgeloop.db")
         self._start()
 
     def _start(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import tarfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 from cloud_store_values import fill
@@ -99,8 +101,7 @@ def test_a_damaged_artifact_is_refused_and_nothing_stays(settings: ServeSettings
     with pytest.raises(RejectedError) as caught:
         restore(rewritten(archive, **{blob: b"something else"}), tmp_path / "again")
     assert caught.value.code == "restore-altered"
-    assert not (tmp_path / "again" / "edgeloop.db").exists()
-    assert not (tmp_path / "again" / "director.key").exists()
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "serve.lock", "registry/sha256/aa/short"])
@@ -111,6 +112,7 @@ def test_what_no_backup_holds_is_refused(settings: ServeSettings, tmp_path: Path
         restore(rewritten(archive, **{name: b"x"}), tmp_path / "again")
     assert caught.value.code == "restore-foreign"
     assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "again").exists()
 
 
 def test_an_archive_that_breaks_off_is_refused(settings: ServeSettings, tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_an_archive_that_breaks_off_is_refused(settings: ServeSettings, tmp_path
     with pytest.raises((ConfigError, RejectedError)) as caught:
         restore(archive, tmp_path / "again")
     assert caught.value.code in ("restore-read", "restore-truncated")
-    assert not (tmp_path / "again" / "edgeloop.db").exists()
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_folder_without_a_database_is_named(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_a_disk_that_is_full_is_named_and_nothing_is_left(
     monkeypatch.setattr(backup_module, "_copy", no_room)
     with pytest.raises(ConfigError, match=r"again cannot be written \(No space left on device\)"):
         restore(archive, target)
-    assert [path for path in target.rglob("*") if path.is_file() and path.name != "serve.lock"] == []
+    assert not target.exists()
 
     def no_write(descriptor: int, data: bytes) -> int:
         raise full
@@ -151,3 +153,63 @@ def test_a_disk_that_is_full_is_named_and_nothing_is_left(
     monkeypatch.setattr("cloud.state_folder.os.write", no_write)
     with pytest.raises(ConfigError, match="other: it cannot be written to"), locked(tmp_path / "other"):
         pass
+    assert not list((tmp_path / "other").iterdir())
+    with pytest.raises(ConfigError, match="deep/er: it cannot be written to"):
+        restore(archive, tmp_path / "deep" / "er")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_refused_restore_takes_away_what_it_made_and_nothing_else(
+    settings: ServeSettings, tmp_path: Path
+) -> None:
+    archive, target = tmp_path / "backup.tar", tmp_path / "again"
+    back_up(settings, archive)
+    whole = Registry(str(target / "registry")).put(b"an artifact")
+    (target / "notes.txt").write_text("mine")
+    (target / "serve.lock").write_text("1\n")
+    before = sorted(target.rglob("*"))
+    with pytest.raises(RejectedError) as caught:
+        restore(rewritten(archive, outside=b"x"), target)
+    assert caught.value.code == "restore-foreign"
+    assert sorted(target.rglob("*")) == before
+    assert Registry(str(target / "registry")).get(whole) == b"an artifact"
+
+    other = Registry(settings.registry).put(b"its manifest")
+    altered = target / "registry" / "sha256" / other[:2] / other
+    altered.parent.mkdir(exist_ok=True)
+    altered.write_bytes(b"something else")
+    with pytest.raises(ConfigError, match=rf"{other} is there already: move it away"):
+        restore(archive, target)
+    assert altered.read_bytes() == b"something else"
+    altered.unlink()
+    assert restore(archive, target).num_artifacts == 2
+    assert Registry(str(target / "registry")).get(whole) == b"an artifact"
+
+
+def test_a_folder_in_use_is_left_alone(settings: ServeSettings, tmp_path: Path) -> None:
+    archive, target = tmp_path / "backup.tar", tmp_path / "again"
+    back_up(settings, archive)
+    with locked(target):
+        with pytest.raises(ConfigError, match="another control plane"):
+            restore(archive, target)
+        assert (target / "serve.lock").read_text().strip() == str(os.getpid())
+
+
+def test_a_lock_on_a_file_that_was_removed_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a refused restore takes its folder away while another process is about to lock it."""
+    real, removed = fcntl.flock, []
+
+    def flock(lock: IO[str], operation: int) -> None:
+        if not removed:
+            removed.append(lock.name)
+            (tmp_path / "state" / "serve.lock").unlink()
+            (tmp_path / "state").rmdir()
+        real(lock, operation)
+
+    monkeypatch.setattr("cloud.state_folder.fcntl.flock", flock)
+    with locked(tmp_path / "state"):
+        assert removed
+        with pytest.raises(ConfigError, match="another control plane"), locked(tmp_path / "state"):
+            pass

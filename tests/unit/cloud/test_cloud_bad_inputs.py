@@ -52,7 +52,7 @@ PROFILE = DeviceProfile(name="gateway", workload="bands", match=MatchRule())
 def world(tmp_path: Path) -> World:
     world = World(tmp_path)
     (tmp_path / "bands.py").write_text(SOURCE)
-    here = Here(Context(work_dir=str(tmp_path), registry_url=str(tmp_path / "registry"), mailbox=None))
+    here = Here(Context(work_dir=str(tmp_path), registry_url=str(tmp_path / "registry")))
     world.runner.attach(here)
     world.compute = here  # type: ignore[assignment]
     return world

@@ -5,25 +5,52 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sqlite3
 import ssl
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
+import numpy as np
 import pytest
 import typer
 import yaml
+from cloud_store_values import DEVICE, INTENT, PROFILE, ROLLOUT
 
 from cloud import doctor as examination
 from cloud.cli.doctor import doctor
 from cloud.cli.output import Output
 from cloud.doctor import Finding, Verdict, examine
+from cloud.domain.rollout import RolloutState
 from cloud.pki.key_folder import init_folder
+from cloud.registry import Registry
+from cloud.registry_check import Need, look_at
 from cloud.settings import ServeSettings
 from cloud.store import Store
+from edgeloop.artifact import build_manifest, encode_manifest, golden_set
 from edgeloop.trust import DirectorKey
+from edgeloop.v1 import artifact_pb2
+
+
+def put_artifact(registry: Registry, data: bytes) -> tuple[str, str]:
+    """Digests of the artifact and of a manifest for it."""
+    tensors = [artifact_pb2.TensorSpec(name="x", datatype="FP32", shape=[0, 2])]
+    ones = np.ones((1, 2), np.float32)
+    manifest = build_manifest(
+        data,
+        workload="digits",
+        profile="p",
+        precision=artifact_pb2.PRECISION_INT8,
+        inputs=tensors,
+        outputs=tensors,
+        golden=golden_set(ones, ones, absolute_tolerance=0.1),
+        accuracy=0.9,
+    )
+    return registry.put(data), registry.put(encode_manifest(manifest))
 
 
 def found(settings: ServeSettings, *, now_s: float | None = None) -> dict[str, Finding]:
@@ -124,6 +151,98 @@ def test_asked_where_no_control_plane_runs_it_says_whose_machine_it_looks_at(
     said = capsys.readouterr()
     assert ("not at control:50062" in said.err) is is_told
     assert "disk:" in said.out
+
+
+def test_the_registry_is_asked_for_what_devices_must_fetch(settings: ServeSettings) -> None:
+    registry = Registry(settings.registry)
+    digest, manifest_digest = put_artifact(registry, b"weights")
+    store = Store(settings.database)
+    store.register_device(DEVICE, PROFILE.name, "", 103.0)
+    store.issue_deployment(replace(INTENT, digest=digest, manifest_digest=manifest_digest), 116.0)
+    store.save_rollout(replace(ROLLOUT, state=RolloutState.SUCCEEDED), 117.0)
+    store.close()
+    well = found(settings)["registry"]
+    assert well.verdict is Verdict.OK
+    assert "1 artifacts are needed (1 hashed)" in well.message
+
+    def spoil(of: str, data: bytes | None) -> Finding:
+        path = Path(settings.registry, "sha256", of[:2], of)
+        before = path.read_bytes()
+        path.unlink() if data is None else path.write_bytes(data)
+        finding = found(settings)["registry"]
+        path.write_bytes(before)
+        return finding
+
+    for of, data, what in (
+        (digest, None, "missing"),
+        (digest, b"WEIGHTS", "damaged"),
+        (digest, b"more weights", "damaged"),
+        (manifest_digest, None, "missing"),
+        (manifest_digest, b"?", "damaged"),
+    ):
+        finding = spoil(of, data)
+        assert finding.verdict is Verdict.FAIL, (what, finding)
+        assert f"{of} is {what} (1 devices of profile gateway-small" in finding.message
+        assert "docs/upgrade-backup.md" in finding.message
+        assert "edgeloop compress" in finding.message
+    assert found(settings)["registry"] == well
+
+
+def test_an_artifact_that_only_serves_is_missed_but_nobody_waits_for_it(settings: ServeSettings) -> None:
+    store = Store(settings.database)
+    store.register_device(replace(DEVICE, serving_digest="5" * 64), "", "", 103.0)
+    Registry(settings.registry)
+    finding = found(settings)["registry"]
+    assert finding.verdict is Verdict.WARN
+    assert f"{'5' * 64} is missing" in finding.message
+    store.save_rollout(ROLLOUT, 117.0)
+    store.close()
+    rolled_out = found(settings)["registry"]
+    assert rolled_out.verdict is Verdict.FAIL
+    assert f"of these, {ROLLOUT.manifest_digest} is missing" in rolled_out.message
+
+
+def test_an_older_schema_is_not_asked_what_the_registry_needs(tmp_path: Path) -> None:
+    settings = ServeSettings(state_dir=tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "edgeloop.db")):
+        pass
+    finding = found(settings)["registry"]
+    assert finding.verdict is Verdict.WARN
+    assert "the next start of 'edgeloop serve'" in finding.message
+
+
+def test_an_object_store_is_asked_for_sizes_and_the_work_is_bounded(tmp_path: Path) -> None:
+    registry = Registry(f"memory://{tmp_path.name}")
+    needed = []
+    for data in (b"one", b"two", b"three"):
+        digest, manifest_digest = put_artifact(registry, data)
+        needed.append(Need(digest=digest, manifest_digest=manifest_digest, profile="p"))
+    seen = look_at(registry, needed, max_digests=2)
+    assert (seen.num_needed, seen.num_hashed, seen.num_sized, seen.num_left) == (3, 0, 2, 1)
+    fsspec.filesystem("memory").pipe_file(
+        f"/{tmp_path.name}/sha256/{needed[0].digest[:2]}/{needed[0].digest}", b"longer"
+    )
+    spoilt = look_at(registry, needed)
+    assert [(problem.digest, problem.what) for problem in spoilt.problems] == [(needed[0].digest, "damaged")]
+    folder = Registry(str(tmp_path / "folder"))
+    put_artifact(folder, b"one")
+    put_artifact(folder, b"two")
+    some = look_at(folder, needed[:2], max_read_bytes=3)
+    assert (some.num_hashed, some.num_sized) == (1, 1)
+
+
+def test_a_registry_that_cannot_be_used_is_named_and_none_is_made(
+    settings: ServeSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    finding = found(replace(settings, registry_url=str(tmp_path / "file")))["registry"]
+    assert finding.verdict is Verdict.FAIL
+    assert "--registry-url" in finding.message
+    unknown = found(replace(settings, registry_url="gopher://x"))["registry"]
+    assert unknown.verdict is Verdict.FAIL
+    assert "registry_url is 'gopher://x'" in unknown.message
+    assert found(settings)["registry"].verdict is Verdict.OK
+    assert not Path(settings.registry).exists()
 
 
 @contextlib.contextmanager

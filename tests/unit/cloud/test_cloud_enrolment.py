@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import CertificateSigningRequestBuilder, Name
+from fresh_database import fresh_store
 
 from cloud.domain.identities import CertificateRecord, IdentityState
 from cloud.enrolment import Enrolment, Issued, check_device_name, new_token, secret_hash
@@ -56,8 +57,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    store = Store(f"sqlite:///{tmp_path / 'edgeloop.db'}")
-    store.migrate()
+    store = fresh_store(tmp_path / "edgeloop.db")
     yield World(store)
     store.close()
 

@@ -123,7 +123,7 @@ def test_the_document_takes_one_to_eight_teachers() -> None:
 def test_a_student_learns_from_the_mean_of_two_real_teachers(tmp_path: Path) -> None:
     world = World(tmp_path)
     registry = Registry(str(tmp_path / "registry"))
-    here = Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None))
+    here = Here(Context(work_dir=str(tmp_path), registry_url=registry.url))
     world.runner.attach(here)
     world.get_blob = registry.get
     work = Workload(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cloud_store_values import DEVICE, PROFILE, WORKLOAD
+from fresh_database import fresh_store
 
 from cloud.domain.profiles import MatchRule
 from cloud.services.identities import Identities
@@ -21,8 +22,7 @@ SMALL = replace(PROFILE, name="small", match=MatchRule(labels={"class": "small"}
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path / 'edgeloop.db'}")
-    store.migrate()
+    store = fresh_store(tmp_path / "edgeloop.db")
     store.apply_workload(WORKLOAD, NOW_S)
     store.apply_profile(SMALL, NOW_S)
     yield store

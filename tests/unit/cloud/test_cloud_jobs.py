@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +20,7 @@ from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from cloud.jobs import progress
 from cloud.jobs.cluster import Cluster
 from cloud.jobs.node import has_node
-from cloud.jobs.progress import MIN_INTERVAL_S, Heartbeat, Mailbox, Reporter
+from cloud.jobs.progress import FOLDER, MIN_INTERVAL_S, Heartbeat, Reporter, Words
 from cloud.jobs.results import ResultShelf, discard_torn_run, run_key
 from cloud.registry import Registry
 from edgeloop.errors import ConfigError
@@ -177,62 +176,91 @@ def test_a_run_that_ray_train_cannot_open_any_more_starts_afresh(
     assert folder.exists() == stays
 
 
-class Post:
-    """Stands for an actor handle: ``mailbox.post.remote(...)``."""
-
-    def __init__(self) -> None:
-        self.words: list[tuple[float, str]] = []
-        self.post = self
-
-    def remote(self, _: str, fraction: float, message: str) -> None:
-        self.words.append((fraction, message))
+@pytest.fixture
+def words(tmp_path: Path) -> Words:
+    words = Words(tmp_path)
+    words.begin("a")
+    return words
 
 
-def test_the_mailbox_keeps_only_the_newest_word_of_each_task() -> None:
-    mailbox = Mailbox()
-    for step in range(1000):
-        mailbox.post("a", step / 1000, f"step {step}")
-    mailbox.post("b", 0.5, "half")
-    assert mailbox.drain() == {"a": (0.999, "step 999"), "b": (0.5, "half")}
-    assert mailbox.drain() == {}
+def test_only_the_newest_word_of_a_task_is_read_and_once(tmp_path: Path, words: Words) -> None:
+    words.begin("b")
+    assert words.newest("a") is None
+    Reporter(tmp_path, "a")(0.25, "step 1")
+    Reporter(tmp_path, "a")(0.5, "step 2")
+    Reporter(tmp_path, "b")(0.75, "half")
+    assert (words.newest("a"), words.newest("b")) == ((0.5, "step 2"), (0.75, "half"))
+    assert (words.newest("a"), words.newest("b")) == (None, None)
+    words.end("a")
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["b"]
 
 
-def test_a_chatty_task_posts_seldom_but_always_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_earlier_run_said_is_not_of_the_next(tmp_path: Path, words: Words) -> None:
+    Reporter(tmp_path, "a")(1.0, "done")
+    words.begin("a")
+    assert words.newest("a") is None
+    # The same word of another process is another word.
+    Reporter(tmp_path, "a")(1.0, "done")
+    assert words.newest("a") == (1.0, "done")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b'{"number": 3, "fraction": 0.5, "mess', b"[]", b'{"fraction": "x", "message": ""}', b"\xff", b"{}",
+     b'{"fraction": NaN, "message": "?"}', b"1" * 100_000],
+)  # fmt: skip
+def test_half_a_word_is_none_and_the_next_is_read(tmp_path: Path, words: Words, raw: bytes) -> None:
+    (tmp_path / FOLDER / "a").write_bytes(raw)
+    assert words.newest("a") is None
+    Reporter(tmp_path, "a")(0.5, "half")
+    assert words.newest("a") == (0.5, "half")
+
+
+def test_a_chatty_task_writes_seldom_but_always_its_end(
+    tmp_path: Path, words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now_s = 100.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now_s))
-    post = Post()
-    report = Reporter(post, "a")
+    report, heard = Reporter(tmp_path, "a"), []
     for step in range(1000):
         report(step / 1000, "step")
         now_s += 0.001
+        heard.append(words.newest("a"))
     report(1.0, "done")
-    assert len(post.words) <= 1.0 / MIN_INTERVAL_S + 2
-    assert post.words[-1] == (1.0, "done")
+    assert 0 < len([word for word in heard if word]) <= 1.0 / MIN_INTERVAL_S + 1
+    assert words.newest("a") == (1.0, "done")
 
 
-def test_a_lost_mailbox_does_not_cost_the_work() -> None:
-    class Dead:
-        @property
-        def post(self) -> Any:
-            raise ConnectionError
-
-    Reporter(Dead(), "a")(0.5, "half")
-
-
-def test_fractions_stay_between_0_and_1() -> None:
-    post = Post()
-    Reporter(post, "a")(7.0, "over")
-    Reporter(post, "a")(-1.0, "under")
-    assert [fraction for fraction, _ in post.words] == [1.0, 0.0]
+def test_words_that_cannot_be_written_do_not_cost_the_work(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).write_text("in the way")
+    words = Words(tmp_path)
+    words.begin("a")
+    Reporter(tmp_path, "a")(0.5, "half")
+    assert words.newest("a") is None
+    words.end("a")
 
 
-def test_a_silent_epoch_is_heard_of_each_second() -> None:
-    post = Post()
-    with Heartbeat(Reporter(post, "a")) as report:
+def test_fractions_stay_between_0_and_1(tmp_path: Path, words: Words) -> None:
+    Reporter(tmp_path, "a")(7.0, "over")
+    assert words.newest("a") == (1.0, "over")
+    Reporter(tmp_path, "a")(-1.0, "under")
+    assert words.newest("a") == (0.0, "under")
+
+
+def test_a_silent_epoch_is_heard_of_each_second(tmp_path: Path, words: Words) -> None:
+    heard: list[tuple[float, str]] = []
+
+    def heard_often() -> bool:
+        word = words.newest("a")
+        if word is not None:
+            heard.append(word)
+        return len(heard) >= 3
+
+    with Heartbeat(Reporter(tmp_path, "a")) as report:
         report(0.25, "epoch 2 of 4")
-        wait_until(lambda: len(post.words) >= 3, "two words that nobody said")
-    assert {fraction for fraction, _ in post.words} == {0.25}
-    assert all(message.startswith("epoch 2 of 4") for _, message in post.words)
+        wait_until(heard_often, "two words that nobody said")
+    assert {fraction for fraction, _ in heard} == {0.25}
+    assert all(message.startswith("epoch 2 of 4") for _, message in heard)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,15 @@ def world(tmp_path: Path) -> Iterator[World]:
     world.compute.stop()
 
 
+def words_of_compute(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    """Without what threads of other tests have to say."""
+    return [
+        record.getMessage()
+        for record in list(caplog.records)
+        if record.name == "cloud.jobs.remote" and record.levelno >= level
+    ]
+
+
 def test_a_task_is_told_to_the_driver_once_and_its_events_come_out_in_order(world: World) -> None:
     compute = world.compute
     compute.start()
@@ -191,7 +200,7 @@ def test_the_next_driver_gets_what_is_unfinished_and_one_line_says_why(
         world.may_launch.set()
         second = world.driver()
     assert second.told() == [Submit.of(task(name)) for name in "acd"]
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = words_of_compute(caplog)
     assert "process 1) was ended by SIGABRT" in line
     assert "Check failed: no head" in line
     second.say(*(said(done(name)) for name in "cad"))
@@ -205,7 +214,7 @@ def test_each_driver_that_has_ray_is_logged(world: World, caplog: pytest.LogCapt
         world.compute.start()
         world.driver().say(None)
         world.driver()
-    lines = [record.getMessage() for record in caplog.records]
+    lines = words_of_compute(caplog, logging.INFO)
     assert sum("driven by process" in line for line in lines) == 2
 
 
@@ -221,7 +230,7 @@ def test_a_head_that_stays_away_is_told_once_and_again_when_it_is_lost_again(
     world.driver().say(None)
     world.launched()
     world.driver()
-    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    lines = words_of_compute(caplog)
     assert ["refused" in line for line in lines] == [False, True, False, True]
     assert ["SIGABRT" in line for line in lines] == [True, False, True, False]
 

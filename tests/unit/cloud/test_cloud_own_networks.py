@@ -118,7 +118,7 @@ def test_where_latency_binds_the_search_builds_it_and_everything_that_shows_it_t
     world.store.apply_workload(workload, 1.0)
     world.store.apply_profile(profile, 1.0)
     registry = Registry(str(tmp_path / "registry"))
-    here = Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None))
+    here = Here(Context(work_dir=str(tmp_path), registry_url=registry.url))
     world.runner.attach(here)
     queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
     desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)

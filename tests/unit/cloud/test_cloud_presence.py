@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cloud_store_values import DEVICE
+from fresh_database import fresh_store
 
 from cloud.domain.devices import Device
 from cloud.presence import UNHEARD_S, PresenceBook
@@ -21,8 +22,7 @@ NOW_S = 1_800_000_000.0
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """Three devices, registered, and connected as far as anybody knows."""
-    store = Store(f"sqlite:///{tmp_path / 'edgeloop.db'}")
-    store.migrate()
+    store = fresh_store(tmp_path / "edgeloop.db")
     for name in ("gw-1", "gw-2", "gw-3"):
         store.register_device(replace(DEVICE, device_id=name), None, "", NOW_S)
         store.set_presence(name, True, NOW_S)

@@ -16,8 +16,9 @@ from cloud.cli.columns import spec_text
 from cloud.cli.jobs import parse_spec
 from cloud.compression.build import build_student, finish_teacher
 from cloud.domain.jobs import JobState
+from cloud.domain.methods import Method
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
-from cloud.domain.specs import CompressionSpec, Precision
+from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask
 from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
 from cloud.jobs.tasks import Context
@@ -60,7 +61,7 @@ def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_
     world.store.apply_workload(WORKLOAD, 1.0)
     world.store.apply_profile(replace(PROFILE, constraints=Constraints(artifact_bytes=limit)), 1.0)
     world.store.save_teacher(teacher, 1.0)
-    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url)))
     queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
     desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
 
@@ -93,36 +94,49 @@ def test_where_bytes_bind_the_search_finds_a_student_that_plain_int8_is_not_and_
     assert chosen.accuracy > 0.5
 
 
-@pytest.mark.timeout(420)  # a teacher and two real students, 8 CPU-seconds
-def test_where_latency_binds_a_shorter_student_follows_and_says_why(tmp_path: Path) -> None:
+@pytest.mark.timeout(420)  # a teacher and three real students, 10 CPU-seconds
+def test_where_latency_binds_one_without_shortcuts_and_a_shorter_one_follow_and_say_why(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path)
     registry = Registry(str(tmp_path / "registry"))
     workload = replace(
         WORKLOAD,
         training=replace(WORKLOAD.training, num_epochs=2),
-        search=SearchBudget(max_trials=2, num_epochs=1, width_ratios=(0.5,)),
+        search=SearchBudget(
+            max_trials=2, num_epochs=1, width_ratios=(0.5,), methods=(Method.SHORTCUTS, Method.DEPTH)
+        ),
     )
     trainer = TeacherTrainer(workload, device="cpu")
     while trainer.epoch < trainer.num_epochs:
         trainer.run_epoch()
     teacher = finish_teacher(workload, trainer, registry=registry)
-    assert teacher.num_branches == 2
+    assert teacher.num_branches == teacher.num_shortcuts == 2
     world.store.apply_workload(workload, 1.0)
     world.store.apply_profile(replace(PROFILE, constraints=Constraints(latency_p95_ms=1e-6)), 1.0)
     world.store.save_teacher(teacher, 1.0)
-    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url, mailbox=None)))
+    world.runner.attach(Here(Context(work_dir=str(tmp_path), registry_url=registry.url)))
     queries = Queries(world.store, settings=SETTINGS, now_s=time.time)
     desk = Operations(world.store, queries, settings=SETTINGS, now_s=time.time, poke=lambda: None)
-    job_id = desk.compress(pb.CompressStudentsRequest(profile="tiny-flash")).job.job_id
-    for _ in range(10):
-        world.runner.step()
-    job = world.store.job(job_id)
-    assert job is not None
-    assert job.state is JobState.SUCCEEDED, job.message
-    assert "failed" not in job.message
+    for max_trials in (0, 1):  # the workload's; and one more in another search
+        request = pb.CompressStudentsRequest(profile="tiny-flash", max_trials=max_trials)
+        job_id = desk.compress(request).job.job_id
+        for _ in range(10):
+            world.runner.step()
+        job = world.store.job(job_id)
+        assert job is not None
+        assert job.state is JobState.SUCCEEDED, job.message
+        assert "failed" not in job.message
 
-    built = {c.spec.depth_ratio: c for c in world.store.candidates("tiny-flash", "digits")}
+    made = world.store.candidates("tiny-flash", "digits")
+    (chain,) = (c for c in made if c.spec.shortcuts is False)
+    assert (chain.spec.road, chain.spec.num_epochs, chain.spec.depth_ratio) == (Road.PRUNED, 1, None)
+    built = {c.spec.depth_ratio: c for c in made if c is not chain}
     assert built.keys() == {None, 0.5}
+    assert chain.proposed_reason.startswith(f"latency binds: {built[None].digest[:12]} takes ")
+    assert "without its 2 shortcuts a network can be wider" in chain.proposed_reason
+    assert chain.spec.width_ratio == 0.5, "no width would do, and none narrower was built"
+    assert chain.metrics.num_parameters < built[None].metrics.num_parameters, "a projection less"
     assert built[0.5].spec.width_ratio == built[None].spec.width_ratio == 0.5
     assert built[0.5].metrics.num_parameters < built[None].metrics.num_parameters
     assert built[0.5].proposed_reason.startswith(f"latency binds: {built[None].digest[:12]} takes ")

@@ -10,13 +10,14 @@ import onnx
 import pytest
 import torch
 from compression_networks import INPUT_SHAPE, Plain, Repeated, Residual, make
-from compression_own_networks import MobileNet, VisionTransformer
+from compression_own_networks import ClosedTransformer, MobileNet, VisionTransformer
 from memory_registry import Memory
 from striped_images import striped
 from torch import Tensor, nn
 from weights_in_memory import Shelf
 
 from cloud.compression import evaluate
+from cloud.compression.attention import open_attention
 from cloud.compression.branches import find_branches, remove_shortcuts
 from cloud.compression.budget import check_epochs
 from cloud.compression.build import build_student, finish_teacher
@@ -24,6 +25,7 @@ from cloud.compression.depth import without_shortcuts
 from cloud.compression.export import export_onnx
 from cloud.compression.pack import executable_of
 from cloud.compression.quantise import quantise
+from cloud.compression.shortcuts import Shortcuts, find_shortcuts
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask
@@ -51,7 +53,7 @@ def operators(data: bytes) -> list[str]:
 def test_what_is_left_computes_what_the_network_computes_with_zeros_for_shortcuts() -> None:
     model = residual_cnn()
     before = copy.deepcopy(model.state_dict())
-    plain, num_removed = remove_shortcuts(model, INPUT_SHAPE)
+    plain, left_alone = remove_shortcuts(model, INPUT_SHAPE)
     silent = copy.deepcopy(model)
     for name, module in silent.named_modules():
         if name.endswith(".shortcut"):
@@ -60,7 +62,7 @@ def test_what_is_left_computes_what_the_network_computes_with_zeros_for_shortcut
     with torch.no_grad():
         assert torch.equal(plain(inputs), silent(inputs))
         assert not torch.allclose(plain(inputs), model(inputs))
-    assert num_removed == 4
+    assert left_alone == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
     assert find_branches(plain, INPUT_SHAPE) == ()
     assert not any("shortcut" in name for name in plain.state_dict())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -81,8 +83,8 @@ def test_neither_sums_nor_projections_are_left_to_call_in_fp32_and_int8() -> Non
 @pytest.mark.parametrize(("kind", "count"), [(Residual, 1), (MobileNet, 2), (VisionTransformer, 4)])
 def test_other_shapes_lose_theirs_too(kind: type[nn.Module], count: int) -> None:
     model = make(kind)
-    plain, num_removed = remove_shortcuts(model, INPUT_SHAPE)
-    assert num_removed == count == len(find_branches(model, INPUT_SHAPE))
+    plain, left_alone = remove_shortcuts(model, INPUT_SHAPE)
+    assert len(left_alone) == count == len(find_branches(model, INPUT_SHAPE))
     inputs = torch.randn(3, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert plain(inputs).shape == model(inputs).shape
@@ -101,7 +103,40 @@ def test_a_shortcut_that_changes_what_its_branch_reads_stays() -> None:
             result: Tensor = self.head((self.outer(self.inner(x)) + beside).mean((2, 3)))
             return result
 
-    assert remove_shortcuts(make(Changing), INPUT_SHAPE)[1] == 0
+    assert remove_shortcuts(make(Changing), INPUT_SHAPE)[1] == ()
+    assert find_shortcuts(make(Changing), INPUT_SHAPE).num_dispensable == 0
+
+
+def test_the_search_may_leave_them_out_of_shallow_networks_alone_and_is_told_why_of_others() -> None:
+    found = find_shortcuts(residual_cnn(), INPUT_SHAPE)
+    assert (found.num_dispensable, found.needed) == (4, "")
+    assert find_shortcuts(make(MobileNet), INPUT_SHAPE).num_dispensable == 2
+    deep = ResidualCnn(in_channels=1, num_classes=5, base_width=8, num_stages=2, num_blocks=5).eval()
+    found = find_shortcuts(deep, INPUT_SHAPE)
+    assert (len(found.beside), found.num_dispensable) == (10, 0)
+    assert found.needed == "22 layers in a row would not learn without them, 20 might"
+    for kind, count in ((VisionTransformer, 4), (ClosedTransformer, 2)):
+        found = find_shortcuts(open_attention(make(kind)), INPUT_SHAPE)
+        assert (len(found.beside) >= count, found.num_dispensable) == (True, 0)
+        assert found.needed.startswith(("attention", "layers behind LayerNorm"))
+
+    class Mixing(nn.Module):
+        """Of LayerNorm without attention."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Linear(64, 32), nn.LayerNorm(32)
+            self.inner, self.head = nn.Linear(32, 32), nn.Linear(32, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x.flatten(1))
+            result: Tensor = self.head(x + self.inner(self.norm(x)).relu())
+            return result
+
+    found = find_shortcuts(make(Mixing), INPUT_SHAPE)
+    assert (found.beside, found.num_dispensable) == (("inner",), 0) or len(found.beside) == 1
+    assert "LayerNorm" in found.needed
+    assert find_shortcuts(make(Plain), INPUT_SHAPE) == Shortcuts(beside=(), needed="")
 
 
 @pytest.mark.parametrize("kind", [Plain, Repeated])

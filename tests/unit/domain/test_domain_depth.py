@@ -13,9 +13,10 @@ from cloud.domain.methods import Method, Proposal, reserved_trials, shorter, sho
 from cloud.domain.policy import Action, PolicySettings, decide, replay
 from cloud.domain.profiles import Constraints
 from cloud.domain.rungs import next_rung
-from cloud.domain.search import Direction, propose, width_for
+from cloud.domain.search import Direction, propose
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.state import PolicyState
+from cloud.domain.width_curve import width_for
 from cloud.domain.workloads import SearchBudget, Workload
 from cloud.family_plans import family_settings
 

@@ -94,13 +94,39 @@ def test_what_breaks_a_constraint_is_not_trained_further() -> None:
     assert more[0] not in plain
 
 
-def test_a_floor_that_training_may_reach_does_not_end_a_width_and_one_out_of_reach_does() -> None:
+def test_a_floor_that_training_may_reach_ends_no_width_and_of_one_out_of_reach_the_nearest_is_trained() -> (
+    None
+):
     made = [built(0.5, accuracy=0.92), built(0.25, accuracy=0.85)]
     tried = [cut(0.5), cut(0.25)]
     near = rung(tried, made, constraints=Constraints(min_accuracy=0.93), budget=BUDGET, max_trials=8)
     assert {spec.width_ratio for spec in near} == {0.5}
     far = rung(tried, made, constraints=Constraints(min_accuracy=0.99), budget=BUDGET, max_trials=8)
-    assert far == ()
+    assert [(spec.road, spec.width_ratio, spec.num_epochs > 0) for spec in far] == [
+        (Road.ELASTIC, 0.5, True), (Road.PRUNED, 0.5, True), (Road.DISTILLED, 0.5, True),
+    ]  # fmt: skip
+    unfit = Constraints(min_accuracy=0.99, peak_rss_bytes=1)
+    assert rung(tried, made, constraints=unfit, budget=BUDGET, max_trials=8) == ()
+    one = rung(tried[:1], made[:1], constraints=Constraints(min_accuracy=0.99), budget=BUDGET, max_trials=1)
+    assert one == (), "no trial is left"
+
+
+def test_without_epochs_nothing_is_proposed_that_would_have_to_learn() -> None:
+    untrained = (Road.DISTILLED, Road.SCRATCH)
+    for family_epochs in (0, 4):
+        budget = replace(BUDGET, num_epochs=0, family_epochs=family_epochs, max_trials=12)
+        made = [built(width) for width in budget.width_ratios]
+        found = list(
+            rung([c.spec for c in made], made, constraints=Constraints(), budget=budget, max_trials=12)
+        )
+        for direction in Direction:
+            for target in (None, 0.2):
+                found += propose(
+                    PROFILE, made, target_latency_ms=target, direction=direction, budget=budget,
+                    current=made[0], num_branches=4, num_shortcuts=4,
+                )  # fmt: skip
+        assert found
+        assert not [spec.label for spec in found if spec.road in untrained]
 
 
 def test_a_rejected_or_failed_cut_is_not_continued() -> None:

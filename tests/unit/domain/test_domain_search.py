@@ -12,9 +12,10 @@ from cloud.domain.feasibility import explain_infeasible, violations
 from cloud.domain.policy import PolicySettings
 from cloud.domain.prediction import Prediction, Predictor
 from cloud.domain.profiles import Constraints
-from cloud.domain.search import Direction, propose, roads_for, width_for
+from cloud.domain.search import Direction, propose, roads_for
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.state import Measured
+from cloud.domain.width_curve import width_for
 from cloud.domain.workloads import SearchBudget
 
 PROFILE = profile()
@@ -51,7 +52,7 @@ def test_the_first_round_covers_the_widths_then_tries_second_roads():
     [(0.75, Road.PRUNED), (0.5, Road.PRUNED), (0.25, Road.SCRATCH), (0.1, Road.PRUNED)],
 )
 def test_small_students_take_other_roads(width, first):
-    assert roads_for(width)[0] is first
+    assert roads_for(width, 4)[0] is first
 
 
 def test_the_width_is_read_off_what_was_measured():

@@ -170,6 +170,20 @@ def test_verify_finds_each_damage_and_changes_nothing(stored: Path) -> None:
     assert (stored / "state.json").read_bytes() == b"{}"
 
 
+def test_a_time_that_a_wrong_clock_left_is_shown_and_reset(tmp_path: Path) -> None:
+    (tmp_path / "time-floor").write_text("3800000000.000\n")
+    (tmp_path / "time-signed").write_text("1790000000.000\n")
+    shown = call("clock", "show", "--state-dir", str(tmp_path)).stdout
+    assert "floor       2090-06-01T11:33:20Z" in shown
+    assert "signed      2026-09-21T14:13:20Z" in shown
+    with StateLock(tmp_path):
+        refused = call("clock", "reset", "--state-dir", str(tmp_path), expect=3)
+    assert "in use by another agent" in refused.stderr
+    assert (tmp_path / "time-floor").exists()
+    assert "now:" in call("clock", "reset", "--state-dir", str(tmp_path)).stdout
+    assert not [path.name for path in tmp_path.glob("time-*")]
+
+
 def test_verify_does_not_trust_a_key_that_did_not_sign(stored: Path) -> None:
     checks = verify(stored, expect=3, key=trust.DirectorKey.generate().public_bytes)
     assert checks["committed deployment, generation 1"] is False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.deployment_gate import QUIET_S, DeploymentGate, Refusal
-from edge_agent.known_time import KnownTime
+from edge_agent.known_time import STEADY_S, KnownTime
 from edgeloop import trust
 from edgeloop.director_keys import add_change
 from edgeloop.trust import DirectorKey
@@ -42,11 +42,13 @@ class Device:
     def __init__(self, folder: Path, *, clock_s: float = NOW_S) -> None:
         self.refusals: list[Refusal] = []
         self.monotonic_s = 0.0
+        self.clock_s = clock_s
+        self.time = KnownTime(folder, clock=lambda: self.clock_s, monotonic=lambda: self.monotonic_s)
         self.gate = DeploymentGate(
             folder,
             device_id="gw-1",
             configured_keys=(FIRST.public_bytes,),
-            known_time=KnownTime(folder, clock=lambda: clock_s, monotonic=lambda: self.monotonic_s),
+            known_time=self.time,
             on_refused=self.refusals.append,
             monotonic=lambda: self.monotonic_s,
         )
@@ -104,8 +106,55 @@ def test_an_expired_one_is_named_by_its_generation_and_stays_expired_when_the_cl
     assert lost.gate.open(signed(generation=9, expire_s=NOW_S - 50)) is None
     (refusal,) = lost.refusals
     assert (refusal.code, refusal.generation, refusal.digest) == ("deployment-expired", 9, "a" * 64)
-    assert "time-floor" in refusal.message
+    assert "the director signed at 1970-01-12T13:46:00Z" in refusal.message
     assert lost.gate.open(signed(generation=9)) is not None
+
+
+YEAR_S = 365 * 86_400.0
+
+
+def test_a_clock_that_was_ahead_for_a_while_costs_no_deployment(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    assert device.gate.open(signed(generation=4, expire_s=NOW_S + 60)) is not None
+    device.clock_s += 60 * YEAR_S
+    device.time.on_tick()
+    device.monotonic_s += STEADY_S
+    device.clock_s += STEADY_S
+    device.time.on_tick()
+    wanted = signed(generation=5, expire_s=NOW_S + 2 * STEADY_S + 60)
+    assert device.gate.open(wanted, topic="t") is None
+    assert "this device's clock says 2029-12-28" in device.refusals[-1].message
+
+    device.clock_s = NOW_S + STEADY_S
+    assert device.gate.fresh_again() == {}
+    restarted = Device(tmp_path, clock_s=device.clock_s)
+    assert restarted.gate.open(wanted, topic="t") is None
+    assert "and said 2029-12-28" in restarted.refusals[-1].message
+    assert "clock reset" in restarted.refusals[-1].message
+    # What the broker retains is not sent again, and need not be.
+    restarted.time.hear(restarted.clock_s)
+    assert restarted.gate.fresh_again() == {"t": wanted}
+    assert restarted.gate.open(wanted, topic="t") is not None
+    assert restarted.gate.fresh_again() == {}
+
+
+def test_a_clock_that_was_ahead_makes_nothing_fresh_that_was_held_back(tmp_path: Path) -> None:
+    """Somebody on the way holds one back, and then all that follows; takes the clock ahead, and back."""
+    device = Device(tmp_path)
+    held_back = signed(generation=9, expire_s=NOW_S + 60)
+    for clock_s in (NOW_S + YEAR_S, NOW_S + 60 * YEAR_S):
+        device.clock_s = clock_s
+        device.time.on_tick()
+        device.clock_s += STEADY_S
+        device.monotonic_s += STEADY_S
+        device.time.on_tick()
+    device.clock_s = 0.0
+    assert device.gate.open(held_back, topic="t") is None
+    # The one answer that lowers what is remembered says what time it is.
+    device.time.hear(NOW_S + YEAR_S)
+    assert device.gate.open(held_back, topic="t") is None
+    assert device.gate.fresh_again() == {}
+    assert Device(tmp_path, clock_s=0.0).gate.open(held_back) is None
 
 
 def test_a_flood_of_refusals_is_told_a_few_times(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 from machine import wait_until
 
 from edge_agent.fleet_client import MAX_ANSWERS, ReportStream, StreamEvent
-from edgeloop.v1 import fleet_service_pb2
+from edge_agent.reporter import FleetReporter
+from edge_agent.spool import ReportSpool
+from edgeloop.backoff import Backoff
+from edgeloop.v1 import device_pb2, fleet_service_pb2
 
 
 class EndlessCall:
@@ -48,6 +53,31 @@ def stream(call: EndlessCall, inbox: SimpleQueue[StreamEvent]) -> Iterator[Repor
     stream = ReportStream(stub, inbox.put)
     yield stream
     stream.close()
+
+
+@pytest.mark.parametrize("credentials", [None, object()])
+def test_only_an_answer_over_tls_says_what_time_it_is(
+    tmp_path: Path, inbox: SimpleQueue[Any], credentials: Any
+) -> None:
+    class Client:
+        def register(self, registration: device_pb2.Registration) -> fleet_service_pb2.RegisterResponse:
+            response = fleet_service_pb2.RegisterResponse(profile="small")
+            response.server_time.seconds = 1_790_000_000
+            return response
+
+    reporter = FleetReporter(
+        server="nowhere",
+        spool=ReportSpool(tmp_path / "spool.db", boot_id="b"),
+        registration=device_pb2.Registration,
+        on_registered=inbox.put,
+        backoff=Backoff(0.1, 1.0, random.Random(1)),
+        credentials=credentials,
+    )
+    client: Any = Client()
+    reporter._register(client)
+    answer = inbox.get_nowait()
+    assert answer.profile == "small"
+    assert answer.HasField("server_time") is (credentials is not None)
 
 
 def test_it_reads_no_further_than_what_was_taken(

@@ -109,6 +109,7 @@ def test_whoever_sends_slowly_is_cut_off(hurried_server, request_bytes) -> None:
 
 
 def test_a_connection_too_many_is_told_so_and_the_others_go_on(http_server) -> None:
+    wait_until(lambda: not http_server._connections)  # those of the test before end on threads of their own
     with contextlib.ExitStack() as stack:
         held = [
             stack.enter_context(socket.create_connection(("127.0.0.1", http_server.port), timeout=60))

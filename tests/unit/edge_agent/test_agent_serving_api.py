@@ -3,137 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
-import logging
-import socket
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from machine import wait_until
-from numpy.typing import NDArray
+from serving_gateway import DIGEST, INFER, Gateway, grpc_request
 
-from edge_agent.config import AgentConfig, Endpoint
-from edge_agent.inference import MAX_BATCH, InferenceEngine, ServedModel
-from edge_agent.meter import LatencyMeter
-from edge_agent.serving import addresses
-from edge_agent.serving.grpc_api import SERVICE
+from edge_agent.inference import MAX_BATCH
+from edge_agent.serving.grpc_api import MAX_CALLS, SERVICE
 from edge_agent.serving.inference import grpc_service_pb2 as pb
-from edge_agent.serving.local_api import RETRY_S, LocalApi
-from edge_agent.serving.metrics import BUCKETS_S, ServingMetrics, render_status
-from edge_agent.status_file import AgentStatus, WorkloadStatus
-from edgeloop.errors import RejectedError
 
-LOCAL = Endpoint(host="127.0.0.1", port=0)
-DIGEST = "ab" * 32
 VERSION = "ab" * 6
-INFER = "/v2/models/digits/infer"
-
-
-class FakeRuntime:
-    """Doubles; blocks or fails as told."""
-
-    input_name, output_name = "x", "y"
-    input_shape, sample_shape, output_shape = (1, 2), (2,), (1, 2)
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.begun = threading.Event()
-        self.failing = False
-        self.num_runs = 0
-
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        if threading.current_thread() is not threading.main_thread():  # which warms it up
-            self.num_runs += 1
-            self.begun.set()
-            assert self.gate.wait(60)
-        if self.failing:
-            raise RejectedError("kernel failed", code="model-run")
-        return inputs * np.float32(2)
-
-
-def status(**changes: Any) -> AgentStatus:
-    said: dict[str, Any] = {
-        "pid": 1,
-        "running": True,
-        "device_id": "gw-1",
-        "boot_id": "b",
-        "agent_version": "0",
-        "state": "active",
-        "start_time_s": 1.0,
-        "update_time_s": 2.0,
-    }
-    return AgentStatus(**(said | changes))
-
-
-class Gateway:
-    """An engine, its local API, and clients of it."""
-
-    def __init__(self, **changes: Any) -> None:
-        said: dict[str, Any] = {
-            "device_id": "gw-1",
-            "state_dir": Path(),
-            "server": LOCAL,
-            "broker": LOCAL,
-            "director_keys": (),
-            "serve_grpc": LOCAL,
-            "serve_rest": LOCAL,
-            "serve_timeout_s": 600.0,
-        }
-        self.meter = LatencyMeter(window_s=1e6)
-        self.engine = InferenceEngine(meter=self.meter, max_pending=4)
-        self.engine.start()
-        self.runtime = FakeRuntime()
-        self.api = LocalApi(AgentConfig(**(said | changes)), {"": self.engine}, status=status)
-
-    def install(self) -> None:
-        self.engine.swap(ServedModel(runtime=self.runtime, digest=DIGEST, generation=1, workload="digits"))
-
-    def start(self) -> Gateway:
-        self.api.start(time.monotonic())
-        return self
-
-    def close(self) -> None:
-        self.runtime.gate.set()
-        self.api.stop()
-        self.engine.close()
-
-    def connect(self) -> http.client.HTTPConnection:
-        host, _, port = self.api.rest_address.rpartition(":")
-        return http.client.HTTPConnection(host, int(port), timeout=60)
-
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        with contextlib.closing(self.connect()) as connection:
-            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
-            response = connection.getresponse()
-            return response.status, response.read()
-
-    def infer(self, values: object = (1.0, 2.0), **changes: object) -> tuple[int, dict[str, Any]]:
-        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": values} | changes
-        code, body = self.ask("POST", INFER, json.dumps({"inputs": [tensor]}).encode())
-        return code, json.loads(body)
-
-    def call(self, method: str, request: Any, *, timeout_s: float = 60.0) -> bytes:
-        with grpc.insecure_channel(self.api.grpc_address) as channel:
-            answer: bytes = channel.unary_unary(f"/{SERVICE}/{method}")(
-                request if isinstance(request, bytes) else request.SerializeToString(), timeout=timeout_s
-            )
-            return answer
-
-
-def grpc_request(shape: tuple[int, ...] = (1, 2)) -> pb.ModelInferRequest:
-    request = pb.ModelInferRequest(model_name="digits")
-    request.inputs.add(name="x", datatype="FP32", shape=shape)
-    request.raw_input_contents.append(np.ones(shape, np.float32).tobytes())
-    return request
 
 
 @pytest.fixture
@@ -157,9 +41,6 @@ def start(target: Any, *arguments: Any) -> tuple[threading.Thread, list[Any]]:
     thread = threading.Thread(target=run)
     thread.start()
     return thread, found
-
-
-# --- what it answers --------------------------------------------------------------------------------
 
 
 def test_requests_over_both_transports_are_answered_and_metered(gateway) -> None:
@@ -266,9 +147,6 @@ def test_grpc_errors_carry_their_code_and_malformed_messages_are_the_senders_fau
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-# --- bounds -----------------------------------------------------------------------------------------
-
-
 def test_a_request_that_waits_past_its_deadline_is_refused_and_never_runs(gateway) -> None:
     """Its own deadline of 50 ms: that of the API is ten minutes away, and no client here waits for that."""
     gateway.runtime.gate.clear()
@@ -312,6 +190,23 @@ def test_more_requests_than_may_wait_are_refused_at_once(gateway) -> None:
     assert [found[0][0] for _, found in waiting] == [200] * 5
 
 
+def test_a_call_that_is_ending_takes_no_room_from_the_next(gateway) -> None:
+    """As many as may be under way, and as many whose answer is out."""
+    gateway.engine._max_pending = 4 * MAX_CALLS
+    gateway.runtime.gate.clear()
+    with grpc.insecure_channel(gateway.api.grpc_address) as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        request = grpc_request().SerializeToString()
+        calls = [infer.future(request) for _ in range(2 * MAX_CALLS)]
+        # One has the turn.
+        wait_until(lambda: gateway.engine._num_waiting == 2 * MAX_CALLS - 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(request)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        gateway.runtime.gate.set()
+        assert all(call.result(60) for call in calls)
+
+
 def test_a_body_larger_than_the_largest_batch_is_refused_and_the_connection_goes_on(gateway) -> None:
     with contextlib.closing(gateway.connect()) as connection:
         connection.request("POST", INFER, b"x" * (4 << 20))
@@ -350,132 +245,3 @@ def test_stopping_lets_a_request_under_way_end() -> None:
     grpc_thread.join(60)
     assert http_found[0][0] == 200
     assert isinstance(grpc_found[0], bytes)
-
-
-# --- addresses ---------------------------------------------------------------------------------------
-
-
-def test_a_port_in_use_is_an_error_in_the_log_and_is_tried_again(caplog) -> None:
-    first = Gateway().start()
-    ports = [int(address.rpartition(":")[2]) for address in (first.api.grpc_address, first.api.rest_address)]
-    second = Gateway(
-        serve_grpc=Endpoint(host="127.0.0.1", port=ports[0]),
-        serve_rest=Endpoint(host="127.0.0.1", port=ports[1]),
-    )
-    try:
-        second.install()
-        with caplog.at_level(logging.ERROR):
-            second.api.start(0.0)
-        assert (second.api.grpc_address, second.api.rest_address) == ("", "")
-        assert caplog.text.count("Address already in use") == 2
-        first.close()
-        second.api.retry(RETRY_S / 2)
-        assert second.api.grpc_address == ""
-        second.api.retry(RETRY_S)
-        assert second.infer()[0] == 200
-        assert second.call("ModelInfer", grpc_request())
-    finally:
-        first.close()
-        second.close()
-
-
-def test_unix_sockets_serve_and_only_dead_ones_are_replaced(tmp_path: Path) -> None:
-    paths = {"serve_grpc": tmp_path / "g.sock", "serve_rest": tmp_path / "r.sock"}
-    for path in paths.values():
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(path))
-    gateway = Gateway(**paths)
-    gateway.install()
-    gateway.start()
-    try:
-        assert gateway.api.grpc_address == f"unix:{paths['serve_grpc']}"
-        assert gateway.call("ModelInfer", grpc_request())
-        assert all(path.stat().st_mode & 0o777 == 0o660 for path in paths.values())
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(paths["serve_rest"]))
-            connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\n\r\n")
-            assert connection.recv(65536).endswith(b'{"ready":true}')
-        for path in paths.values():
-            with pytest.raises(OSError, match="in use"):
-                addresses.claim(path)
-    finally:
-        gateway.close()
-    assert not paths["serve_rest"].exists()
-    (tmp_path / "file").write_text("keep")
-    with pytest.raises(OSError, match="no socket"):
-        addresses.claim(tmp_path / "file")
-    with pytest.raises(OSError, match="107 bytes"):
-        addresses.claim(tmp_path / ("a" * 200))
-    assert (tmp_path / "file").read_text() == "keep"
-
-
-@pytest.mark.parametrize(
-    ("host", "local"),
-    [
-        ("127.0.0.1", True),
-        ("127.1.2.3", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("192.168.1.5", False),
-        ("::", False),
-        ("gateway", False),
-    ],
-)
-def test_what_others_can_reach_is_known(host, local) -> None:
-    assert addresses.is_local(Endpoint(host=host, port=1)) == local
-
-
-def test_what_is_off_is_not_served() -> None:
-    gateway = Gateway(serve_grpc=None).start()
-    try:
-        assert gateway.api.grpc_address == ""
-        assert gateway.ask("GET", "/v2/health/live")[0] == 200
-    finally:
-        gateway.close()
-
-
-# --- metrics -----------------------------------------------------------------------------------------
-
-
-def test_metrics_count_requests_by_transport_and_end(gateway) -> None:
-    gateway.infer()
-    gateway.infer(shape=[2])
-    gateway.call("ModelInfer", grpc_request())
-    code, body = gateway.ask("GET", "/metrics")
-    assert code == 200
-    lines = body.decode().splitlines()
-    assert 'edgeloop_serving_requests_total{transport="rest",code="ok"} 1' in lines
-    assert 'edgeloop_serving_requests_total{transport="rest",code="input-shape"} 1' in lines
-    assert 'edgeloop_serving_requests_total{transport="grpc",code="ok"} 1' in lines
-    assert 'edgeloop_serving_request_duration_seconds_count{transport="rest"} 2' in lines
-    assert 'edgeloop_agent_info{device_id="gw-1",version="0",profile=""} 1' in lines
-
-
-def test_each_of_several_workloads_has_its_profile_and_state_on_the_page() -> None:
-    eyes = WorkloadStatus(workload="eyes", state="active", profile="small", serving_digest=DIGEST)
-    ears = WorkloadStatus(workload="ears", state="rejected", code="self-test-load")
-    lines = render_status(replace(status(), workloads=[eyes, ears]))
-    assert 'edgeloop_workload_info{workload="eyes",profile="small",state="active",code=""} 1' in lines
-    assert (
-        'edgeloop_workload_info{workload="ears",profile="",state="rejected",code="self-test-load"} 1' in lines
-    )
-
-
-def test_the_page_is_what_prometheus_reads() -> None:
-    parser = pytest.importorskip("prometheus_client.parser")
-    metrics = ServingMetrics()
-    for elapsed_s in (0.0001, BUCKETS_S[3], 60.0):
-        metrics.record("grpc", "ok", elapsed_s)
-    hostile = status(device_id='a"b\\c\nd', serving_digest=DIGEST, workload="digits", num_requests=7)
-    text = "\n".join([*render_status(hostile), *metrics.render()]) + "\n"
-    families = {family.name: family for family in parser.text_string_to_metric_families(text)}
-    assert families["edgeloop_agent_info"].samples[0].labels["device_id"] == 'a"b\\c\nd'
-    assert families["edgeloop_inferences"].samples[0].value == 7
-    buckets = [
-        sample.value
-        for sample in families["edgeloop_serving_request_duration_seconds"].samples
-        if sample.name.endswith("_bucket") and sample.labels["transport"] == "grpc"
-    ]
-    assert buckets == sorted(buckets)
-    assert (buckets[0], buckets[3], buckets[-1]) == (1, 2, 3)

@@ -139,7 +139,11 @@ class TestReplay:
 
     @pytest.mark.parametrize("kind", ["no-model", "failing"])
     def test_it_outlives_a_missing_and_a_failing_model(self, kind: str) -> None:
+        num_asked = 0
+
         def submit(sample: NDArray[np.float32]) -> Future[InferenceResult]:
+            nonlocal num_asked
+            num_asked += 1
             if kind == "no-model":
                 raise TransientError("not yet", code="no-model")
             future: Future[InferenceResult] = Future()
@@ -148,9 +152,11 @@ class TestReplay:
 
         source = ReplaySource(SAMPLES, rate_hz=1000, submit=submit)
         source.start()
-        wait_until(lambda: source.num_skipped + source.num_failed >= 6)
+        wait_until(lambda: num_asked >= 6)
         source.close()
-        assert (source.num_failed if kind == "failing" else source.num_skipped) >= 3
+        # Ticks that a busy machine missed are skipped, too.
+        assert source.num_failed == (num_asked if kind == "failing" else 0)
+        assert source.num_skipped >= (0 if kind == "failing" else num_asked)
 
     def test_it_stops_promptly_between_far_ticks(self) -> None:
         source = ReplaySource(SAMPLES, rate_hz=0.001, submit=done)  # a tick is a quarter of an hour away
