@@ -7,6 +7,16 @@ import re
 import numpy as np
 
 CONDITION = re.compile(r"(.+?) (<=|>) (\S+)")
+TERM = re.compile(r"(?: ?([-+]) ?)?(?:(\d\S*) )?(x\[\d,\d\])")
+
+
+def add_up(text: str, values: dict[str, np.float32]) -> float:
+    """The sum that a condition is about, from left to right."""
+    assert TERM.sub("", text) == "", text
+    total = 0.0
+    for sign, factor, name in TERM.findall(text):
+        total += float(np.float32(f"{sign}{factor or 1}")) * float(values[name])
+    return total
 
 
 def holds(line: str, values: dict[str, np.float32]) -> bool:
@@ -18,7 +28,7 @@ def holds(line: str, values: dict[str, np.float32]) -> bool:
         match = CONDITION.fullmatch(condition)
         assert match, condition
         name, sign, number = match.groups()
-        lower = values[name] <= np.float32(number)
+        lower = add_up(name, values) <= np.float32(number)
         if lower != (sign == "<="):
             return False
     return True
