@@ -1,9 +1,10 @@
-"""Rules as people read them: ``if x[3] <= 0.7 and x[5] > 0.1 then class 2, 97 %``.
+"""Rules as people read them: ``if x[3] <= 0.7 and x[5] - 0.6 x[2] > 0.1 then class 2, 97 %``.
 
-Rules: the text says all that decides, and no more than that: of several bounds on one input the tightest
-stays, and numbers are written so that they read back as the same float32. The inputs have the names that the
-dataset gave them; else ``x[row,column]`` in an image of one channel, ``x[i]`` in a row of values, and all
-indices in anything else. The percentage is the probability that the rule gives its class.
+Rules: the text says all that decides, and no more than that: of several bounds on one input, or on the same
+sum, the tightest stays; a sum is added from left to right, as it stands, its products exact; and numbers are
+written so that they read back as the same float32. The inputs have the names that the dataset gave them; else
+``x[row,column]`` in an image of one channel, ``x[i]`` in a row of values, and all indices in anything else.
+The percentage is the probability that the rule gives its class.
 """
 
 from __future__ import annotations
@@ -64,17 +65,30 @@ def _ways(model: RuleModel, root: int) -> Iterator[tuple[Way, int]]:
 
 
 def _conditions(model: RuleModel, way: Way) -> str:
-    bounds: dict[tuple[int, bool], float] = {}
+    bounds: dict[tuple[str, bool], float] = {}
     for node, held in way:
-        key, threshold = (int(model.feature[node]), held), float(model.threshold[node])
+        key, threshold = (_tested(model, node), held), float(model.threshold[node])
         known = bounds.get(key, threshold)
         bounds[key] = min(known, threshold) if held else max(known, threshold)
     if not bounds:
         return "always"
     return "if " + " and ".join(
-        f"{feature_name(model, feature)} {'<=' if held else '>'} {_number(threshold)}"
-        for (feature, held), threshold in bounds.items()
+        f"{tested} {'<=' if held else '>'} {_number(threshold)}"
+        for (tested, held), threshold in bounds.items()
     )
+
+
+def _tested(model: RuleModel, node: int) -> str:
+    """What one node compares: an input, or ``x[3] - 0.6 x[2]``."""
+    if not model.has_sums:
+        return feature_name(model, int(model.feature[node]))
+    begin, end = model.first_term[node : node + 2].tolist()
+    text = ""
+    for feature, weight in zip(model.feature[begin:end], model.weight[begin:end], strict=True):
+        joint = (" - " if weight < 0 else " + ") if text else ("-" if weight < 0 else "")
+        factor = "" if abs(weight) == 1 else f"{_number(abs(weight))} "
+        text += f"{joint}{factor}{feature_name(model, int(feature))}"
+    return text
 
 
 def _outcome(model: RuleModel, leaf: int) -> str:
@@ -95,7 +109,7 @@ def _list_lines(model: RuleModel) -> Iterator[str]:
         way: list[tuple[int, bool]] = []
         holds = 0
         while holds != ~number:
-            if node >= len(model.feature):
+            if node >= len(model.threshold):
                 raise _no_list()
             successors = (int(model.left[node]), int(model.right[node]))
             holds = ~number if ~number in successors else node + 1
@@ -107,7 +121,7 @@ def _list_lines(model: RuleModel) -> Iterator[str]:
         if any(int((model.right if held else model.left)[at]) != fails for at, held in way):
             raise _no_list()
         yield ("" if not number else "else ") + f"{_conditions(model, tuple(way))} {_outcome(model, number)}"
-    if node != len(model.feature):
+    if node != len(model.threshold):
         raise _no_list()
     yield ("else " if default else "always ") + _outcome(model, default).removeprefix("then ")
 

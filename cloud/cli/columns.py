@@ -23,7 +23,9 @@ def spec_text(spec_json: str) -> str:
         return "-"
     spec = json.loads(spec_json)
     if spec["road"] == "rules":
-        return f"rules {spec['rules']['kind']} {spec['rules']['max_depth']}"
+        ruled = spec["rules"]
+        sums = f" of {ruled['num_terms']} terms" if ruled.get("num_terms", 1) > 1 else ""
+        return f"rules {ruled['kind']} {ruled['max_depth']}{sums}"
     own = f"{network_name(spec['network'])} " if spec.get("network") else ""
     text = f"{spec['road']} {own}x{spec['width_ratio']:g}"
     if depth := spec.get("depth_ratio"):

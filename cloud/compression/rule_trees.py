@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[float, str], None]
 Integers = NDArray[np.int64]
+T = TypeVar("T")
 
 #: Share of the inputs that each split of a competing first tree may choose from.
 START_FEATURES = 0.3
@@ -80,25 +82,47 @@ def fit_tree(lesson: RuleLesson, spec: RuleSpec, *, binner: Binner, seed: int, r
     bins = binner.transform(lesson.inputs)
     real = np.concatenate([bins[: lesson.num_real], binner.transform(lesson.held_out_inputs)])
     real_classes = np.concatenate([lesson.classes[: lesson.num_real], lesson.held_out_classes])
-    best: BinnedTree | None = None
-    best_fidelity = -1.0
-    for start in range(spec.num_starts):
-        tree = grow(
-            bins, lesson, spec, seed=seed, max_features=START_FEATURES if start else None, start=start
-        )
 
-        def improving(fraction: float, message: str, start: int = start) -> None:
-            report((start + fraction) / spec.num_starts, f"tree {start + 1}/{spec.num_starts}: {message}")
-
+    def improved(start: int, improving: Report) -> BinnedTree:
+        tree = grow(bins, lesson, spec, seed=seed, start=start)
         improving(0.0, "grown")
         refine(tree, bins, lesson.targets, num_rounds=spec.num_refine_rounds, report=improving)
-        agrees = tree.labels[tree.leaves(real)] == real_classes
-        fidelity = float(agrees.mean())
+        return tree
+
+    def agreement(tree: BinnedTree) -> float:
+        return float((tree.labels[tree.leaves(real)] == real_classes).mean())
+
+    best = best_of(spec.num_starts, improved, agreement, report)
+    kept = simplify(best, np.bincount(best.leaves(bins), minlength=len(best.labels)))
+    return BinnedTree(
+        feature=best.feature[kept.nodes],
+        cut=best.cut[kept.nodes],
+        left=kept.left,
+        right=kept.right,
+        labels=kept.labels,
+    )
+
+
+def best_of(
+    num_starts: int,
+    improved: Callable[[int, Report], T],
+    agreement: Callable[[T], float],
+    report: Report,
+) -> T:
+    """The tree that agrees with the teacher most, of one for each start; the first of equals."""
+    best: tuple[float, T] | None = None
+    for start in range(num_starts):
+
+        def improving(fraction: float, message: str, start: int = start) -> None:
+            report((start + fraction) / num_starts, f"tree {start + 1}/{num_starts}: {message}")
+
+        tree = improved(start, improving)
+        fidelity = agreement(tree)
         logger.debug("tree %d agrees with the teacher on %.4f of the real samples", start, fidelity)
-        if fidelity > best_fidelity:
-            best, best_fidelity = tree, fidelity
+        if best is None or fidelity > best[0]:
+            best = fidelity, tree
     assert best is not None
-    return simplify(best, np.bincount(best.leaves(bins), minlength=len(best.labels)))
+    return best[1]
 
 
 def grow(
@@ -108,16 +132,15 @@ def grow(
     *,
     seed: int,
     start: int = 0,
-    max_features: float | None = None,
 ) -> BinnedTree:
-    """A greedy tree."""
+    """A greedy tree; those after the first ``start`` choose among some of the inputs at each split."""
     soft = spec.labels is RuleLabels.SOFT
     # On one-hot targets the summed squared error of a regression tree is the Gini impurity.
     kind = DecisionTreeRegressor if soft else DecisionTreeClassifier
     grown = kind(
         max_depth=spec.max_depth,
         max_leaf_nodes=spec.max_leaves,
-        max_features=max_features,
+        max_features=START_FEATURES if start else None,
         random_state=(seed + 1000 * start) % 2**32,
     ).fit(bins.astype(np.float32), lesson.targets if soft else lesson.classes)
     found = grown.tree_
@@ -226,7 +249,28 @@ def _nodes_reached(tree: BinnedTree, bins: NDArray[np.uint8], nodes: Integers) -
     return found
 
 
-def simplify(tree: BinnedTree, counts: Integers) -> BinnedTree:
+class Shape(Protocol):
+    """What any tree has: references as in ``BinnedTree``, and the class of each leaf."""
+
+    left: Integers
+    right: Integers
+    labels: Integers
+
+    @property
+    def root(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Kept:
+    """What is left of a tree: ``nodes`` are numbers in the whole one, and the rest refers to these."""
+
+    nodes: list[int]
+    left: Integers
+    right: Integers
+    labels: Integers
+
+
+def simplify(tree: Shape, counts: Integers) -> Kept:
     """The same decisions for whatever was counted, with fewer nodes.
 
     ``counts`` says how many points reach each leaf.
@@ -242,7 +286,7 @@ def simplify(tree: BinnedTree, counts: Integers) -> BinnedTree:
         return done.get(reference)
 
     kept: dict[int, tuple[tuple[str, int], tuple[str, int]]] = {}
-    for node in range(len(tree.feature) - 1, -1, -1):
+    for node in range(len(tree.left) - 1, -1, -1):
         one, other = resolve(int(tree.left[node])), resolve(int(tree.right[node]))
         if one is None or other is None or (one == other and one[0] == "leaf"):
             survivor = one if one is not None else other
@@ -255,7 +299,7 @@ def simplify(tree: BinnedTree, counts: Integers) -> BinnedTree:
     if top is None or top[0] == "leaf":
         label = top[1] if top is not None else int(tree.labels[0])
         none = np.zeros(0, np.int64)
-        return BinnedTree(feature=none, cut=none, left=none, right=none, labels=np.array([label]))
+        return Kept(nodes=[], left=none, right=none, labels=np.array([label]))
     order = [top[1]]
     for node in order:
         order += [number for what, number in kept[node] if what == "node"]
@@ -272,9 +316,8 @@ def simplify(tree: BinnedTree, counts: Integers) -> BinnedTree:
     for node in order:
         left.append(refer(kept[node][0]))
         right.append(refer(kept[node][1]))
-    return BinnedTree(
-        feature=tree.feature[order],
-        cut=tree.cut[order],
+    return Kept(
+        nodes=order,
         left=np.array(left, np.int64),
         right=np.array(right, np.int64),
         labels=np.array(labels, np.int64),

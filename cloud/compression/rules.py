@@ -2,7 +2,8 @@
 
 Boosted trees are scikit-learn's histogram gradient boosting (after Ke et al., "LightGBM", NeurIPS 2017) on
 the teacher's labels; with soft labels each point stands once for every class that the teacher deems
-possible, weighted by its probability. For trees and lists see ``rule_trees`` and ``rule_lists``.
+possible, weighted by its probability. For trees and lists see ``rule_trees``, ``rule_oblique`` and
+``rule_lists``.
 
 Rules: the scores of a leaf are logarithms of probabilities, floored at ``FLOOR``: the shares of the classes
 among the real samples that reach it, and for ``PRIOR_SAMPLES`` more those among all points, so that a leaf
@@ -26,6 +27,7 @@ from torch import nn
 from cloud.compression.rule_bins import Binner
 from cloud.compression.rule_lesson import RuleLesson, prepare_lesson
 from cloud.compression.rule_lists import Rule, covers, fit_rule_list
+from cloud.compression.rule_oblique import ObliqueTree, fit_oblique_tree
 from cloud.compression.rule_trees import BinnedTree, fit_tree
 from cloud.domain.rules import RuleKind, RuleLabels, RuleSpec
 from cloud.training.datasets import Dataset
@@ -67,7 +69,11 @@ def fit_rules(
     else:
         binner = Binner.fit(lesson.inputs)
         bins = binner.transform(lesson.inputs)
-        if spec.kind is RuleKind.TREE:
+        if spec.num_terms > 1:
+            with threadpool_limits(limits=1):  # small matrices
+                sums = fit_oblique_tree(lesson, spec, binner=binner, seed=seed, report=fitting)
+            model = _oblique_model(sums, lesson, shape)
+        elif spec.kind is RuleKind.TREE:
             tree = fit_tree(lesson, spec, binner=binner, seed=seed, report=fitting)
             model = _tree_model(tree, lesson, binner, bins, shape)
         else:
@@ -132,6 +138,23 @@ def _tree_model(
         left=tree.left.astype(np.int32),
         right=tree.right.astype(np.int32),
         leaves=leaf_scores(tree.leaves(bins), lesson, len(tree.labels)),
+    )
+
+
+def _oblique_model(tree: ObliqueTree, lesson: RuleLesson, shape: tuple[int, ...]) -> RuleModel:
+    none = np.zeros(0)
+    return _model(
+        RulesKind.TREE,
+        shape,
+        lesson.targets.shape[1],
+        roots=np.array([tree.root], np.int32),
+        num_terms=np.array([len(test.features) for test in tree.tests], np.int32),
+        feature=np.concatenate([none, *(test.features for test in tree.tests)]).astype(np.int32),
+        weight=np.concatenate([none, *(test.weights for test in tree.tests)]).astype(np.float32),
+        threshold=np.array([test.threshold for test in tree.tests], np.float32),
+        left=tree.left.astype(np.int32),
+        right=tree.right.astype(np.int32),
+        leaves=leaf_scores(tree.leaves(lesson.inputs), lesson, len(tree.labels)),
     )
 
 

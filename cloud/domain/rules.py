@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
 
@@ -29,7 +29,8 @@ class RuleSpec:
     class, or the trees that a list's rules are taken from. ``num_mixup_samples`` is how many points between
     training samples the teacher labels beside them, at shares drawn from Beta(``mixup_alpha``,
     ``mixup_alpha``). ``num_starts`` trees compete, each improved by at most ``num_refine_rounds`` rounds;
-    both concern the kind tree alone. ``learning_rate`` is that of boosting.
+    both concern the kind tree alone. ``learning_rate`` is that of boosting. ``num_terms`` is the most inputs
+    whose weighted sum one test of a tree may look at; 1 is a test of a single input.
 
     Raises ``ValueError``, naming the field, when a value is out of range.
     """
@@ -44,6 +45,7 @@ class RuleSpec:
     num_starts: int = 4
     num_refine_rounds: int = 20
     learning_rate: float = 0.3
+    num_terms: int = 1
 
     def __post_init__(self) -> None:
         for name, kind in (("kind", RuleKind), ("labels", RuleLabels)):
@@ -58,6 +60,7 @@ class RuleSpec:
             ("num_mixup_samples", 0, 1_000_000),
             ("num_starts", 1, 100),
             ("num_refine_rounds", 0, 1000),
+            ("num_terms", 1, 8),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -75,6 +78,24 @@ class RuleSpec:
                 f"rules.num_mixup_samples is {self.num_mixup_samples}: with labels {self.labels} it must be "
                 "0, since nobody but a teacher labels what is not in the dataset"
             )
+
+        if self.num_terms > 1 and self.kind is not RuleKind.TREE:
+            raise ValueError(
+                f"rules.num_terms is {self.num_terms}: with kind {self.kind} it must be 1, since only "
+                f"tests of kind {RuleKind.TREE} look at sums"
+            )
+        if self.num_terms > 1 and not self.num_refine_rounds:
+            raise ValueError(
+                f"rules.num_refine_rounds is 0: with num_terms {self.num_terms} it must be at least 1, since "
+                "sums come by refining"
+            )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As ``from_mapping`` takes it; ``num_terms`` of 1 is left out, as before it was there."""
+        values = asdict(self)
+        if self.num_terms == 1:
+            del values["num_terms"]
+        return values
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:

@@ -158,6 +158,8 @@ class CompressionSpec:
         Fields that are None are left out, so that a field that comes later changes no identity given before.
         """
         values = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.rules is not None:
+            values["rules"] = self.rules.to_mapping()
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod

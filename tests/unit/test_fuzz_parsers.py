@@ -34,7 +34,7 @@ from edge_agent.sensors.samples import parse_sample
 from edge_agent.serving import grpc_messages, rest_messages
 from edge_agent.serving.inference import grpc_service_pb2 as oip
 from edge_agent.update_state import Slot, UpdateState
-from edgeloop import artifact, topics, trust
+from edgeloop import artifact, rules, topics, trust
 from edgeloop.artifact import BlockAssembler
 from edgeloop.director_keys import TrustedKeys, add_change
 from edgeloop.errors import EdgeloopError
@@ -177,6 +177,27 @@ def _npy() -> bytes:
     return file.getvalue()
 
 
+def _rules() -> bytes:
+    """Two tests, the first on a sum."""
+    return rules.encode(
+        rules.RuleModel(
+            kind=rules.RulesKind.TREE,
+            input_shape=(4,),
+            num_classes=2,
+            base=np.zeros(2, np.float32),
+            roots=np.zeros(1, np.int32),
+            num_terms=np.array([2, 1], np.int32),
+            feature=np.array([1, 3, 0], np.int32),
+            weight=np.array([1, -0.5, 1], np.float32),
+            threshold=np.array([0.5, -0.25], np.float32),
+            left=np.array([1, -1], np.int32),
+            right=np.array([-3, -2], np.int32),
+            leaves=np.array([[1, 2], [3, 4], [5, 6]], np.float32),
+            names=("height", "breadth", "depth"),
+        )
+    )
+
+
 PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "manifest": (_manifest, MANIFEST),
     "block": (_block, DATA[:4096]),
@@ -203,6 +224,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "sample-json": (_sample("json"), b'{"inputs": [[1.5, 2]], "id": "n-1"}'),
     "sample-raw": (_sample("raw"), bytes(8)),
     "sample-npy": (_sample("npy"), _npy()),
+    "rules": (rules.decode, _rules()),
     "journal": (_journal, journal.encode(UpdateState())),
 }
 
@@ -210,7 +232,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
 #: What EDGELOOP_FUZZ_S is given to. The journal, which a checksum guards and only a disk can damage, has its
 #: examples alone.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "manifest": ("manifest",),
+    "manifest": ("manifest", "rules"),
     "block": ("block",),
     "mqtt": (
         *("deployment", "director-keys", "block-request", "topic"),

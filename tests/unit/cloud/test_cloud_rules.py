@@ -121,6 +121,27 @@ def test_a_network_or_an_unknown_digest_is_told_with_what_there_is(
     assert "at least its first 6" in capsys.readouterr().err
 
 
+def test_sums_are_told_as_they_are_added() -> None:
+    parts = {field: getattr(MODEL, field) for field in RuleModel.__dataclass_fields__}
+    tree = {
+        "kind": RulesKind.TREE,
+        "num_terms": np.array([2, 1, 3], np.int32),
+        "feature": np.array([3, 1, 0, 2, 0, 1], np.int32),
+        "weight": np.array([1, -0.62, 1, -1, 0.5, 1], np.float32),
+        "right": np.array([-1, -1, -3], np.int32),
+    }
+    assert describe_rules(RuleModel(**{**parts, **tree})) == [
+        "if x[3] - 0.62 x[1] <= 0.7 and x[0] <= -0.1 and -x[2] + 0.5 x[0] + x[1] <= 12.5 then class 1, 80 %",
+        "if x[3] - 0.62 x[1] <= 0.7 and x[0] <= -0.1 and -x[2] + 0.5 x[0] + x[1] > 12.5 then class 0, 50 %",
+        "if x[3] - 0.62 x[1] <= 0.7 and x[0] > -0.1 then class 0, 97 %",
+        "if x[3] - 0.62 x[1] > 0.7 then class 0, 97 %",
+    ]
+    same = {"num_terms": np.array([2, 2, 2], np.int32), "feature": np.array([3, 1] * 3, np.int32)}
+    weights = {"weight": np.array([1, -0.62] * 3, np.float32)}
+    told = describe_rules(RuleModel(**{**parts, **tree, **same, **weights}))
+    assert told[1] == "if x[3] - 0.62 x[1] <= -0.1 and x[3] - 0.62 x[1] > 12.5 then class 0, 50 %"
+
+
 def test_nodes_that_are_no_list_are_not_told_as_one() -> None:
     parts = {field: getattr(MODEL, field) for field in RuleModel.__dataclass_fields__}
     skipping = RuleModel(**{**parts, "right": np.array([-3, -1, -3], np.int32)})
@@ -133,6 +154,7 @@ def test_parts_of_rules_are_given_with_a_dot() -> None:
     assert found.rules is not None
     assert (found.rules.kind, found.rules.max_depth) == (RuleKind.BOOSTED, 3)
     assert spec_text(found.to_json()) == "rules boosted 3"
+    assert spec_text(parse_spec("road=rules,rules.num_terms=3").to_json()) == "rules tree 6 of 3 terms"
     with pytest.raises(ConfigError, match=r"rules.max_depth is 99"):
         parse_spec("road=rules,rules.max_depth=99")
     with pytest.raises(ConfigError, match="rules is given twice"):

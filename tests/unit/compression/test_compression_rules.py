@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from memory_registry import Memory
 from numpy.typing import NDArray
+from rules_reading import interpret
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 
@@ -20,8 +24,10 @@ from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.rule_bins import Binner
 from cloud.compression.rule_lesson import prepare_lesson
 from cloud.compression.rule_lists import covers, fit_rule_list
+from cloud.compression.rule_oblique import ObliqueTree, refine_oblique
+from cloud.compression.rule_terms import best_cut, shortest_between
 from cloud.compression.rule_trees import grow, refine
-from cloud.compression.rules import booster_model, fit_rules
+from cloud.compression.rules import booster_model, fit_rules, leaf_scores
 from cloud.domain.candidates import Candidate
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
 from cloud.domain.rules import RuleKind, RuleLabels, RuleSpec
@@ -37,6 +43,7 @@ from edgeloop.errors import ConfigError
 
 torch.set_num_threads(1)
 
+
 Floats = NDArray[np.float32]
 CPU = torch.device("cpu")
 WORKLOAD = Workload(
@@ -51,11 +58,10 @@ PLAIN = RuleSpec(num_mixup_samples=0, num_starts=1, num_refine_rounds=0, labels=
 SMALL = RuleSpec(num_mixup_samples=4000, num_starts=1)
 LIST = replace(SMALL, kind=RuleKind.RULE_LIST, max_leaves=30)
 BOOSTED = replace(SMALL, kind=RuleKind.BOOSTED, max_depth=3, max_leaves=8, num_trees=5)
+SUMS = replace(SMALL, num_terms=3, num_mixup_samples=2000, num_refine_rounds=3)
 KINDS = pytest.mark.parametrize(
-    "spec", [SMALL, LIST, BOOSTED], ids=[s.kind.value for s in (SMALL, LIST, BOOSTED)]
+    "spec", [SMALL, SUMS, LIST, BOOSTED], ids=["tree", "tree-of-sums", "rule-list", "boosted"]
 )
-
-
 Trained = tuple[TeacherTrainer, TeacherResult, Memory]
 
 
@@ -111,6 +117,69 @@ def test_refining_improves_a_tree_without_growing_it(trained: Trained) -> None:
     assert history[-1] > history[0]
     assert len(tree.feature) == num_nodes
     assert history[-1] == pytest.approx((tree.labels[tree.leaves(bins)] == lesson.classes).mean())
+
+
+def test_sums_of_three_inputs_improve_a_tree_without_growing_it(trained: Trained) -> None:
+    trainer = trained[0]
+    lesson = prepare_lesson(trainer.model, trainer.dataset, SUMS, seed=0, device=CPU)
+    binner = Binner.fit(lesson.inputs)
+    plain = grow(binner.transform(lesson.inputs), lesson, SUMS, seed=0)
+    tree = ObliqueTree.of(plain, binner)
+    assert np.array_equal(tree.leaves(lesson.inputs), plain.leaves(binner.transform(lesson.inputs)))
+    history = refine_oblique(tree, lesson.inputs, lesson.targets, num_terms=3, num_rounds=3, seed=0)
+    assert history == sorted(history)
+    assert history[-1] > history[0] + 0.04
+    assert len(tree.tests) == len(plain.feature)
+    sizes = [len(test.features) for test in tree.tests]
+    assert 2 in sizes or 3 in sizes
+    assert max(sizes) <= 3
+    assert all(test.weights[0] == 1 for test in tree.tests)
+    assert history[-1] == pytest.approx((tree.labels[tree.leaves(lesson.inputs)] == lesson.classes).mean())
+
+
+def test_sums_say_more_than_single_inputs_in_as_many_leaves(trained: Trained) -> None:
+    dataset = trained[0].dataset
+    single, sums = fit(trained, replace(SUMS, num_terms=1)), fit(trained, SUMS)
+    assert len(sums.leaves) <= SUMS.max_leaves
+    assert accuracy(sums, dataset) > accuracy(single, dataset) + 0.02
+
+
+def test_what_a_tree_of_sums_was_fitted_on_it_decides_to_the_bit(trained: Trained) -> None:
+    trainer = trained[0]
+    found = fit_rules(trainer.model, trainer.dataset, SUMS, seed=0, device=CPU, report=quiet)
+    inputs = found.lesson.inputs.reshape(-1, *trainer.dataset.input_shape)
+    outputs = evaluate.load(rules.encode(found.model)).run(inputs)
+    leaves = np.array([np.flatnonzero((found.model.leaves == row).all(axis=1))[0] for row in outputs])
+    assert np.array_equal(leaf_scores(leaves, found.lesson, len(found.model.leaves))[leaves], outputs)
+
+
+def test_inputs_of_very_different_scales_make_sums_all_the_same(trained: Trained) -> None:
+    trainer = trained[0]
+    lesson = prepare_lesson(trainer.model, trainer.dataset, SUMS, seed=0, device=CPU)
+    scales = np.float32(10.0) ** np.random.default_rng(0).integers(-12, 13, 64).astype(np.float32)
+    for offset in (0.0, 1e6):
+        moved = replace(lesson, inputs=lesson.inputs * scales + np.float32(offset))
+        binner = Binner.fit(moved.inputs)
+        tree = ObliqueTree.of(grow(binner.transform(moved.inputs), moved, SUMS, seed=0), binner)
+        history = refine_oblique(tree, moved.inputs, moved.targets, num_terms=3, num_rounds=1, seed=0)
+        assert history[1] > history[0] + 0.005
+        numbers = np.concatenate([[*test.weights, test.threshold] for test in tree.tests])
+        assert np.isfinite(numbers).all()
+        assert np.array_equal(numbers, numbers.astype(np.float32))
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=20, unique=True),
+    st.randoms(use_true_random=False),
+)
+def test_a_cut_is_the_best_there_is_and_says_so(values: list[float], random: Random) -> None:
+    sums, regret = np.array(values), np.array([random.choice([-1.0, 0.5, 2.0]) for _ in values])
+    cost, threshold = best_cut(sums, regret)
+    assert cost == pytest.approx(regret[sums <= threshold].sum())
+    assert cost == pytest.approx(min(regret[sums <= value].sum() for value in values if value < max(values)))
+    low, high = max(sums[sums <= threshold]), min(sums[sums > threshold])
+    assert low <= shortest_between(low, high) < high
+    assert shortest_between(0.34217, 0.35921) == np.float32(0.35)
 
 
 def test_bins_part_inputs_where_thresholds_do(trained: Trained) -> None:
@@ -171,9 +240,6 @@ def test_boosted_trees_give_what_scikit_learn_gives(num_classes: int) -> None:
         wanted = np.stack([np.zeros(len(inputs)), wanted], axis=1)
     assert found == pytest.approx(wanted, abs=1e-5)
     assert np.array_equal(found.argmax(axis=1), booster.predict(inputs))
-
-
-# The candidate.
 
 
 def build(trained: Trained, spec: RuleSpec, parent: str = "") -> Candidate:
@@ -294,43 +360,6 @@ def test_a_teacher_that_gives_no_numbers_is_refused(trained: Trained) -> None:
         fit_rules(broken, trained[0].dataset, SMALL, seed=0, device=CPU, report=quiet)
 
 
-# The text.
-
-CONDITION = re.compile(r"(.+?) (<=|>) (\S+)")
-
-
-def holds(line: str, values: dict[str, np.float32]) -> bool:
-    """Whether the conditions of one line do, as a person would check them."""
-    text = line.split(" then ")[0].removeprefix("else ")
-    if text == "always" or not text.startswith("if "):
-        return True
-    for condition in text.removeprefix("if ").split(" and "):
-        match = CONDITION.fullmatch(condition)
-        assert match, condition
-        name, sign, number = match.groups()
-        lower = values[name] <= np.float32(number)
-        if lower != (sign == "<="):
-            return False
-    return True
-
-
-def interpret(lines: list[str], values: dict[str, np.float32]) -> int:
-    """The class that the text gives."""
-    if not lines[0].startswith("each class begins at"):
-        line = next(line for line in lines if holds(line, values))
-        found = re.search(r"class (\d+), (\d+) %$", line)
-        assert found, line
-        return int(found[1])
-    sums = [float(number) for number in lines[0].partition(": ")[2].split(", ")]
-    target = -1
-    for line in lines[1:-1]:
-        if line.startswith("tree "):
-            target = int(line.rstrip(":").split()[-1])
-        elif holds(line, values):
-            sums[target] += float(line.rsplit(" then ")[1])
-    return int(np.argmax(sums))
-
-
 @KINDS
 def test_the_text_says_what_the_runtime_does(trained: Trained, spec: RuleSpec) -> None:
     model = fit(trained, spec)
@@ -339,8 +368,10 @@ def test_the_text_says_what_the_runtime_does(trained: Trained, spec: RuleSpec) -
     # Half of them are put right on thresholds, where <= and < differ.
     flat = inputs.reshape(len(inputs), -1)
     for row in range(60):
-        node = row % len(model.feature)
-        flat[row, model.feature[node]] = model.threshold[node]
+        node = row % len(model.threshold)
+        first, last = model.first_term[node : node + 2]
+        flat[row, model.feature[first:last]] = 0
+        flat[row, model.feature[first]] = model.threshold[node]
     found = evaluate.load(rules.encode(model)).run(inputs).argmax(axis=1)
     names = [feature_name(replace_names(model), feature) for feature in range(64)]
     said = [interpret(lines, dict(zip(names, row, strict=True))) for row in flat]

@@ -38,6 +38,19 @@ def test_specs_without_rules_keep_their_identity() -> None:
     assert "rules" not in CompressionSpec().to_json()
 
 
+def test_rules_of_single_inputs_keep_their_identity() -> None:
+    assert spec().digest == spec(num_terms=1).digest == "f30f4395d15d"
+    assert spec(max_depth=5).digest == "7676e5122d77"
+    assert "num_terms" not in spec().to_json()
+    sums = spec(num_terms=3)
+    assert sums.digest != spec().digest
+    assert CompressionSpec.from_mapping(json.loads(sums.to_json())) == sums
+    assert codec.from_json(CompressionSpec, codec.to_json(sums)) == sums
+    stored = json.loads(codec.to_json(spec()))
+    del stored["rules"]["num_terms"]  # as it was stored before there were sums
+    assert codec.from_json(CompressionSpec, json.dumps(stored)) == spec()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -54,6 +67,12 @@ def test_specs_without_rules_keep_their_identity() -> None:
         ({"mixup_alpha": "x"}, "rules.mixup_alpha is 'x': it must be a number"),
         ({"learning_rate": 2}, "rules.learning_rate is 2"),
         ({"labels": "data"}, "rules.num_mixup_samples is 20000: with labels data it must be 0"),
+        ({"num_terms": 0}, "rules.num_terms is 0: it must be a whole number from 1 to 8"),
+        ({"num_terms": 9}, "rules.num_terms is 9"),
+        ({"num_terms": 2.0}, "rules.num_terms is 2.0"),
+        ({"num_terms": 2, "kind": "boosted"}, "rules.num_terms is 2: with kind boosted it must be 1"),
+        ({"num_terms": 2, "kind": "rule-list"}, "rules.num_terms is 2: with kind rule-list it must be 1"),
+        ({"num_terms": 2, "num_refine_rounds": 0}, "rules.num_refine_rounds is 0: with num_terms 2"),
         ({"depth": 3}, "unknown key rules.depth: known are kind"),
     ],
 )

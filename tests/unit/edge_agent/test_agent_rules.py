@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edge_agent.runtime import rules as runtime_rules
 from edge_agent.selftest import SelfTestJob, SelfTestResult, run_self_test
 from edgeloop import artifact
 from edgeloop.errors import RejectedError
-from edgeloop.rules import RuleModel, RulesKind, encode, floor32
+from edgeloop.rules import RuleModel, RulesKind, decode, encode, floor32
 from edgeloop.v1 import artifact_pb2
 
 Floats = NDArray[np.float32]
@@ -83,6 +84,64 @@ def many_trees(num_trees: int, *, seed: int = 0) -> bytes:
     )
 
 
+def sums(num_nodes: int, *, seed: int = 0) -> bytes:
+    """A chain of tests on sums of 1 to 5 of 6 inputs, with a leaf at each node's left."""
+    rng = np.random.default_rng(seed)
+    num_terms = rng.integers(1, 6, num_nodes).astype(np.int32)
+    return encode(
+        RuleModel(
+            kind=RulesKind.TREE,
+            input_shape=(6,),
+            num_classes=num_nodes + 1,
+            base=np.zeros(num_nodes + 1, np.float32),
+            roots=np.zeros(1, np.int32),
+            num_terms=num_terms,
+            feature=np.concatenate([rng.permutation(6)[:count] for count in num_terms]).astype(np.int32),
+            weight=rng.normal(size=num_terms.sum()).astype(np.float32),
+            threshold=(rng.normal(size=num_nodes) - 2).astype(np.float32),
+            left=-1 - np.arange(num_nodes, dtype=np.int32),
+            right=np.append(np.arange(1, num_nodes), -1 - num_nodes).astype(np.int32),
+            leaves=np.eye(num_nodes + 1, dtype=np.float32),
+        )
+    )
+
+
+def first_that_holds(data: bytes, sample: Floats) -> int:
+    """The leaf of one sample by exact arithmetic."""
+    model = decode(data)
+    begin = 0
+    for node, count in enumerate(model.num_terms.tolist()):
+        terms = slice(begin, begin + count)
+        products = [
+            Fraction(float(weight)) * Fraction(float(sample[feature]))
+            for feature, weight in zip(model.feature[terms], model.weight[terms], strict=True)
+        ]
+        if sum(products) <= Fraction(float(model.threshold[node])):
+            return node
+        begin += count
+    return len(model.threshold)
+
+
+def test_sums_part_samples_as_exact_arithmetic_does() -> None:
+    data = sums(12)
+    inputs = np.random.default_rng(3).normal(size=(200, 6)).astype(np.float32)
+    found = load_rules(data).run(inputs).argmax(axis=1)
+    assert found.tolist() == [first_that_holds(data, row) for row in inputs]
+    assert len(set(found.tolist())) > 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinities_in_sums_go_one_way_alone_and_together() -> None:
+    runtime = load_rules(sums(12))
+    rng = np.random.default_rng(4)
+    inputs = rng.normal(size=(300, 6)).astype(np.float32)
+    strange = rng.choice([np.inf, -np.inf, np.nan, 3e38, -3e38], inputs.shape).astype(np.float32)
+    inputs = np.where(rng.random(inputs.shape) < 0.4, strange, inputs)
+    together = runtime.run(inputs)
+    assert np.array_equal(np.concatenate([runtime.run(row[None]) for row in inputs]), together)
+    assert runtime.run(np.full((1, 6), np.nan, np.float32)).argmax() == 12  # to the right of every test
+
+
 def test_a_tree_gives_exactly_what_scikit_learn_gives() -> None:
     runtime = load_rules(DATA)
     assert np.array_equal(runtime.run(INPUTS), WANTED)
@@ -90,7 +149,7 @@ def test_a_tree_gives_exactly_what_scikit_learn_gives() -> None:
     assert np.array_equal(runtime.run(INPUTS).argmax(axis=1), FITTED.predict(flat))
 
 
-@pytest.mark.parametrize("data", [DATA, many_trees(1), many_trees(5), many_trees(300)])
+@pytest.mark.parametrize("data", [DATA, many_trees(1), many_trees(5), many_trees(300), sums(30)])
 def test_one_sample_gives_what_it_gives_in_a_batch(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = load_rules(data)
     inputs = np.random.default_rng(1).normal(size=(40, *runtime.sample_shape)).astype(np.float32)
@@ -105,8 +164,6 @@ def test_one_sample_gives_what_it_gives_in_a_batch(data: bytes, monkeypatch: pyt
 
 
 def test_boosted_trees_add_what_their_leaves_say() -> None:
-    from edgeloop.rules import decode
-
     model = decode(many_trees(40))
     sample = np.random.default_rng(2).normal(size=6).astype(np.float32)
     scores = model.base.astype(np.float64)

@@ -17,7 +17,9 @@ from edgeloop.errors import RejectedError
 from edgeloop.rules import RuleModel, RulesKind
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-PARTS = ("base", "roots", "tree_class", "feature", "threshold", "left", "right", "leaves")
+PARTS = (
+    "base", "roots", "tree_class", "num_terms", "feature", "weight", "threshold", "left", "right", "leaves",
+)  # fmt: skip
 
 
 def tree(**changes: Any) -> RuleModel:
@@ -52,13 +54,26 @@ def boosted(**changes: Any) -> RuleModel:
     return tree(**{**parts, **changes})
 
 
+def sums(**changes: Any) -> RuleModel:
+    """x[0,1] - 0.5 x[1,2] <= 0.5 then (x[1,0] <= -0.25 then leaf 0 else leaf 1) else leaf 2."""
+    parts: dict[str, Any] = {
+        "num_terms": np.array([2, 1], np.int32),
+        "feature": np.array([1, 5, 3], np.int32),
+        "weight": np.array([1, -0.5, 1], np.float32),
+        "names": ("height", "breadth in cm", "depth"),
+    }
+    return tree(**{**parts, **changes})
+
+
 def code_of(data: bytes) -> str:
     with pytest.raises(RejectedError) as caught:
         rules.decode(data)
     return caught.value.code
 
 
-@pytest.mark.parametrize("model", [tree(), boosted(), tree(names=())], ids=["tree", "boosted", "nameless"])
+@pytest.mark.parametrize(
+    "model", [tree(), boosted(), tree(names=()), sums()], ids=["tree", "boosted", "nameless", "sums"]
+)
 def test_what_goes_in_comes_out(model: RuleModel) -> None:
     found = rules.decode(rules.encode(model))
     assert (found.kind, found.input_shape, found.num_classes) == (model.kind, (1, 2, 3), 2)
@@ -78,10 +93,26 @@ def test_version_1_stays_readable() -> None:
     assert rules.encode(tree()) == data
 
 
+def test_version_2_stays_readable() -> None:
+    data = (GOLDEN / "rules_v2.bin").read_bytes()
+    inputs = np.array(
+        [[[[9, 0, 9], [-0.25, 9, -1]]], [[[9, 1, 9], [-0.2, 9, 1]]], [[[9, 0.5, 9], [0, 9, -0.1]]]]
+    )
+    outputs = load_rules(data).run(inputs.astype(np.float32))
+    assert outputs.tolist() == [[1.0, 2.5], [3.0, 4.5], [5.0, 6.5]]
+    assert rules.encode(sums()) == data
+
+
+def test_only_sums_need_the_later_version() -> None:
+    versions = [struct.unpack_from("<H", rules.encode(model), 8)[0] for model in (tree(), boosted(), sums())]
+    assert versions == [1, 1, 2]
+
+
 def put(model: RuleModel, part: str, value: Any) -> RuleModel:
     array = getattr(model, part).copy()
     array.flat[0] = value
-    return (boosted if model.kind is RulesKind.BOOSTED else tree)(**{part: array})
+    make = boosted if model.kind is RulesKind.BOOSTED else sums if model.has_sums else tree
+    return make(**{part: array})
 
 
 BAD_MODELS = {
@@ -106,6 +137,22 @@ BAD_MODELS = {
     "no class to choose": tree(
         num_classes=1, base=np.zeros(1, np.float32), leaves=np.zeros((3, 1), np.float32)
     ),
+    "a weight that is no number": put(sums(), "weight", np.nan),
+    "an infinite weight": put(sums(), "weight", -np.inf),
+    "a weight of nothing": put(sums(), "weight", 0),
+    "an input of a sum that is none": put(sums(), "feature", 6),
+    "an input of a sum below 0": put(sums(), "feature", -1),
+    "an input twice in one sum": put(sums(), "feature", 5),
+    "a sum of no terms": sums(num_terms=np.array([3, 0], np.int32)),
+    "a sum of too many terms": sums(
+        input_shape=(4, 3),
+        num_terms=np.array([9, 1], np.int32),
+        feature=np.arange(10, dtype=np.int32),
+        weight=np.ones(10, np.float32),
+        names=(),
+    ),
+    "terms that are not there": put(sums(), "num_terms", 3),
+    "terms of no node": put(sums(), "num_terms", 1),
     "an input of no size": tree(input_shape=(1, 0, 3)),
     "inputs beyond all": tree(input_shape=(65_536, 65_536)),
 }
@@ -122,8 +169,9 @@ def test_a_bad_model_is_neither_written_nor_read(model: RuleModel, monkeypatch: 
     assert code_of(data) == "rules-malformed"
 
 
-def test_every_cut_and_every_addition_is_refused() -> None:
-    data = rules.encode(tree())
+@pytest.mark.parametrize("model", [tree(), sums()], ids=["tree", "sums"])
+def test_every_cut_and_every_addition_is_refused(model: RuleModel) -> None:
+    data = rules.encode(model)
     for size in range(len(data)):
         assert code_of(data[:size]) == "rules-malformed"
     assert code_of(data + b"\0") == "rules-malformed"
@@ -131,7 +179,7 @@ def test_every_cut_and_every_addition_is_refused() -> None:
 
 def test_a_later_version_asks_for_an_update() -> None:
     data = bytearray(rules.encode(tree()))
-    struct.pack_into("<H", data, 8, 2)
+    struct.pack_into("<H", data, 8, 3)
     assert code_of(bytes(data)) == "rules-version"
 
 
@@ -142,6 +190,19 @@ def test_counts_that_the_bytes_do_not_bear_out_cost_no_memory(field: int) -> Non
         struct.pack_into("<I", data, 12 + 4 * field, count)
         if (field, count) != (4, 0):  # what has no names says so
             assert code_of(bytes(data)) == "rules-malformed"
+
+
+def test_a_number_of_terms_that_the_bytes_do_not_bear_out_costs_no_memory() -> None:
+    for count in (0, 1, 16, 17, 2**31, 2**32 - 1):
+        data = bytearray(rules.encode(sums()))
+        struct.pack_into("<I", data, 32, count)
+        assert code_of(bytes(data)) == "rules-malformed"
+
+
+def test_terms_count_as_steps_of_a_walk() -> None:
+    assert rules.longest_walk(tree()) == [2]
+    assert rules.longest_walk(sums()) == [3]
+    assert sums().num_numbers == tree().num_numbers + 3
 
 
 def test_a_walk_without_end_in_sight_is_refused() -> None:
@@ -161,7 +222,7 @@ def test_a_walk_without_end_in_sight_is_refused() -> None:
 
 
 @given(
-    st.sampled_from([rules.encode(tree()), rules.encode(boosted())]),
+    st.sampled_from([rules.encode(tree()), rules.encode(boosted()), rules.encode(sums())]),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),
 )
 def test_altered_bytes_are_refused_or_run(data: bytes, changes: list[tuple[int, int]]) -> None:
