@@ -43,8 +43,6 @@ from cloud.training import checkpoints
 from cloud.training.datasets import Dataset
 from edgeloop.errors import EdgeloopError
 
-#: What ``--only`` names; all when empty.
-ONLY: list[str] = []
 DEPTH = 0.5
 NUM_SESSIONS = 7
 WIDTHS = (0.5, 0.25)
@@ -67,12 +65,11 @@ def main() -> int:
     )
     parser.add_argument("--cache", type=Path, default=Path("out/bench-students"))
     arguments = parser.parse_args()
-    ONLY[:] = arguments.only
     torch.set_num_threads(1)
     try:
         for part in arguments.part or PARTS:
             bench = prepared(settings_of(arguments, part), arguments.cache)
-            seeds = [kept_figures(bench, part, seed) for seed in range(arguments.seeds)]
+            seeds = [kept_figures(bench, part, seed, arguments.only) for seed in range(arguments.seeds)]
             print(f"\n{part}: {json.dumps(bench.settings.identity())}, {len(seeds)} seeds")
             report(seeds)
     except EdgeloopError as error:
@@ -93,13 +90,13 @@ def settings_of(arguments: argparse.Namespace, part: str) -> Settings:
     )  # fmt: skip
 
 
-def kept_figures(bench: Bench, part: str, seed: int) -> list[dict[str, Any]]:
+def kept_figures(bench: Bench, part: str, seed: int, only: Sequence[str]) -> list[dict[str, Any]]:
     """What a seed of a part gave, measured now unless it was before."""
-    path = bench.cache / f"{part}-{named(bench.settings.identity(), ONLY, 'pairs', seed)}.json"
+    path = bench.cache / f"{part}-{named(bench.settings.identity(), only, 'pairs', seed)}.json"
     if not path.exists():
         say(f"{part}, seed {seed}")
         entries = forms("teacher", "teacher", 1.0, bench.teacher, bench.dataset, 0.0)
-        entries += PARTS[part](bench, seed)
+        entries += PARTS[part](bench, seed, only)
         test = bench.dataset.test
         found = [
             {
@@ -168,7 +165,7 @@ def pruned(bench: Bench, seed: int, width: float, **changes: Any) -> Compression
 # -- depth -------------------------------------------------------------------------------------------------
 
 
-def depths(bench: Bench, seed: int) -> list[Entry]:
+def depths(bench: Bench, seed: int, _only: Sequence[str]) -> list[Entry]:
     """Cuts of a family of two depths and of one, as they are and refined, beside students of their own."""
     entries: list[Entry] = []
     settings = bench.settings
@@ -254,13 +251,12 @@ OWN: tuple[tuple[str, Callable[[int], nn.Module], int], ...] = (
 )
 
 
-def is_wanted(name: str) -> bool:
-    """Whether ``--only`` lets it through."""
-    return not ONLY or any(text in name for text in ONLY)
-
-
-def own(bench: Bench, seed: int) -> list[Entry]:
+def own(bench: Bench, seed: int, only: Sequence[str]) -> list[Entry]:
     """Small networks taught by the teacher, beside the teacher made narrower and taught for as long."""
+
+    def is_wanted(name: str) -> bool:
+        return not only or any(text in name for text in only)
+
     entries: list[Entry] = []
     for width in NARROWER:
         if is_wanted(f"teacher {width:g} wide"):
@@ -279,7 +275,7 @@ def own(bench: Bench, seed: int) -> list[Entry]:
 # -- without shortcuts -------------------------------------------------------------------------------------
 
 
-def chains(bench: Bench, seed: int) -> list[Entry]:
+def chains(bench: Bench, seed: int, _only: Sequence[str]) -> list[Entry]:
     """Wider students without shortcuts beside narrower ones with them, for half the epochs and for all."""
     entries: list[Entry] = []
     for num_epochs in (
@@ -295,7 +291,11 @@ def chains(bench: Bench, seed: int) -> list[Entry]:
     return entries
 
 
-PARTS: dict[str, Callable[[Bench, int], list[Entry]]] = {"depth": depths, "own": own, "chains": chains}
+PARTS: dict[str, Callable[[Bench, int, Sequence[str]], list[Entry]]] = {
+    "depth": depths,
+    "own": own,
+    "chains": chains,
+}
 
 
 if __name__ == "__main__":
