@@ -28,7 +28,7 @@ BENCHMARKS = (
     "wire_size",
 )
 #: Hours on a CPU: run when they are named, not with all others.
-LONG_BENCHMARKS = ("compression", "compression_depth")
+LONG_BENCHMARKS = ("compression", "compression_depth", "students")
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 

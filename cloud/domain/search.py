@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from cloud.domain.candidates import Candidate
-from cloud.domain.chains import chain_for, is_measure
+from cloud.domain.chains import chain_for, is_chain, is_measure
 from cloud.domain.families import FamilySettings
 from cloud.domain.latency_answers import latency_answers
 from cloud.domain.methods import Method, allowed, shorter, size_levers
@@ -98,9 +98,12 @@ def propose(
     is_own = current is not None and current.spec.network is not None
     widths = _widths(networks, target_latency_ms, direction, None if is_own else current)
     limit = max(1, math.ceil(budget.max_trials / 2))
+    if direction is Direction.LARGER and current is not None and is_chain(current.spec):
+        ahead = _wider_chain(mine, current, target_latency_ms, budget, taken, num_shortcuts)
+        taken |= {spec.digest for spec in ahead}
     cuts = _unbuilt(_cuts(widths[:2], budget), taken, budget, limit=limit)
     if cuts:
-        return cuts
+        return cuts if direction is Direction.SMALLER else (*ahead, *cuts)[:limit]
     roads = {width: roads_for(width, budget.num_epochs) for width in widths}
     wanted = [(width, roads[width][0]) for width in widths[:2]]
     wanted[1:1] = [(width, roads[width][1]) for width in widths[:1]]
@@ -114,8 +117,31 @@ def propose(
                 mine, current, target_latency_ms, budget, taken, num_branches, num_shortcuts
             )
         if others:
-            return (*found[: max(1, limit - len(others))], *others)[: max(2, limit)]
+            most = min(budget.max_trials, max(2, limit))
+            return (*found[: max(1, limit - len(others))], *others)[:most]
     return (*ahead, *found)[:limit]
+
+
+def _wider_chain(
+    mine: Sequence[Candidate],
+    current: Candidate,
+    target_latency_ms: float | None,
+    budget: SearchBudget,
+    taken: set[str],
+    num_shortcuts: int,
+) -> tuple[CompressionSpec, ...]:
+    """What has no shortcuts grows without them: with them, no wider, it would be slower."""
+    if target_latency_ms is None:
+        return ()
+    wider = chain_for(
+        mine,
+        target_latency_ms=target_latency_ms,
+        methods=budget.methods,
+        num_epochs=budget.num_epochs,
+        num_shortcuts=num_shortcuts,
+        exclude=taken,
+    )
+    return () if wider is None or wider.width_ratio <= current.spec.width_ratio else (wider,)
 
 
 def _other_shapes(

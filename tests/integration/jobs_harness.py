@@ -17,6 +17,22 @@ from cloud.jobs.remote import RemoteCompute
 
 SOURCE_DIR = str(Path(__file__).parent / "jobs_workload")
 TINY_NET = {"base_width": 8, "num_stages": 1}
+#: A control plane of its own, to be killed: it trains until then, and prints what it is told.
+DRIVER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from jobs_harness import slow_task
+from cloud.jobs.remote import RemoteCompute
+
+compute = RemoteCompute(work_dir=sys.argv[1], registry_url=sys.argv[1] + "/registry", num_cpus=2)
+compute.start()
+compute.submit(slow_task("slow", Path(sys.argv[2])))
+while True:
+    for event in compute.poll():
+        print(event, flush=True)
+    time.sleep(0.05)
+"""
 
 
 def workload(

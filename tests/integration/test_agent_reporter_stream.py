@@ -6,128 +6,21 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from machine import WAIT_S, free_port, wait_until
+from machine import WAIT_S, wait_until
+from reporter_world import World, of_the_reporter
 
 from edge_agent.meter import LatencyMeter, WindowKey
-from edge_agent.reporter import FleetReporter, build_report
+from edge_agent.reporter import build_report
 from edge_agent.spool import ReportSpool
-from edgeloop.backoff import Backoff
-from edgeloop.errors import RejectedError, TransientError, abort_args
+from edgeloop.errors import RejectedError, TransientError
 from edgeloop.v1 import (
-    deployment_pb2,
-    device_pb2,
     fleet_service_pb2,
-    fleet_service_pb2_grpc,
-    telemetry_pb2,
 )
-
-Key = tuple[str, int]
-
-
-class FakeFleet(fleet_service_pb2_grpc.FleetServiceServicer):
-    """Commits what it is sent into a dict, and misbehaves on demand."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.registrations: list[device_pb2.Registration] = []
-        self.committed: dict[Key, telemetry_pb2.LatencyReport] = {}
-        self.statuses: list[deployment_pb2.DeploymentStatus] = []
-        self.num_batches = 0
-        self.num_received = 0
-        #: Called with the request; may raise, or return an answer of its own.
-        self.on_batch: Callable[[fleet_service_pb2.StreamReportsRequest], Any] = lambda request: None
-        self.on_status: Callable[[deployment_pb2.DeploymentStatus], None] = lambda status: None
-        self.on_register: Callable[[], None] = lambda: None
-
-    def Register(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self._try(context, self.on_register)
-        self.registrations.append(request.registration)
-        return fleet_service_pb2.RegisterResponse(profile="small", report_interval_s=7)
-
-    def StreamReports(self, requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        for request in requests:
-            self.num_batches += 1
-            answer = self._try(context, self.on_batch, request)
-            if answer is None:
-                self.commit(request)
-                answer = fleet_service_pb2.StreamReportsResponse(
-                    batch_id=request.batch_id, num_accepted=len(request.reports)
-                )
-            yield answer
-
-    def UpdateDeploymentStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self._try(context, self.on_status, request.status)
-        self.statuses.append(request.status)
-        return fleet_service_pb2.UpdateDeploymentStatusResponse()
-
-    def commit(self, request: fleet_service_pb2.StreamReportsRequest) -> None:
-        with self.lock:
-            for report in request.reports:
-                self.num_received += 1
-                self.committed[report.boot_id, report.sequence] = report
-
-    def _try(self, context: grpc.ServicerContext, action: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return action(*arguments)
-        except (TransientError, RejectedError) as error:
-            code, message, metadata = abort_args(error)
-            context.set_trailing_metadata(metadata)
-            context.abort(code, message)
-
-
-def start_server(fleet: FakeFleet, port: int) -> grpc.Server:
-    server = grpc.server(
-        futures.ThreadPoolExecutor(8),
-        options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 10_000)],
-    )
-    fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
-    assert server.add_insecure_port(f"127.0.0.1:{port}")
-    server.start()
-    return server
-
-
-class World:
-    """A server on a fixed port, a spool, and a reporter between them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.port = free_port()
-        self.directory = directory
-        self.fleet = FakeFleet()
-        self.server: grpc.Server | None = None
-        self.boot = "boot-1"
-        self.spool = ReportSpool(directory / "reports.db", boot_id=self.boot)
-        self.answers: list[fleet_service_pb2.RegisterResponse] = []
-        self.reporter = self.make()
-
-    def make(self, ack_timeout_s: float = WAIT_S) -> FleetReporter:
-        return FleetReporter(
-            server=f"127.0.0.1:{self.port}",
-            spool=self.spool,
-            registration=lambda: device_pb2.Registration(device_id="gateway-1", boot_id=self.boot),
-            on_registered=self.answers.append,
-            backoff=Backoff(0.02, 0.1, random.Random(1)),
-            ack_timeout_s=ack_timeout_s,
-        )
-
-    def up(self) -> None:
-        self.server = start_server(self.fleet, self.port)
-
-    def down(self) -> None:
-        if self.server is not None:
-            self.server.stop(None).wait()
-            self.server = None
-
-    def append(self, number: int = 1) -> list[int]:
-        sequences = [self.spool.append(telemetry_pb2.LatencyReport(digest="a" * 64)) for _ in range(number)]
-        self.reporter.wake()
-        return sequences
 
 
 @pytest.fixture
@@ -137,19 +30,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     world.reporter.close(timeout_s=2)
     world.down()
     world.spool.close()
-
-
-def status(generation: int, state: str) -> deployment_pb2.DeploymentStatus:
-    return deployment_pb2.DeploymentStatus(
-        device_id="gateway-1",
-        generation=generation,
-        state=deployment_pb2.DeploymentState.Value(f"DEPLOYMENT_STATE_{state}"),
-    )
-
-
-def of_the_reporter(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Without what threads of other tests have to say."""
-    return [record for record in list(caplog.records) if record.name == "edge_agent.reporter"]
 
 
 def test_it_registers_then_delivers_and_deletes_what_was_acknowledged(world: World) -> None:
@@ -367,128 +247,3 @@ def test_a_server_that_forgot_the_device_makes_it_register_and_loses_nothing(wor
     wait_until(lambda: len(world.fleet.committed) == 2)
     assert len(world.fleet.registrations) == 2
     assert world.spool.num_rejected == 0
-
-
-def test_statuses_wait_for_the_server_and_go_before_reports(world: World) -> None:
-    order: list[str] = []
-    world.fleet.on_status = lambda status: order.append("status")
-    world.fleet.on_batch = lambda request: order.append("reports")
-    world.append()
-    world.reporter.update_status(status(1, "TRIAL"))
-    world.reporter.update_status(status(2, "ACTIVE"))
-    world.reporter.start()
-    time.sleep(0.1)  # it tries, and nobody is there
-    world.up()
-    wait_until(lambda: world.spool.num_pending == 0)
-    assert [one.generation for one in world.fleet.statuses] == [1, 2]
-    assert order == ["status", "status", "reports"]
-    assert world.spool.pending_statuses() == []
-
-
-def test_a_status_that_was_not_answered_is_sent_again(world: World) -> None:
-    def fail_twice(one: deployment_pb2.DeploymentStatus) -> None:
-        if len(world.fleet.registrations) < 3:
-            raise TransientError("busy", code="busy")
-
-    world.fleet.on_status = fail_twice
-    world.up()
-    world.reporter.start()
-    world.reporter.update_status(status(3, "ROLLED_BACK"))
-    wait_until(lambda: world.fleet.statuses)
-    assert world.fleet.statuses == [status(3, "ROLLED_BACK")]
-    wait_until(lambda: world.spool.pending_statuses() == [])
-
-
-def test_a_status_refused_for_good_does_not_block_the_next(world: World) -> None:
-    def refuse_first(one: deployment_pb2.DeploymentStatus) -> None:
-        if one.generation == 1:
-            raise RejectedError("no such deployment", code="deployment-unknown")
-
-    world.fleet.on_status = refuse_first
-    world.up()
-    world.reporter.update_status(status(1, "ACTIVE"))
-    world.reporter.update_status(status(2, "ACTIVE"))
-    world.reporter.start()
-    wait_until(lambda: world.fleet.statuses)
-    assert [one.generation for one in world.fleet.statuses] == [2]
-
-
-def test_a_changed_registration_is_said_on_the_same_connection(world: World) -> None:
-    world.up()
-    world.reporter.start()
-    wait_until(lambda: world.reporter.connected)
-    world.reporter.register_again()
-    wait_until(lambda: len(world.answers) == 2)
-    assert len(world.fleet.registrations) == 2
-
-
-def test_an_absent_server_is_mentioned_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="edge_agent.reporter"):
-        world.reporter.start()
-        wait_until(
-            lambda: len([r for r in of_the_reporter(caplog) if "cannot report" in r.getMessage()]) >= 3
-        )
-        warnings = [record for record in of_the_reporter(caplog) if record.levelno >= logging.WARNING]
-        assert len(warnings) == 1
-        assert not world.reporter.connected
-
-
-def test_a_refused_registration_is_tried_on_and_nothing_is_dropped(world: World) -> None:
-    def refuse() -> None:
-        raise RejectedError("labels are malformed", code="device-field")
-
-    world.fleet.on_register = refuse
-    world.up()
-    world.append(2)
-    world.reporter.start()
-    time.sleep(0.2)
-    assert world.spool.num_pending == 2
-    world.fleet.on_register = lambda: None
-    wait_until(lambda: world.spool.num_pending == 0)
-
-
-def test_the_end_of_an_idle_connection_is_noticed_at_once(world: World) -> None:
-    world.up()
-    world.reporter.start()
-    wait_until(lambda: world.reporter.connected)
-    world.down()
-    # By itself gRPC would find out at its next ping, after half a minute.
-    wait_until(lambda: not world.reporter.connected, timeout_s=20)
-    world.up()
-    wait_until(lambda: len(world.fleet.registrations) == 2)
-
-
-def test_closing_delivers_what_waits_and_ends_its_threads(world: World) -> None:
-    world.up()
-    world.reporter.start()
-    wait_until(lambda: world.reporter.connected)
-    world.spool.append(telemetry_pb2.LatencyReport(digest="a" * 64))
-    world.spool.enqueue_status(status(1, "ACTIVE"))
-    world.reporter.close(timeout_s=WAIT_S)  # nobody woke it up
-    assert world.spool.num_pending == 0
-    assert len(world.fleet.statuses) == 1
-    wait_until(lambda: not {"reporter", "report-answers"} & {one.name for one in threading.enumerate()})
-
-
-@pytest.mark.parametrize("situation", ["no-server", "hanging-batch", "hanging-register"])
-def test_closing_takes_no_longer_than_it_was_given(world: World, situation: str) -> None:
-    hang, asked, over = threading.Event(), threading.Event(), threading.Event()
-
-    def never_end() -> None:
-        asked.set()
-        hang.wait(WAIT_S)
-        over.set()
-
-    if situation == "hanging-register":
-        world.fleet.on_register = never_end
-    world.fleet.on_batch = lambda request: never_end()
-    if situation != "no-server":
-        world.up()
-    world.append()
-    world.reporter.start()
-    if situation != "no-server":
-        assert asked.wait(WAIT_S)
-    world.reporter.close(timeout_s=0.3)
-    assert not over.is_set(), "it waited for the server"
-    assert world.spool.num_pending == 1
-    hang.set()

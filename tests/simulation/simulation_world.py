@@ -5,24 +5,24 @@ the controller; all else that the controller has, a crash takes. Devices are mod
 newest generation that they have seen, keep what they accepted over a restart, and go on reporting until they
 are heard.
 
-One seed decides everything. ``World.check`` holds what must never happen against every event.
+One seed decides everything. ``simulation_invariants`` holds what must never happen against every event.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import heapq
-import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cache
-from statistics import NormalDist
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
+
+from simulation_agent import Agent, Crash, Faults
+from simulation_invariants import check, read
+from simulation_student import WORKLOAD, Shape, student
 
 from cloud.domain import codec
-from cloud.domain.candidates import Candidate, CandidateMetrics
+from cloud.domain.candidates import Candidate
 from cloud.domain.decisions import Action, Decision
 from cloud.domain.devices import Deployment, DeploymentState
 from cloud.domain.evidence import Window
@@ -39,13 +39,10 @@ from cloud.domain.rollout import (
     plan_rollout,
     running_group,
 )
-from cloud.domain.specs import CompressionSpec, Precision
+from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import SearchBudget
 from cloud.rollout_evidence import group_evidence
 
-T = TypeVar("T")
-
-WORKLOAD = "digits"
 WINDOW_S = 60.0
 SETTINGS = PolicySettings(
     min_samples=100,
@@ -59,93 +56,6 @@ SETTINGS = PolicySettings(
 )
 SEARCH = SearchBudget(max_trials=4)
 PLAN = RolloutPlan(canary_share=0.5, timeout_s=600.0)
-
-
-def digest_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def _normal(q: float) -> float:
-    return NormalDist().inv_cdf(min(max(q, 0.001), 0.999))
-
-
-@cache
-def _read(kind: type[T], text: str) -> T:
-    """What is stored is text; what is read from it is frozen, so that reading it once is enough."""
-    return codec.from_json(kind, text)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A sketch: log-normal with this p95."""
-
-    p95_ms: float
-    count: int = 100
-
-    def quantile(self, q: float) -> float:
-        return self.p95_ms * math.exp(0.05 * (_normal(q) - _normal(0.95)))
-
-    def merge(self, other: Shape) -> Shape:
-        raise NotImplementedError
-
-
-def student(profile: str, spec: CompressionSpec) -> Candidate:
-    """Latency grows with the width, accuracy ever less so."""
-    width = spec.width_ratio
-    digest = digest_of(f"{profile} {spec.to_json()}")
-    return Candidate(
-        digest=digest,
-        manifest_digest=digest_of(f"manifest {digest}"),
-        workload=WORKLOAD,
-        profile=profile,
-        parent_digest="",
-        spec=spec,
-        precision=Precision.INT8,
-        metrics=CandidateMetrics(
-            accuracy=1 - 0.02 / width,
-            test_accuracy=0.9,
-            latency_p50_ms=width**1.2,
-            latency_p95_ms=width**1.2 * 1.1,
-            reference_p50_ms=0.2,
-            artifact_bytes=int(1e5 * width),
-            peak_rss_bytes=60_000_000,
-            macs=int(1e6 * width),
-            num_parameters=int(1e5 * width),
-        ),
-    )
-
-
-@dataclass
-class Faults:
-    """Chances, each for one message or one tick. All end at ``until_s``."""
-
-    drop: float = 0.2
-    double: float = 0.2
-    max_delay_s: float = 90.0
-    crash_agent: float = 0.03
-    crash_controller: float = 0.2
-    until_s: float = 1200.0
-
-
-class Crash(Exception):  # noqa: N818  # nothing went wrong: it is the fault that is injected
-    """The controller was killed here."""
-
-
-@dataclass
-class Agent:
-    """``kept`` is on its disk; ``boot`` and ``sequence`` make its windows unique."""
-
-    device_id: str
-    profile: str
-    slowdown: float
-    kept: dict[str, Any] = field(
-        default_factory=lambda: {"generation": 0, "digest": "", "serving": "", "state": ""}
-    )
-    spool: dict[tuple[str, int], Window] = field(default_factory=dict)
-    boot: int = 0
-    sequence: int = 0
-    online: bool = True
 
 
 class World:
@@ -178,7 +88,7 @@ class World:
         self.decisions: list[Decision] = []
         self.ended: dict[tuple[str, str], RolloutDeviceState] = {}
         self.num_crashes = 0
-        self._checked: dict[str, str] = {}
+        self.checked: dict[str, str] = {}
 
     # Setting up.
 
@@ -243,7 +153,7 @@ class World:
             self.now_s, _, run = heapq.heappop(self._events)
             before = {name: dict(agent.kept) for name, agent in self.agents.items()}
             run()
-            self.check(before)
+            check(self, before)
         self.now_s = time_s
 
     # Devices.
@@ -351,7 +261,7 @@ class World:
         ]
 
     def _target(self, store: dict[str, Any], name: str) -> ProfileTarget:
-        return _read(ProfileTarget, store["targets"][name])
+        return read(ProfileTarget, store["targets"][name])
 
     def _windows(self, store: dict[str, Any], name: str) -> list[Window]:
         since_s = self.now_s - SETTINGS.max_age_s
@@ -366,7 +276,7 @@ class World:
         busy = ""
         if any(
             rollout.profile == name and not rollout.state.is_terminal
-            for rollout in (_read(Rollout, text) for text in store["rollouts"].values())
+            for rollout in (read(Rollout, text) for text in store["rollouts"].values())
         ):
             busy = "a rollout is running"
         if name in store["jobs"]:
@@ -374,7 +284,7 @@ class World:
         target = self._target(store, name)
         inputs: dict[str, Any] = {
             "profile": profile,
-            "candidates": [_read(Candidate, text) for text in store["candidates"].values()],
+            "candidates": [read(Candidate, text) for text in store["candidates"].values()],
             "current_digest": target.digest,
             "state": PolicyState.from_json(store["states"].get(name, PolicyState().to_json())),
             "busy": busy,
@@ -394,7 +304,7 @@ class World:
             store["jobs"][name] = (self.now_s + self.rng.uniform(10, 120), decision.specs)
         if decision.starts_rollout:
             store["number"] += 1
-            chosen = _read(Candidate, store["candidates"][decision.chosen_digest])
+            chosen = read(Candidate, store["candidates"][decision.chosen_digest])
             rollout = plan_rollout(
                 rollout_id=f"r{store['number']}",
                 profile=profile,
@@ -410,7 +320,7 @@ class World:
         self.decisions.append(decision)
 
     def _advance(self, store: dict[str, Any], rollout_id: str) -> None:
-        rollout = _read(Rollout, store["rollouts"][rollout_id])
+        rollout = read(Rollout, store["rollouts"][rollout_id])
         if rollout.state.is_terminal:
             return
         profile = self.profiles[rollout.profile]
@@ -443,7 +353,7 @@ class World:
         intents = reconcile(
             profiles=self.profiles.values(),
             devices=self._fleet(store),
-            rollouts=[_read(Rollout, text) for text in store["rollouts"].values()],
+            rollouts=[read(Rollout, text) for text in store["rollouts"].values()],
             targets={name: self._target(store, name) for name in self.profiles},
         )
         self._issue(store, intents)
@@ -478,34 +388,3 @@ class World:
                     self.truth[made.digest] = made
                     self.store["candidates"][made.digest] = codec.to_json(made)
                 del self.store["jobs"][name]
-
-    # What must never happen.
-
-    def check(self, before: dict[str, dict[str, Any]]) -> None:
-        for device_id, told in self.store["deployments"].items():
-            history = self.issued.setdefault(device_id, [])
-            if history and history[-1].generation == told.generation:
-                assert (history[-1].digest, history[-1].rollout_id) == (told.digest, told.rollout_id)
-                continue
-            assert told.generation == len(history) + 1, "a generation was skipped or went down"
-            asked = (told.decision_id, told.digest, told.profile)
-            assert not told.decision_id or asked not in {
-                (d.decision_id, d.digest, d.profile) for d in history
-            }, "a second generation for the same decision"
-            history.append(told)
-        for name, agent in self.agents.items():
-            kept, was = agent.kept, before.get(name, agent.kept)
-            assert kept["generation"] >= was["generation"], "a generation went down"
-            assert kept["serving"] or not was["serving"], "a device that had a model serves none"
-            assert not kept["serving"] or kept["serving"] in {d.digest for d in self.issued[name]}
-            assert kept["serving"] not in self.broken
-        for rollout_id, text in self.store["rollouts"].items():
-            if self._checked.get(rollout_id) == text:
-                continue
-            self._checked[rollout_id] = text
-            rollout = _read(Rollout, text)
-            for group in rollout.groups:
-                for record in group.devices:
-                    if record.state.is_terminal:
-                        first = self.ended.setdefault((rollout.rollout_id, record.device_id), record.state)
-                        assert first is record.state, "a device ended twice"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from simulation_world import Faults, World
+from simulation_agent import Faults
+from simulation_world import World
 
 from cloud.domain.candidates import Candidate
 from cloud.domain.devices import DeploymentState

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from control_plane_fakes import PROFILE, WORKLOAD, World, build, digest_of, prepared
+from controller_scene import DEVICES, current_ms, live, measure, serve_width
 
 from cloud import controller as controller_module
-from cloud import deployer as deployer_module
-from cloud.controller import PAUSED_KEY, Controller
-from cloud.deployer import DEFAULT_LIFETIME_S, Deployer
+from cloud.controller import PAUSED_KEY
 from cloud.domain.decisions import Action
 from cloud.domain.devices import DeploymentState
-from cloud.domain.jobs import JobKind
 from cloud.domain.profiles import RolloutPlan
 from cloud.domain.rollout import RolloutState, abort
-from cloud.store import Store
-from edgeloop.trust import DirectorKey, timestamp_s
-
-DEVICES = ("gw-1", "gw-2")
-#: A device takes this many times as long as where students are built: width 1 measures 16 ms, half of it 8.
-SLOWDOWN = 40
 
 
 @pytest.fixture
@@ -34,41 +25,6 @@ def world(tmp_path: Path) -> World:
     for device_id in DEVICES:
         world.register(device_id)
     return world
-
-
-def measure(world: World) -> None:
-    """Each device reports a window of what it serves itself."""
-    for device in world.store.devices():
-        candidate = world.store.candidate(device.serving_digest, PROFILE.name)
-        if candidate is not None:
-            world.measure([device.device_id], SLOWDOWN * candidate.metrics.latency_p50_ms)
-
-
-def live(world: World, seconds: int, *, between: Callable[[], None] = lambda: None) -> None:
-    """Devices obey and report, the cluster finishes, the controller steps, once a second."""
-    for _ in range(seconds):
-        world.step()
-        between()
-        world.compute.finish()
-        world.obey(DEVICES)
-        measure(world)
-
-
-def serve_width(world: World, width: float) -> str:
-    """Have the fleet serve a student of this width, as if an operator had started there."""
-    (candidate,) = build(world.store, PROFILE, width)
-    world.store.set_current(
-        PROFILE.name, candidate.digest, manifest_digest=candidate.manifest_digest, rollout_id="", now_s=1.0
-    )
-    world.step()
-    world.obey(DEVICES)
-    return candidate.digest
-
-
-def current_ms(world: World) -> float:
-    candidate = world.store.candidate(world.store.current_digest(PROFILE.name), PROFILE.name)
-    assert candidate is not None
-    return SLOWDOWN * candidate.metrics.latency_p50_ms
 
 
 def test_a_profile_that_misses_gets_a_smaller_student_and_then_rests(world: World) -> None:
@@ -101,13 +57,6 @@ def test_a_profile_that_fits_is_left_alone(world: World) -> None:
     assert world.store.current_digest(PROFILE.name) == first
     assert world.store.jobs() == []
     assert world.generations == {"gw-1": [1], "gw-2": [1]}
-
-
-def test_every_generation_that_a_device_hears_of_is_higher_than_the_last(world: World) -> None:
-    serve_width(world, 1.0)
-    live(world, 60)
-    for heard in world.generations.values():
-        assert heard == sorted(set(heard))
 
 
 def test_a_profile_without_teacher_waits_and_says_how_to_get_one(tmp_path: Path) -> None:
@@ -185,66 +134,6 @@ def test_a_paused_controller_freezes_its_own_rollouts(world: World) -> None:
     assert len(world.shipped) == 1
 
 
-def test_a_device_that_joins_late_gets_what_its_profile_serves(world: World) -> None:
-    digest = serve_width(world, 0.55)
-    world.register("gw-3")
-    world.step()
-    assert world.opened(world.shipped["gw-3"].payload, "gw-3").digest == digest
-    assert world.store.rollouts() == []
-
-
-def test_a_device_of_no_profile_is_told_nothing(world: World) -> None:
-    serve_width(world, 0.55)
-    world.register("stranger", profile=None)
-    world.step()
-    assert "stranger" not in world.shipped
-
-
-def test_a_device_that_accepted_a_higher_generation_than_was_issued_is_told_again_above_it(
-    world: World,
-) -> None:
-    digest = serve_width(world, 0.55)
-    device = world.store.device("gw-1")
-    assert device is not None
-    world.store.register_device(replace(device, generation=41), PROFILE.name, "", world.now_s)
-    world.step()
-    deployment = world.opened(world.shipped["gw-1"].payload, "gw-1")
-    assert (deployment.generation, deployment.digest) == (42, digest)
-    world.step()
-    assert world.opened(world.shipped["gw-1"].payload, "gw-1").generation == 42
-
-
-def test_a_new_director_key_signs_everything_again_without_a_new_generation(world: World) -> None:
-    serve_width(world, 0.55)
-    world.director = DirectorKey.generate()
-    world.restart()
-    world.step()
-    assert world.opened(world.shipped["gw-1"].payload, "gw-1").generation == 1
-
-
-def test_what_was_signed_is_published_byte_for_byte_after_a_restart(world: World) -> None:
-    serve_width(world, 0.55)
-    before = dict(world.shipped)
-    world.restart()
-    world.step()
-    assert world.shipped == before
-
-
-def test_what_is_still_wanted_is_signed_again_long_before_it_expires(world: World) -> None:
-    serve_width(world, 0.55)
-    before = world.shipped["gw-1"].payload
-    world.now_s += DEFAULT_LIFETIME_S / 2 + 60
-    world.step()
-    after = world.shipped["gw-1"].payload
-    assert after != before
-    old, new = world.opened(before, "gw-1"), world.opened(after, "gw-1")
-    assert (new.generation, new.digest) == (old.generation, old.digest)
-    assert timestamp_s(new.expire_time) == pytest.approx(world.now_s + DEFAULT_LIFETIME_S, abs=60)
-    world.now_s += 3600
-    world.step()
-    assert world.shipped["gw-1"].payload == after
-
-
 def test_an_artifact_that_devices_reject_is_not_spread_further(world: World) -> None:
     profile = replace(PROFILE, rollout=RolloutPlan(canary_share=0.5))
     world.store.apply_profile(profile, 1.0)
@@ -293,147 +182,6 @@ def test_a_profile_name_of_full_length_gives_ids_that_can_travel(world: World) -
     assert "gw-9" in world.shipped
 
 
-# -- killed between any two of its steps
-
-
-class KilledError(BaseException):
-    """kill -9: nothing catches it, and nothing is cleaned up after it."""
-
-
-CUTS: list[tuple[type, str, bool]] = [
-    (Store, "commit_decision", False),
-    (Store, "commit_decision", True),
-    (Store, "save_rollout", False),
-    (Store, "save_rollout", True),
-    (Store, "set_current", True),
-    (Store, "issue_deployments", False),
-    (Store, "issue_deployments", True),
-    (Store, "set_signed", False),
-    (Store, "set_signed", True),
-    (Deployer, "ship", False),
-    (Controller, "_reconcile", False),
-]
-
-
-@pytest.mark.parametrize(
-    ("owner", "method", "after"), CUTS, ids=[f"{m}-{'after' if a else 'before'}" for _, m, a in CUTS]
-)
-def test_killed_anywhere_it_goes_on_without_a_second_generation_for_a_decision(
-    world: World, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, after: bool
-) -> None:
-    serve_width(world, 1.0)
-    plain = getattr(owner, method)
-    calls = 0
-
-    def fragile(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls % 3 == 1:
-            if after:
-                plain(*args, **kwargs)
-            raise KilledError
-        return plain(*args, **kwargs)
-
-    monkeypatch.setattr(owner, method, fragile)
-    num_kills = 0
-    for _ in range(60):
-        try:
-            world.step()
-        except KilledError:
-            num_kills += 1
-            world.restart()
-        world.compute.finish()
-        world.obey(DEVICES)
-        measure(world)
-    monkeypatch.undo()
-    live(world, 10)
-    assert num_kills
-    assert current_ms(world) <= 10.0
-    for device_id, heard in world.generations.items():
-        assert heard == sorted(set(heard)), device_id
-    told = [(d.device_id, d.decision_id, d.digest) for d in deployments_ever(world)]
-    assert len(told) == len(set(told))
-    built = [task_id for task_id in world.compute.ran if task_id.startswith("student-")]
-    assert len(built) == len(set(built))
-    jobs = [job for job in world.store.jobs() if job.kind is JobKind.COMPRESS]
-    assert len({job.decision_id for job in jobs}) == len(jobs)
-
-
-def test_a_fleet_is_told_a_bounded_number_of_devices_at_a_time(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(controller_module, "MAX_ISSUED_A_TURN", 2)
-    (candidate,) = build(world.store, PROFILE, 0.55)
-    world.store.set_current(
-        PROFILE.name, candidate.digest, manifest_digest=candidate.manifest_digest, rollout_id="", now_s=1.0
-    )
-    for number in range(3, 6):
-        world.register(f"gw-{number}")
-    has_more, num_told = [], []
-    for _ in range(4):
-        world.now_s += 1.0
-        has_more.append(world.controller.step(world.now_s))
-        num_told.append(len(world.shipped))
-    assert has_more == [True, True, False, False]
-    assert num_told == [2, 4, 5, 5]
-    assert set(map(tuple, world.generations.values())) == {(1,)}
-
-
-def test_killed_while_signatures_are_stored_it_has_told_nobody_and_signs_the_rest(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deployer_module, "MAX_STORED_AT_ONCE", 2)
-    for number in range(3, 6):
-        world.register(f"gw-{number}")
-    plain = Store.set_signed
-    batches: list[int] = []
-
-    def fragile(store: Store, payloads: Mapping[tuple[str, int], bytes]) -> None:
-        batches.append(len(payloads))
-        if len(batches) == 2:
-            raise KilledError
-        plain(store, payloads)
-
-    monkeypatch.setattr(Store, "set_signed", fragile)
-    with pytest.raises(KilledError):
-        serve_width(world, 0.55)
-    assert world.shipped == {}
-    first = {deployment.device_id: deployment.signed for deployment in world.store.deployments()}
-    assert sum(map(bool, first.values())) == 2
-    world.restart()
-    world.step()
-    assert batches == [2, 2, 2, 1]
-    assert {name: shipment.payload for name, shipment in world.shipped.items()} == {
-        deployment.device_id: deployment.signed for deployment in world.store.deployments()
-    }
-    assert all(world.shipped[name].payload == signed for name, signed in first.items() if signed)
-    assert set(map(tuple, world.generations.values())) == {(1,)}
-
-
-def test_nobody_waits_while_it_looks_over_a_fleet_that_needs_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reading all devices, and all that they measured, takes long in a large fleet."""
-    serve_width(world, 0.55)
-    live(world, 5)
-    in_transaction: list[str] = []
-
-    def watched(name: str) -> Callable[..., Any]:
-        plain = getattr(Store, name)
-
-        def read(store: Store, **kwargs: Any) -> Any:
-            if getattr(store._local, "connection", None) is not None:
-                in_transaction.append(name)
-            return plain(store, **kwargs)
-
-        return read
-
-    for name in ("devices", "deployments", "windows"):
-        monkeypatch.setattr(Store, name, watched(name))
-    live(world, 3)
-    assert in_transaction == []
-
-
 def test_a_rollout_that_was_aborted_while_it_was_judged_stays_aborted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,16 +201,6 @@ def test_a_rollout_that_was_aborted_while_it_was_judged_stays_aborted(
     found = world.store.rollout(rollout.rollout_id)
     assert found is not None
     assert found.state is RolloutState.ABORTED
-
-
-def deployments_ever(world: World) -> list[Any]:
-    """Every generation that was ever issued, not the newest alone."""
-    import sqlalchemy as sa
-
-    from cloud.store import schema
-
-    with world.store._engine.connect() as connection:
-        return list(connection.execute(sa.select(schema.deployments)))
 
 
 def test_a_choice_that_is_no_candidate_changes_nothing(world: World) -> None:

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from control_plane_fakes import PROFILE, SETTINGS, WORKLOAD, World, build, prepared, teacher_of
+from control_plane_fakes import PROFILE, WORKLOAD, build, prepared, teacher_of
+from operations_desk import Changes, Desk, profile
 
 from cloud.compute_host import COMPUTE_KEY
 from cloud.domain.jobs import JobKind, JobState
 from cloud.domain.profiles import Constraints
-from cloud.domain.rollout import RolloutState
 from cloud.domain.specs import CompressionSpec
-from cloud.services.operations import Operations
-from cloud.services.queries import Queries
 from edgeloop.errors import ConfigError, RejectedError
 from edgeloop.v1 import control_service_pb2 as pb
-
-Changes = pb.AppliedResource
-
-
-class Desk:
-    """Operations on a world, with how often the controller was poked."""
-
-    def __init__(self, folder: Path) -> None:
-        self.world = World(folder)
-        self.num_pokes = 0
-        self.queries = Queries(self.world.store, settings=SETTINGS, now_s=lambda: self.world.now_s)
-        self.operations = Operations(
-            self.world.store,
-            self.queries,
-            settings=SETTINGS,
-            now_s=lambda: self.world.now_s,
-            poke=self._poke,
-        )
-
-    def _poke(self) -> None:
-        self.num_pokes += 1
-
-    def apply(self, *documents: dict[str, Any], validate_only: bool = False) -> dict[str, Changes]:
-        request = pb.ApplyRequest(
-            documents=[
-                pb.Document(kind=document["kind"], json=json.dumps(document), source=f"{n}.yaml")
-                for n, document in enumerate(documents)
-            ],
-            validate_only=validate_only,
-        )
-        return {f"{r.kind}/{r.name}": r for r in self.operations.apply(request).resources}
 
 
 @pytest.fixture
@@ -62,10 +28,6 @@ DIGITS = {"kind": "Workload", "name": "digits", "dataset": "digits"}
 
 def fleet(*profiles: dict[str, Any], workload: str = "digits") -> dict[str, Any]:
     return {"kind": "Fleet", "workload": workload, "profiles": list(profiles)}
-
-
-def profile(name: str, **values: Any) -> dict[str, Any]:
-    return {"name": name, "match": {"labels": {"class": name}}, **values}
 
 
 def test_documents_are_applied_in_any_order_and_again_without_a_change(desk: Desk) -> None:
@@ -261,87 +223,6 @@ def test_cancelling_ends_a_job_and_cancelling_again_is_no_error(desk: Desk) -> N
         assert answer.state == pb.JOB_STATE_CANCELLED
     with pytest.raises(RejectedError, match=job.job_id):
         desk.operations.cancel(pb.CancelJobRequest(job_id="job-0"))
-
-
-def test_a_rollout_takes_the_best_candidate_and_a_retry_starts_no_second(desk: Desk) -> None:
-    prepared(desk.world, profile=replace(PROFILE, constraints=Constraints(artifact_bytes=60_000)))
-    desk.world.register("gw-1")
-    _, best, _ = build(desk.world.store, PROFILE, 1.0, 0.5, 0.25)
-    request = pb.StartRolloutRequest(profile="gateway", request_id="once")
-    rollout = desk.operations.start_rollout(request).rollout
-    assert rollout.digest == best.digest
-    assert desk.operations.start_rollout(request).rollout == rollout
-    assert len(desk.world.store.rollouts()) == 1
-    with pytest.raises(RejectedError, match="choose a new one"):
-        desk.operations.start_rollout(
-            pb.StartRolloutRequest(profile="gateway", digest="f" * 12, request_id="once")
-        )
-
-
-def test_a_newer_rollout_supersedes_the_one_that_runs(desk: Desk) -> None:
-    prepared(desk.world)
-    desk.world.register("gw-1")
-    first, second = build(desk.world.store, PROFILE, 0.5, 0.25)
-    for candidate in (first, second):
-        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway", digest=candidate.digest[:12]))
-    states = {rollout.digest: rollout.state for rollout in desk.world.store.rollouts()}
-    assert states == {first.digest: RolloutState.SUPERSEDED, second.digest: RolloutState.RUNNING}
-
-
-@pytest.mark.parametrize(
-    ("request_", "said"),
-    [
-        (pb.StartRolloutRequest(profile="nope"), "known are gateway"),
-        (pb.StartRolloutRequest(profile="gateway", digest="ffffff"), "candidate 'ffffff' is not known"),
-        (pb.StartRolloutRequest(profile="gateway", digest="*"), "at least 6"),
-        (pb.StartRolloutRequest(profile="gateway", canary_share=1.5), "canary_share"),
-        (pb.StartRolloutRequest(profile="gateway", canary_share=float("nan")), "canary_share"),
-        (pb.StartRolloutRequest(profile="gateway", request_id="a b"), "request_id"),
-    ],
-    ids=["profile", "candidate", "digest", "share", "nan", "request-id"],
-)
-def test_a_rollout_that_cannot_be_is_refused(desk: Desk, request_: pb.StartRolloutRequest, said: str) -> None:
-    prepared(desk.world)
-    build(desk.world.store, PROFILE, 0.5)
-    with pytest.raises(RejectedError) as caught:
-        desk.operations.start_rollout(request_)
-    assert said in caught.value.message
-    assert desk.world.store.rollouts() == []
-
-
-def test_a_rejected_candidate_is_not_rolled_out(desk: Desk) -> None:
-    prepared(desk.world)
-    (candidate,) = build(desk.world.store, PROFILE, 0.5)
-    desk.world.store.reject_candidate(candidate.digest, "gateway", "slower than its parent")
-    with pytest.raises(RejectedError, match="slower than its parent"):
-        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway", digest=candidate.digest))
-    with pytest.raises(RejectedError, match="edgeloop compress"):
-        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway"))
-
-
-def test_when_no_candidate_fits_the_refusal_says_what_could_be_met(desk: Desk) -> None:
-    prepared(desk.world, profile=replace(PROFILE, constraints=Constraints(artifact_bytes=10_000)))
-    build(desk.world.store, PROFILE, 0.5, 0.25)
-    with pytest.raises(RejectedError, match="25000 artifact bytes"):
-        desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway"))
-
-
-def test_a_rollout_is_paused_resumed_and_aborted_and_then_has_ended(desk: Desk) -> None:
-    prepared(desk.world)
-    desk.world.register("gw-1")
-    build(desk.world.store, PROFILE, 0.5)
-    rollout_id = desk.operations.start_rollout(pb.StartRolloutRequest(profile="gateway")).rollout.rollout_id
-    paused = desk.operations.pause_rollout(pb.PauseRolloutRequest(rollout_id=rollout_id)).rollout
-    assert paused.state == pb.ROLLOUT_STATE_PAUSED
-    resumed = desk.operations.resume_rollout(pb.ResumeRolloutRequest(rollout_id=rollout_id)).rollout
-    assert resumed.state == pb.ROLLOUT_STATE_RUNNING
-    for _ in range(2):
-        aborted = desk.operations.abort_rollout(pb.AbortRolloutRequest(rollout_id=rollout_id)).rollout
-        assert aborted.state == pb.ROLLOUT_STATE_ABORTED
-    with pytest.raises(RejectedError, match="ended already"):
-        desk.operations.pause_rollout(pb.PauseRolloutRequest(rollout_id=rollout_id))
-    with pytest.raises(RejectedError, match="is not known"):
-        desk.operations.pause_rollout(pb.PauseRolloutRequest(rollout_id="other"))
 
 
 def test_lists_join_what_belongs_together(desk: Desk) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -12,140 +11,32 @@ import pytest
 import torch
 from compression_networks import INPUT_SHAPE, Plain, Repeated, Residual, make
 from compression_own_networks import Block, ClosedTransformer, MobileNet, MobileNetV3, VisionTransformer
-from memory_registry import Memory
-from striped_images import striped
+from depth_networks import (
+    CPU,
+    NOISE,
+    Bottleneck,
+    InPlace,
+    ReadElsewhere,
+    SideBySide,
+    TwoSources,
+    Windows,
+    network_of,
+    residual_cnn,
+)
 from torch import Tensor, nn
-from weights_in_memory import Shelf
 
 from cloud.compression import evaluate
-from cloud.compression.attention import open_attention
 from cloud.compression.branches import check_depth, find_branches, remove_branch
-from cloud.compression.build import build_student, finish_teacher, make_elastic
 from cloud.compression.dependency import trace_channels
 from cloud.compression.depth import measure_loss, shorten
 from cloud.compression.elastic import ElasticNetwork
 from cloud.compression.export import export_onnx
 from cloud.compression.importance import magnitude
-from cloud.compression.pack import executable_of
 from cloud.compression.quantise import quantise
-from cloud.compression.teacher_weights import load_teacher
-from cloud.domain.families import FamilyResult
-from cloud.domain.profiles import DeviceProfile, MatchRule
-from cloud.domain.specs import CompressionSpec, Precision, Road, count_branches_kept
-from cloud.domain.tasks import StudentTask, TeacherResult
-from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
-from cloud.training.datasets import Dataset, Split
-from cloud.training.networks import ResidualCnn
-from cloud.training.teacher import TeacherTrainer
-from edgeloop.artifact import parse_manifest
+from cloud.domain.specs import count_branches_kept
 from edgeloop.errors import ConfigError
 
 torch.set_num_threads(1)
-CPU = torch.device("cpu")
-
-
-class Bottleneck(nn.Module):
-    """As in ResNet-50: one block with a projection, and one with an identity; ReLUs in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2)
-        )
-        self.first, self.second = _bottleneck(16, 2), _bottleneck(32, 1)
-        self.project = nn.Sequential(nn.Conv2d(16, 32, 1, 2), nn.BatchNorm2d(32))
-        self.relu = nn.ReLU(inplace=True)
-        self.head = nn.Linear(32, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        out = self.first(x)
-        out += self.project(x)
-        x = self.relu(out)
-        out = self.second(x)
-        out += x
-        result: Tensor = self.head(self.relu(out).mean((2, 3)))
-        return result
-
-
-def _bottleneck(in_channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-        nn.Conv2d(8, 8, 3, stride, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-        nn.Conv2d(8, 32, 1), nn.BatchNorm2d(32),
-    )  # fmt: skip
-
-
-class Windows(nn.Module):
-    """One-dimensional, with two branches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv1d(1, 16, 5, stride=2, padding=2)
-        self.a, self.b = nn.Conv1d(16, 16, 3, padding=1), nn.Conv1d(16, 16, 3, padding=1)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x.flatten(2)))
-        x = torch.relu(torch.add(x, self.a(x)))
-        x = torch.relu(self.b(x).add(x))
-        result: Tensor = self.head(x.amax(2))
-        return result
-
-
-class ReadElsewhere(Residual):
-    """The inside of its branch also goes to the head."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.stem(x)))
-        inner = torch.relu(self.inner(x))
-        x = x + self.outer(inner)
-        result: Tensor = self.head(torch.relu(x).mean((2, 3)) + inner[:, :16].mean((2, 3)))
-        return result
-
-
-class InPlace(Residual):
-    """Its branch begins by changing what the shortcut carries."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x))
-        inner = nn.functional.relu(x, inplace=True)
-        x = x + self.outer(self.inner(inner))
-        result: Tensor = self.head(x.mean((2, 3)))
-        return result
-
-
-class SideBySide(nn.Module):
-    """Two sides of as many layers: neither is the shortcut of the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 16, 3)
-        self.left, self.right = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        result: Tensor = self.head(torch.relu(self.left(x) + self.right(x)).mean((2, 3)))
-        return result
-
-
-class TwoSources(SideBySide):
-    """What is added comes from another tensor than the longer side."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        longer = self.left(self.left(torch.relu(x)))
-        result: Tensor = self.head((longer + self.right(torch.tanh(x))).mean((2, 3)))
-        return result
-
-
-def residual_cnn() -> nn.Module:
-    return ResidualCnn(in_channels=1, num_classes=5, base_width=16, num_stages=2, num_blocks=2)
-
-
-def network_of(kind: Callable[[], nn.Module]) -> nn.Module:
-    return open_attention(make(kind))  # type: ignore[arg-type]  # whatever gives a network
 
 
 SHORTENABLE: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
@@ -231,15 +122,6 @@ def test_a_shorter_network_can_be_narrowed_cut_and_quantised() -> None:
     assert np.isfinite(evaluate.load(data).run(inputs[:1])).all()
 
 
-def noise(count: int, seed: int) -> Split:
-    rng = np.random.default_rng(seed)
-    inputs = rng.normal(size=(count, *INPUT_SHAPE)).astype(np.float32)
-    return Split(inputs=inputs, labels=np.arange(count) % 5)
-
-
-NOISE = Dataset(train=noise(64, 0), validation=noise(10, 1), test=noise(10, 2), num_classes=5)
-
-
 def test_the_branch_that_costs_least_goes_first_and_the_same_ones_every_time() -> None:
     model = network_of(residual_cnn)
     branches = find_branches(model, INPUT_SHAPE)
@@ -313,112 +195,9 @@ def test_a_network_that_cannot_become_shorter_is_refused_by_name(count: int, rat
         check_depth(count, ratio, "Net")
 
 
-def test_a_spec_says_its_depth_and_one_without_is_what_it_was() -> None:
-    assert "depth_ratio" not in CompressionSpec().to_json()
-    assert CompressionSpec(depth_ratio=1.0) == CompressionSpec()
-    spec = CompressionSpec.from_mapping({"road": "pruned", "depth_ratio": 0.5, "width_ratio": 0.5})
-    assert json.loads(spec.to_json())["depth_ratio"] == 0.5
-    for value in (0, 1.5, "half", True):
-        with pytest.raises(ValueError, match=r"depth_ratio is .*: it must be a number from 0.01 to 1"):
-            CompressionSpec.from_mapping({"depth_ratio": value})
-    with pytest.raises(ValueError, match=r"depth_ratio is .*, but road is rules"):
-        CompressionSpec.from_mapping({"road": "rules", "depth_ratio": 0.5})
-
-
-# Through the whole build.
-
-
-DATASET = striped()
-WORKLOAD = Workload(
-    name="stripes",
-    dataset="digits",
-    teacher_options={"base_width": 16, "num_stages": 2},
-    training=TrainingBudget(num_epochs=4, batch_size=16, learning_rate=5e-3),
-    search=SearchBudget(num_calibration_samples=64),
-)
-PROFILE = DeviceProfile(name="gateway", workload="stripes", match=MatchRule())
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "measure_peak_rss", lambda data: 60_000_000)
-
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[TeacherResult, Memory]:
-    registry = Memory()
-    trainer = TeacherTrainer(WORKLOAD, DATASET, device="cpu")
-    while trainer.epoch < trainer.num_epochs:
-        trainer.run_epoch()
-    return finish_teacher(WORKLOAD, trainer, registry=registry), registry
-
-
-def task_of(teacher: TeacherResult, **spec: object) -> StudentTask:
-    return StudentTask(
-        task_id="t", workload=WORKLOAD, teacher=teacher, profile=PROFILE,
-        spec=CompressionSpec(**{"num_epochs": 2, "width_ratio": 0.5, **spec}),  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("road", [Road.PRUNED, Road.DISTILLED, Road.SCRATCH])
-def test_a_shorter_student_is_built_measured_and_found_again(
-    trained: tuple[TeacherResult, Memory], road: Road
-) -> None:
-    teacher, registry = trained
-    assert teacher.num_branches == 2
-    shelf, said = Shelf(), []
-    task = task_of(teacher, road=road, depth_ratio=0.5, precision=Precision.FP32)
-    first = build_student(
-        task, registry=registry, report=lambda *_: None, dataset=DATASET, device="cpu", shelf=shelf
-    )
-    again = build_student(
-        task, registry=registry, report=lambda *step: said.append(step[1]), dataset=DATASET, device="cpu",
-        shelf=shelf,
-    )  # fmt: skip
-    assert "trained for another profile already" in said
-    assert again.digest == first.digest
-    graph = onnx.load_from_string(executable_of(registry.get(first.digest))).graph
-    assert sum(node.op_type == "Conv" for node in graph.node) == 4  # of six
-    assert sum(node.op_type == "Add" for node in graph.node) == 1  # of two
-    assert first.metrics.accuracy > 0.4  # of four classes
-    manifest = parse_manifest(registry.get(first.manifest_digest), expected_digest=first.manifest_digest)
-    spec_json = manifest.spec_json
-    assert json.loads(spec_json)["depth_ratio"] == 0.5
-
-
-def test_a_teacher_without_branches_is_refused_before_its_student_is_trained(
-    trained: tuple[TeacherResult, Memory],
-) -> None:
-    teacher, registry = trained
-    steps: list[str] = []
-    task = task_of(teacher, depth_ratio=0.9)
-    with pytest.raises(ConfigError, match=r"depth_ratio is 0.9: ResidualCnn has 2 branches .* at most 0.5"):
-        build_student(
-            task, registry=registry, report=lambda *step: steps.append(step[1]), dataset=DATASET, device="cpu"
-        )
-    assert not any("epoch" in step for step in steps)
-    with pytest.raises(ConfigError, match="Plain has no branch beside a shortcut"):
-        shorten(make(Plain), NOISE, depth_ratio=0.5, batch_size=16, device=CPU)
-
-
-def test_a_cut_of_the_family_becomes_shorter_only_where_it_is_trained(
-    trained: tuple[TeacherResult, Memory],
-) -> None:
-    teacher, registry = trained
-    task = task_of(teacher, road=Road.ELASTIC, depth_ratio=0.5, num_epochs=0)
-    network = load_teacher(WORKLOAD, DATASET, teacher, registry=registry)
-    with pytest.raises(ConfigError, match=r"depth_ratio is 0.5 with num_epochs 0 on road elastic"):
-        make_elastic(
-            StudentTask(**{**{name: getattr(task, name) for name in task.__slots__}, "family": _no_family()}),
-            network, DATASET, device=CPU, registry=registry, report=lambda *_: None,
-        )  # fmt: skip
-
-
-def _no_family() -> FamilyResult:
-    return FamilyResult(
-        workload="stripes", teacher_key="k", family_key="f", checkpoint_digest="", num_epochs=1, train_s=0.0,
-        narrowest=0.125, widths=(),
-    )  # fmt: skip
 
 
 def _count(model: nn.Module) -> int:

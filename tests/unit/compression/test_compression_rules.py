@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_registry import Memory
 from numpy.typing import NDArray
+from rules_reading import interpret
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 
@@ -42,6 +43,7 @@ from edgeloop.errors import ConfigError
 
 torch.set_num_threads(1)
 
+
 Floats = NDArray[np.float32]
 CPU = torch.device("cpu")
 WORKLOAD = Workload(
@@ -60,8 +62,6 @@ SUMS = replace(SMALL, num_terms=3, num_mixup_samples=2000, num_refine_rounds=3)
 KINDS = pytest.mark.parametrize(
     "spec", [SMALL, SUMS, LIST, BOOSTED], ids=["tree", "tree-of-sums", "rule-list", "boosted"]
 )
-
-
 Trained = tuple[TeacherTrainer, TeacherResult, Memory]
 
 
@@ -242,9 +242,6 @@ def test_boosted_trees_give_what_scikit_learn_gives(num_classes: int) -> None:
     assert np.array_equal(found.argmax(axis=1), booster.predict(inputs))
 
 
-# The candidate.
-
-
 def build(trained: Trained, spec: RuleSpec, parent: str = "") -> Candidate:
     trainer, teacher, registry = trained
     task = StudentTask(
@@ -361,53 +358,6 @@ def test_a_teacher_that_gives_no_numbers_is_refused(trained: Trained) -> None:
     nn.init.constant_(broken[1].bias, float("nan"))  # type: ignore[arg-type]  # a Linear's bias is a tensor
     with pytest.raises(ConfigError, match="NaN or infinity, first for point 0"):
         fit_rules(broken, trained[0].dataset, SMALL, seed=0, device=CPU, report=quiet)
-
-
-# The text.
-
-CONDITION = re.compile(r"(.+?) (<=|>) (\S+)")
-TERM = re.compile(r"(?: ?([-+]) ?)?(?:(\d\S*) )?(x\[\d,\d\])")
-
-
-def add_up(text: str, values: dict[str, np.float32]) -> float:
-    """The sum that a condition is about, from left to right."""
-    assert TERM.sub("", text) == "", text
-    total = 0.0
-    for sign, factor, name in TERM.findall(text):
-        total += float(np.float32(f"{sign}{factor or 1}")) * float(values[name])
-    return total
-
-
-def holds(line: str, values: dict[str, np.float32]) -> bool:
-    """Whether the conditions of one line do, as a person would check them."""
-    text = line.split(" then ")[0].removeprefix("else ")
-    if text == "always" or not text.startswith("if "):
-        return True
-    for condition in text.removeprefix("if ").split(" and "):
-        match = CONDITION.fullmatch(condition)
-        assert match, condition
-        name, sign, number = match.groups()
-        lower = add_up(name, values) <= np.float32(number)
-        if lower != (sign == "<="):
-            return False
-    return True
-
-
-def interpret(lines: list[str], values: dict[str, np.float32]) -> int:
-    """The class that the text gives."""
-    if not lines[0].startswith("each class begins at"):
-        line = next(line for line in lines if holds(line, values))
-        found = re.search(r"class (\d+), (\d+) %$", line)
-        assert found, line
-        return int(found[1])
-    sums = [float(number) for number in lines[0].partition(": ")[2].split(", ")]
-    target = -1
-    for line in lines[1:-1]:
-        if line.startswith("tree "):
-            target = int(line.rstrip(":").split()[-1])
-        elif holds(line, values):
-            sums[target] += float(line.rsplit(" then ")[1])
-    return int(np.argmax(sums))
 
 
 @KINDS

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -16,43 +13,31 @@ import pytest
 import torch
 from memory_registry import Memory
 from onnx import numpy_helper
-from striped_images import striped
-from torch import nn
+from stripes import DATASET, WORKLOAD
 
 from cloud.compression import build, evaluate
 from cloud.compression.build import build_student, finish_teacher
-from cloud.compression.choose import choose_precision, reject_against_parent
-from cloud.compression.distil import distil, recalibrate
+from cloud.compression.distil import distil
 from cloud.compression.evaluate import measure_peak_rss
 from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights, quantise
 from cloud.compression.teacher_weights import load_teacher
 from cloud.domain.candidates import Candidate
-from cloud.domain.losses import Loss
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
 from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.rungs import next_rung
 from cloud.domain.sparsity import SparsitySpec
 from cloud.domain.specs import CompressionSpec, Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
-from cloud.domain.workloads import SearchBudget, TrainingBudget, Workload
-from cloud.training.objectives import soft_loss
+from cloud.domain.workloads import SearchBudget
 from cloud.training.teacher import TeacherTrainer, measure_accuracy
 from edgeloop.artifact import check_artifact, golden_arrays, parse_manifest
-from edgeloop.errors import ConfigError, TransientError
+from edgeloop.errors import ConfigError
 from edgeloop.v1 import artifact_pb2
 
 torch.set_num_threads(1)
 
 
-DATASET = striped()
-WORKLOAD = Workload(
-    name="stripes",
-    dataset="digits",
-    teacher_options={"base_width": 16, "num_stages": 2},
-    training=TrainingBudget(num_epochs=5, batch_size=16, learning_rate=5e-3, augment_flip=True),
-    search=SearchBudget(num_calibration_samples=64),
-)
 PROFILE = DeviceProfile(name="gateway", workload="stripes", match=MatchRule())
 
 
@@ -217,31 +202,6 @@ def test_cancelling_stops_a_build(trained: tuple[TeacherTrainer, TeacherResult, 
         build_student(task, registry=trained[2], report=report, dataset=DATASET, device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("fp32", "int8", "slowdown", "wanted"),
-    [
-        (0.95, 0.95, 0.6, Precision.INT8),
-        (0.95, 0.95, 1.04, Precision.INT8),
-        (0.95, 0.95, 1.2, Precision.FP32),
-        (0.95, 0.93, 0.6, Precision.FP32),
-        (0.95, 0.945, 0.6, Precision.INT8),
-    ],
-    ids=["faster", "within-noise-the-smaller", "slower", "accuracy-drops", "accuracy-within-tolerance"],
-)
-def test_the_precision_that_measures_better_is_chosen(
-    fp32: float, int8: float, slowdown: float, wanted: Precision
-) -> None:
-    chosen = choose_precision(fp32_accuracy=fp32, int8_accuracy=int8, int8_slowdown_ratio=slowdown)
-    assert chosen is wanted
-
-
-def test_a_wider_student_may_be_slower() -> None:
-    assert reject_against_parent(slowdown_ratio=1.4, num_weights=200, parent_num_weights=100) == ""
-    assert "40.0% slower" in reject_against_parent(
-        slowdown_ratio=1.4, num_weights=100, parent_num_weights=100
-    )
-
-
 def test_int8_halves_nothing_but_bytes(trained: tuple[TeacherTrainer, TeacherResult, Memory]) -> None:
     _, teacher, registry = trained
     data = registry.get(teacher.artifact_digest)
@@ -267,19 +227,6 @@ def test_reduced_range_keeps_weights_within_seven_bits(
     assert bound - 1 <= largest <= bound
 
 
-def test_the_soft_loss_is_zero_for_equal_logits_and_keeps_its_gradient_over_temperatures() -> None:
-    generator = torch.Generator().manual_seed(0)
-    teacher, student = torch.randn(64, 10, generator=generator), torch.randn(64, 10, generator=generator)
-    assert soft_loss(Loss.CROSS_ENTROPY, teacher, teacher, 4.0).item() == pytest.approx(0.0, abs=1e-5)
-    norms = []
-    for temperature in (10.0, 20.0, 40.0):
-        logits = student.clone().requires_grad_()
-        soft_loss(Loss.CROSS_ENTROPY, logits, teacher, temperature).backward()
-        assert logits.grad is not None
-        norms.append(float(logits.grad.norm()))
-    assert max(norms) / min(norms) < 1.2
-
-
 def test_distilling_keeps_the_best_epoch(trained: tuple[TeacherTrainer, TeacherResult, Memory]) -> None:
     trainer = trained[0]
     student = load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
@@ -296,62 +243,6 @@ def test_distilling_keeps_the_best_epoch(trained: tuple[TeacherTrainer, TeacherR
         report=lambda *_: None,
     )
     assert result.validation_accuracy == measure_accuracy(student, DATASET.validation, device) >= before
-
-
-def test_the_teacher_is_asked_once_for_each_view() -> None:
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.asked = 0
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.asked += len(x)
-            return torch.zeros(len(x), 4)
-
-    teacher, student = Counting(), nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
-    distil(
-        student,
-        teacher,
-        DATASET,
-        spec=CompressionSpec(num_epochs=4),
-        training=replace(WORKLOAD.training, augment_pixels=2),  # more views than it would ask for
-        device=torch.device("cpu"),
-        report=lambda *_: None,
-    )
-    assert teacher.asked == 2 * len(DATASET.train)
-
-
-def test_recalibrating_measures_statistics_and_leaves_weights() -> None:
-    norm = nn.BatchNorm1d(3)
-    inputs = torch.randn(64, 3) * 2 + 5
-    recalibrate(norm, inputs, batch_size=16, device=torch.device("cpu"))
-    assert norm.running_mean is not None
-    assert torch.allclose(norm.running_mean, inputs.mean(0), atol=1e-4)
-    assert norm.momentum == 0.1
-    assert not norm.training
-
-
-def test_golden_samples_stay_within_their_bytes() -> None:
-    class Wide:
-        input_shape = (0, 3, 64, 64)
-
-        def run(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            return inputs.reshape(len(inputs), -1)[:, :5].copy()
-
-    inputs = np.random.default_rng(0).normal(size=(9, 3, 64, 64)).astype(np.float32)
-    golden = evaluate.golden_samples(Wide(), inputs, "fp32")  # type: ignore[arg-type]  # only run() is used
-    assert len(golden.inputs) == 1
-    assert golden.inputs.nbytes + golden.outputs.nbytes <= evaluate.MAX_GOLDEN_BYTES
-
-
-def test_the_measuring_process_that_dies_is_said() -> None:
-    with pytest.raises(TransientError, match="measures memory failed"):
-        measure_peak_rss(b"no onnx")
-
-
-def test_evaluation_imports_no_torch() -> None:
-    code = "import sys, cloud.compression.evaluate; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 0
 
 
 def test_a_search_meets_bytes_that_no_plain_student_meets(

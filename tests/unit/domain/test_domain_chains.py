@@ -159,12 +159,28 @@ def test_a_miss_on_the_fleet_is_answered_with_one_beside_narrower_and_shorter_st
     assert labels == ["pruned 0.375", "distilled 0.375", "pruned 0.4375 plain", "pruned 0.75 deep 0.5"]
     two = [spec.label for spec in answers(budget=replace(BUDGET, max_trials=3))]
     assert two == ["pruned 0.375", "pruned 0.4375 plain"]
+    assert [spec.label for spec in answers(budget=replace(BUDGET, max_trials=1))] == two[:1]
     for none in (answers(num_shortcuts=0), answers(budget=replace(BUDGET, methods=(Method.DEPTH,)))):
         assert all(spec.shortcuts is None for spec in none)
     current = chain(7 / 16, 0.94, 6.3)
     specs = answers(current, built=[*WHOLE, current])
     assert [spec.label for spec in specs if spec.depth_ratio] == [], "its branches stay"
     assert shorter(current.spec, latency_ratio=0.5, num_branches=4, num_epochs=3) is None
+
+
+def test_where_one_serves_with_room_to_spare_a_wider_one_comes_first() -> None:
+    current = chain(7 / 16, 0.94, 4.2, num_epochs=4)  # 0.6 of what the width takes with shortcuts
+    for budget in (BUDGET, replace(BUDGET, family_epochs=4)):
+        specs = propose(
+            profile(), [*WHOLE, current], target_latency_ms=5.4, direction=Direction.LARGER, current=current,
+            budget=budget, num_shortcuts=4,
+        )  # fmt: skip
+        assert specs[0].label == "pruned 0.625 plain"
+        none = propose(
+            profile(), [*WHOLE, current], target_latency_ms=3.9, direction=Direction.LARGER, current=current,
+            budget=budget, num_shortcuts=4,
+        )  # fmt: skip
+        assert all(spec.shortcuts is None for spec in none), "no step wider fits"
 
 
 def test_a_decision_names_it_and_is_replayed_with_it_and_older_ones_without() -> None:

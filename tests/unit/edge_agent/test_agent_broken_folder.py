@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from test_agent_updater import FIRST, SECOND, Device, slot
+from updater_device import FIRST, SECOND, Device, slot
 
 from edge_agent.blobs import BlobStore
 from edge_agent.selftest import SelfTestJob, SelfTestProcess, SelfTestResult

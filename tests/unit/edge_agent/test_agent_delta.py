@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_agent_updater import Device, Shipment, make_model, ship
+from updater_device import Device, Shipment, make_model, ship
 
 import edge_agent.blobs as blobs_module
 from edge_agent.delta_source import offer_of
