@@ -60,13 +60,16 @@ def main() -> int:
     parser.add_argument("--family-epochs", type=int, default=6)
     parser.add_argument("--num-train", type=int, default=8_000, help="training images; 0: all 50,000")
     parser.add_argument("--bfloat16", action="store_true", help="train so: see docs/search.md")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TEXT", help="of part own: names that hold it"
+    )
     parser.add_argument("--cache", type=Path, default=Path("out/bench-students"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
         for part in arguments.part or PARTS:
             bench = prepared(settings_of(arguments, part), arguments.cache)
-            seeds = [kept_figures(bench, part, seed) for seed in range(arguments.seeds)]
+            seeds = [kept_figures(bench, part, seed, arguments.only) for seed in range(arguments.seeds)]
             print(f"\n{part}: {json.dumps(bench.settings.identity())}, {len(seeds)} seeds")
             report(seeds)
     except EdgeloopError as error:
@@ -87,13 +90,13 @@ def settings_of(arguments: argparse.Namespace, part: str) -> Settings:
     )  # fmt: skip
 
 
-def kept_figures(bench: Bench, part: str, seed: int) -> list[dict[str, Any]]:
+def kept_figures(bench: Bench, part: str, seed: int, only: Sequence[str]) -> list[dict[str, Any]]:
     """What a seed of a part gave, measured now unless it was before."""
-    path = bench.cache / f"{part}-{named(bench.settings.identity(), seed)}.json"
+    path = bench.cache / f"{part}-{named(bench.settings.identity(), only, 'pairs', seed)}.json"
     if not path.exists():
         say(f"{part}, seed {seed}")
         entries = forms("teacher", "teacher", 1.0, bench.teacher, bench.dataset, 0.0)
-        entries += PARTS[part](bench, seed)
+        entries += PARTS[part](bench, seed, only)
         test = bench.dataset.test
         found = [
             {
@@ -162,7 +165,7 @@ def pruned(bench: Bench, seed: int, width: float, **changes: Any) -> Compression
 # -- depth -------------------------------------------------------------------------------------------------
 
 
-def depths(bench: Bench, seed: int) -> list[Entry]:
+def depths(bench: Bench, seed: int, _only: Sequence[str]) -> list[Entry]:
     """Cuts of a family of two depths and of one, as they are and refined, beside students of their own."""
     entries: list[Entry] = []
     settings = bench.settings
@@ -248,12 +251,19 @@ OWN: tuple[tuple[str, Callable[[int], nn.Module], int], ...] = (
 )
 
 
-def own(bench: Bench, seed: int) -> list[Entry]:
+def own(bench: Bench, seed: int, only: Sequence[str]) -> list[Entry]:
     """Small networks taught by the teacher, beside the teacher made narrower and taught for as long."""
+
+    def is_wanted(name: str) -> bool:
+        return not only or any(text in name for text in only)
+
     entries: list[Entry] = []
     for width in NARROWER:
-        entries += student_of(bench, f"teacher {width:g} wide", pruned(bench, seed, width))
+        if is_wanted(f"teacher {width:g} wide"):
+            entries += student_of(bench, f"teacher {width:g} wide", pruned(bench, seed, width))
     for name, make, width in OWN:
+        if not is_wanted(name):
+            continue
         torch.manual_seed(seed)
         spec = CompressionSpec(road=Road.DISTILLED, width_ratio=1.0, num_epochs=bench.settings.num_epochs,
                                seed=seed)  # fmt: skip
@@ -265,7 +275,7 @@ def own(bench: Bench, seed: int) -> list[Entry]:
 # -- without shortcuts -------------------------------------------------------------------------------------
 
 
-def chains(bench: Bench, seed: int) -> list[Entry]:
+def chains(bench: Bench, seed: int, _only: Sequence[str]) -> list[Entry]:
     """Wider students without shortcuts beside narrower ones with them, for half the epochs and for all."""
     entries: list[Entry] = []
     for num_epochs in (
@@ -281,7 +291,11 @@ def chains(bench: Bench, seed: int) -> list[Entry]:
     return entries
 
 
-PARTS: dict[str, Callable[[Bench, int], list[Entry]]] = {"depth": depths, "own": own, "chains": chains}
+PARTS: dict[str, Callable[[Bench, int, Sequence[str]], list[Entry]]] = {
+    "depth": depths,
+    "own": own,
+    "chains": chains,
+}
 
 
 if __name__ == "__main__":
