@@ -109,7 +109,7 @@ class Watcher:
         now_s = time.monotonic()
         self.told += [(now_s, event) for event in self.compute.poll()]
 
-    def ends(self, task_ids: Sequence[str], timeout_s: float = 100.0) -> list[Any]:
+    def ends(self, task_ids: Sequence[str], timeout_s: float = 240.0) -> list[Any]:
         """The final event of each task, in the order asked for."""
         self.until(lambda: all(self.end(task_id) for task_id in task_ids), f"{task_ids} to end", timeout_s)
         return [self.end(task_id) for task_id in task_ids]
@@ -119,7 +119,7 @@ class Watcher:
         assert len(found) < 2, f"{task_id} ended twice: {found}"
         return found[0] if found else None
 
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 100.0) -> None:
+    def until(self, condition: Callable[[], object], what: str, timeout_s: float = 240.0) -> None:
         limit_s = time.monotonic() + timeout_s
         while True:
             self.poll()

@@ -232,7 +232,8 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
 #: What EDGELOOP_FUZZ_S is given to. The journal, which a checksum guards and only a disk can damage, has its
 #: examples alone.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "manifest": ("manifest", "rules"),
+    "manifest": ("manifest",),
+    "artifact": ("rules",),
     "block": ("block",),
     "mqtt": (
         *("deployment", "director-keys", "block-request", "topic"),
