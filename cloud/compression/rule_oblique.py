@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cloud.compression.rule_bins import Binner
 from cloud.compression.rule_lesson import RuleLesson
 from cloud.compression.rule_terms import Scale, SumTest, improve_test
-from cloud.compression.rule_trees import BinnedTree, best_of, grow, simplify
+from cloud.compression.rule_trees import BinnedTree, best_of, grow, relabel, simplify
 from cloud.domain.rules import RuleSpec
 
 Report = Callable[[float, str], None]
@@ -126,10 +126,7 @@ def refine_oblique(
     for number in range(num_rounds):
         leaves = np.empty(len(inputs), np.int64)
         _improve_below(tree, tree.root, every, leaves, inputs, targets, num_terms, scale, rng)
-        sums = np.zeros((len(tree.labels), targets.shape[1]))
-        np.add.at(sums, leaves, targets)
-        reached = sums.sum(axis=1) > 0
-        tree.labels[reached] = sums[reached].argmax(axis=1)
+        relabel(tree, leaves, targets)
         history.append(float(targets[every, tree.labels[leaves]].mean()))
         report((number + 1) / num_rounds, f"round {number + 1}, {history[-1]:.4f} of the points right")
         if number >= 1 and history[-1] - history[-3] < MIN_GAIN:

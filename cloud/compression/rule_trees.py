@@ -183,10 +183,7 @@ def refine(
         for level in range(int(levels.max(initial=-1)), -1, -1):
             _improve_level(tree, bins, targets, np.flatnonzero(levels == level))
         leaves = tree.leaves(bins)
-        sums = np.zeros((len(tree.labels), targets.shape[1]))
-        np.add.at(sums, leaves, targets)
-        reached = sums.sum(axis=1) > 0
-        tree.labels[reached] = sums[reached].argmax(axis=1)
+        relabel(tree, leaves, targets)
         history.append(float(targets[every, tree.labels[leaves]].mean()))
         report((number + 1) / num_rounds, f"round {number + 1}, {history[-1]:.4f} of the points right")
         if number >= 2 and history[-1] - history[-4] < MIN_GAIN:
@@ -268,6 +265,14 @@ class Kept:
     left: Integers
     right: Integers
     labels: Integers
+
+
+def relabel(tree: Shape, leaves: Integers, targets: NDArray[np.float32]) -> None:
+    """Each leaf that a point reaches says what most of its points do; ``leaves`` says where each ends."""
+    sums = np.zeros((len(tree.labels), targets.shape[1]))
+    np.add.at(sums, leaves, targets)
+    reached = sums.sum(axis=1) > 0
+    tree.labels[reached] = sums[reached].argmax(axis=1)
 
 
 def simplify(tree: Shape, counts: Integers) -> Kept:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -139,4 +141,22 @@ class GatedStore(Store):
         return super().insert_reports(rows, now_s)
 
 
-Run = Callable[[Callable[[Fleet, GatedStore], Coroutine[Any, Any, None]]], None]
+Scenario = Callable[[Fleet, GatedStore], Coroutine[Any, Any, None]]
+Run = Callable[[Scenario], None]
+
+
+def run_alone(folder: Path, scenario: Scenario) -> None:
+    """Against a server and a database of its own."""
+
+    async def main() -> None:
+        store = GatedStore(f"sqlite:///{folder}/edgeloop.db")
+        store.gate.set()
+        store.migrate()
+        try:
+            async with asyncio.timeout(120), serving(store) as fleet:
+                await scenario(fleet, store)
+        finally:
+            store.gate.set()
+            store.close()
+
+    asyncio.run(main())

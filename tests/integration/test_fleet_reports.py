@@ -6,13 +6,13 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import pytest
-from fleet_scene import DIGEST, Fleet, GatedStore, Run, batch, registration, report, serving
+from fleet_scene import DIGEST, Fleet, GatedStore, Run, batch, registration, report, run_alone, serving
 
 from cloud.services import report_writer
 from cloud.store import Store
@@ -24,24 +24,10 @@ from edgeloop.v1 import (
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Callable[[Fleet, GatedStore], Coroutine[Any, Any, None]]], None]:
+def run(tmp_path: Path) -> Run:
     """Runs a scenario against a server of its own."""
 
-    def run(scenario: Callable[[Fleet, GatedStore], Coroutine[Any, Any, None]]) -> None:
-        async def main() -> None:
-            store = GatedStore(f"sqlite:///{tmp_path}/edgeloop.db")
-            store.gate.set()
-            store.migrate()
-            try:
-                async with asyncio.timeout(120), serving(store) as fleet:
-                    await scenario(fleet, store)
-            finally:
-                store.gate.set()
-                store.close()
-
-        asyncio.run(main())
-
-    return run
+    return partial(run_alone, tmp_path)
 
 
 def test_batches_are_acknowledged_in_order_and_counted_once(run: Run) -> None:
