@@ -91,6 +91,8 @@ def arguments_of(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--family-epochs", type=int, default=4)
     parser.add_argument("--refine-epochs", type=int, default=2)
     parser.add_argument("--finish-epochs", type=int, default=8)
+    parser.add_argument("--sparse-ratio", type=float, default=0.4, help="of the row of zeros, on the wire")
+    parser.add_argument("--sparse-epochs", type=int, help="of that row; as many as refine when left out")
     parser.add_argument("--num-train", type=int, default=0, help="training images; 0: all 50,000")
     parser.add_argument("--base-width", type=int, default=48)
     parser.add_argument("--num-blocks", type=int, default=1, help="of each of the teacher's three stages")
@@ -111,8 +113,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         family_widest=0.5,
         refine_epochs=arguments.refine_epochs,
         finish_epochs=arguments.finish_epochs,
-        sparse_epochs=arguments.refine_epochs,
-        sparse_ratio=0.4,
+        sparse_epochs=arguments.sparse_epochs or arguments.refine_epochs,
+        sparse_ratio=arguments.sparse_ratio,
         num_train=arguments.num_train,
         base_width=arguments.base_width,
         bfloat16=arguments.bfloat16,
@@ -168,7 +170,7 @@ def prepared(settings: Settings, cache: Path) -> Bench:
     teacher, cpu_s = trained_teacher(workload, dataset, cache)
     lessons = replace(workload.training, bfloat16=settings.bfloat16)
     answers = TeacherAnswers(teacher, dataset, lessons, CPU)
-    path = cache / f"answers-{workload.teacher_key}.pt"
+    path = answers_path(cache, workload)
     if path.exists():
         answers.load_state_dict(checkpoints.from_bytes(path.read_bytes()))
     return Bench(settings=settings, workload=workload, dataset=dataset, teacher=teacher,
@@ -310,9 +312,12 @@ def family_name(bench: Bench, seed: int) -> str:
 
 
 def trained_family(bench: Bench, seed: int) -> tuple[FamilyTrainer, float]:
-    key = family_name(bench, seed)
+    return trained_as(bench, family_settings(bench, seed), family_name(bench, seed))
+
+
+def trained_as(bench: Bench, how: FamilySettings, key: str) -> tuple[FamilyTrainer, float]:
+    """The family and what it cost in CPU-seconds; goes on after the last epoch that the cache has."""
     workload = replace(bench.workload, training=bench.lessons)
-    how = family_settings(bench, seed)
     trainer = FamilyTrainer(workload, copy.deepcopy(bench.teacher), bench.dataset, how, key=key, device="cpu",
                             answers=bench.answers)  # fmt: skip
     path = bench.cache / f"family-{key}.pt"
@@ -326,8 +331,17 @@ def trained_family(bench: Bench, seed: int) -> tuple[FamilyTrainer, float]:
         trainer.run_epoch(ticker("family"))
         cpu_s += time.process_time() - began_s
         keep(path, {"trainer": trainer.state_dict(), "cpu_s": cpu_s})
-        keep(bench.cache / f"answers-{bench.workload.teacher_key}.pt", bench.answers.state_dict())
+        keep_answers(bench)
     return trainer, cpu_s
+
+
+def keep_answers(bench: Bench) -> None:
+    """What the teacher has said so far."""
+    keep(answers_path(bench.cache, bench.workload), bench.answers.state_dict())
+
+
+def answers_path(cache: Path, workload: Workload) -> Path:
+    return cache / f"answers-{workload.teacher_key}.pt"
 
 
 if __name__ == "__main__":

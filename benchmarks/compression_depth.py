@@ -32,6 +32,7 @@ from benchmarks.compression import (
     Bench,
     arguments_of,
     forms,
+    keep_answers,
     measure,
     prepared,
     seed_path,
@@ -39,7 +40,7 @@ from benchmarks.compression import (
     taught,
 )
 from benchmarks.compression_table import Entry, Row, spread
-from benchmarks.compression_teacher import CPU, keep, named, ticker
+from benchmarks.compression_teacher import CPU, named, ticker
 from cloud.compression import evaluate
 from cloud.compression.branches import find_branches
 from cloud.compression.build import calibration_samples, export_verified
@@ -152,7 +153,7 @@ def run_student(bench: Bench, shape: Shape, seed: int) -> dict[str, Any]:
     num_asked = bench.answers.num_asked
     student, spent = taught(bench, "shortened", network, spec)
     if bench.answers.num_asked > num_asked:
-        keep(bench.cache / f"answers-{bench.workload.teacher_key}.pt", bench.answers.state_dict())
+        keep_answers(bench)
     entries = forms("teacher", "teacher", 1.0, bench.teacher, bench.dataset, bench.teacher_cpu_s)
     entries += forms(str(shape), "shortened", shape.width, student, bench.dataset, spent["cpu_s"])
     if bench.settings.qat_epochs:

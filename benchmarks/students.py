@@ -21,7 +21,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,16 +29,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.compression import Bench, forms, prepared, taught
+from benchmarks.compression import Bench, forms, keep_answers, prepared, taught, trained_as
 from benchmarks.compression_table import Entry, spread
-from benchmarks.compression_teacher import CPU, Settings, keep, named, say, ticker
+from benchmarks.compression_teacher import CPU, Settings, named, say
 from cloud.compression import evaluate
 from cloud.compression.depth import as_deep_as, without_shortcuts
 from cloud.compression.family import FamilyTrainer
 from cloud.compression.narrow import narrow
 from cloud.domain.families import FamilySettings
 from cloud.domain.specs import CompressionSpec, Road
-from cloud.training import checkpoints
 from cloud.training.datasets import Dataset
 from edgeloop.errors import EdgeloopError
 
@@ -109,7 +107,7 @@ def kept_figures(bench: Bench, part: str, seed: int, only: Sequence[str]) -> lis
             for entry, faster in zip(entries, speeds(entries, bench.dataset), strict=True)
         ]
         path.write_text(json.dumps(found, indent=2))
-        keep(bench.cache / f"answers-{bench.workload.teacher_key}.pt", bench.answers.state_dict())
+        keep_answers(bench)
     figures: list[dict[str, Any]] = json.loads(path.read_text())
     return figures
 
@@ -193,20 +191,7 @@ def depths(bench: Bench, seed: int, _only: Sequence[str]) -> list[Entry]:
 def trained_family(bench: Bench, seed: int, depth_ratios: tuple[float, ...]) -> tuple[FamilyTrainer, float]:
     how = FamilySettings(num_epochs=bench.settings.family_epochs, seed=seed, depth_ratios=depth_ratios)
     key = named(bench.workload.teacher_key, bench.settings.bfloat16, how.identity())
-    workload = replace(bench.workload, training=bench.lessons)
-    trainer = FamilyTrainer(workload, copy.deepcopy(bench.teacher), bench.dataset, how, key=key, device="cpu",
-                            answers=bench.answers)  # fmt: skip
-    path, cpu_s = bench.cache / f"family-{key}.pt", 0.0
-    if path.exists():
-        state = checkpoints.from_bytes(path.read_bytes())
-        trainer.load_state_dict(state["trainer"])
-        cpu_s = float(state["cpu_s"])
-    while trainer.epoch < trainer.num_epochs:
-        began_s = time.process_time()
-        trainer.run_epoch(ticker("family"))
-        cpu_s += time.process_time() - began_s
-        keep(path, {"trainer": trainer.state_dict(), "cpu_s": cpu_s})
-    return trainer, cpu_s
+    return trained_as(bench, how, key)
 
 
 # -- networks of one's own ---------------------------------------------------------------------------------

@@ -244,7 +244,7 @@ def _of_registry(registry: Registry, found: RegistryCheck) -> Finding:
     return report(
         "registry",
         f"{text}. Put the files back from a backup (docs/upgrade-backup.md), or build other students with "
-        "'edgeloop compress PROFILE' and roll them out",
+        "'edgeloop compress --profile PROFILE' and roll them out",
     )
 
 

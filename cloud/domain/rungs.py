@@ -115,8 +115,9 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
     front = sorted(
         pareto_front(able), key=lambda c: (-c.metrics.accuracy, c.metrics.latency_p50_ms, c.digest)
     )
-    kept = front[: math.ceil(len(front) / 2)]
+    kept, where = front[: math.ceil(len(front) / 2)], "on the front of the cuts"
     if not kept:  # a family of few steps is further behind: what is nearest to the floor is tried
+        where = "of all cuts the nearest to the accuracy floor"
         others = replace(hoped, min_accuracy=None)
         near = [c for c in found if not c.rejected_reason and not violations(c, others)]
         kept = [most_accurate(near)] if near else []
@@ -125,7 +126,7 @@ def _after_cuts(found: Sequence[Candidate], constraints: Constraints, budget: Se
         wanted = [
             Proposal(
                 spec=without_idle(replace(c.spec, num_epochs=budget.num_epochs)),
-                reason=f"{c.digest[:12]} is on the front of the cuts: it is distilled further",
+                reason=f"{c.digest[:12]} is {where}: it is distilled further",
             )
             for c in kept
         ]

@@ -184,7 +184,7 @@ def test_the_registry_is_asked_for_what_devices_must_fetch(settings: ServeSettin
         assert finding.verdict is Verdict.FAIL, (what, finding)
         assert f"{of} is {what} (1 devices of profile gateway-small" in finding.message
         assert "docs/upgrade-backup.md" in finding.message
-        assert "edgeloop compress" in finding.message
+        assert "edgeloop compress --profile" in finding.message
     assert found(settings)["registry"] == well
 
 

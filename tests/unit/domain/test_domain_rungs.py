@@ -105,6 +105,10 @@ def test_a_floor_that_training_may_reach_ends_no_width_and_of_one_out_of_reach_t
     assert [(spec.road, spec.width_ratio, spec.num_epochs > 0) for spec in far] == [
         (Road.ELASTIC, 0.5, True), (Road.PRUNED, 0.5, True), (Road.DISTILLED, 0.5, True),
     ]  # fmt: skip
+    for floor, why in ((0.93, "on the front of the cuts"), (0.99, "the nearest to the accuracy floor")):
+        constraints = Constraints(min_accuracy=floor)
+        (first, *_) = next_rung(tried, made, constraints=constraints, budget=BUDGET, max_trials=8)
+        assert why in first.reason
     unfit = Constraints(min_accuracy=0.99, peak_rss_bytes=1)
     assert rung(tried, made, constraints=unfit, budget=BUDGET, max_trials=8) == ()
     one = rung(tried[:1], made[:1], constraints=Constraints(min_accuracy=0.99), budget=BUDGET, max_trials=1)
