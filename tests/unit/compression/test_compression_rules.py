@@ -5,38 +5,42 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from memory_registry import Memory
-from numpy.typing import NDArray
 from rules_reading import interpret
+from rules_scene import (
+    CPU,
+    SMALL,
+    SUMS,
+    WORKLOAD,
+    Trained,
+    accuracy,
+    fit,
+    quiet,
+    train_teacher,
+    unseen,
+)
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 
 from cloud.compression import evaluate, rule_lesson
-from cloud.compression.build import build_student, finish_teacher
+from cloud.compression.build import build_student
 from cloud.compression.rule_bins import Binner
 from cloud.compression.rule_lesson import prepare_lesson
 from cloud.compression.rule_lists import covers, fit_rule_list
-from cloud.compression.rule_oblique import ObliqueTree, refine_oblique
-from cloud.compression.rule_terms import best_cut, shortest_between
 from cloud.compression.rule_trees import grow, refine
-from cloud.compression.rules import booster_model, fit_rules, leaf_scores
+from cloud.compression.rules import booster_model, fit_rules
 from cloud.domain.candidates import Candidate
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
 from cloud.domain.rules import RuleKind, RuleLabels, RuleSpec
 from cloud.domain.specs import CompressionSpec, Precision, Road
-from cloud.domain.tasks import StudentTask, TeacherResult
-from cloud.domain.workloads import TrainingBudget, Workload
+from cloud.domain.tasks import StudentTask
 from cloud.rules_text import describe_rules, feature_name
-from cloud.training.datasets import Dataset, check_dataset
-from cloud.training.teacher import TeacherTrainer, predict
+from cloud.training.datasets import check_dataset
+from cloud.training.teacher import predict
 from edgeloop import rules
 from edgeloop.artifact import check_artifact, golden_arrays, parse_manifest
 from edgeloop.errors import ConfigError
@@ -44,56 +48,18 @@ from edgeloop.errors import ConfigError
 torch.set_num_threads(1)
 
 
-Floats = NDArray[np.float32]
-CPU = torch.device("cpu")
-WORKLOAD = Workload(
-    name="digits",
-    dataset="digits",
-    dataset_options={"image_size": 8},
-    teacher_options={"base_width": 8},
-    training=TrainingBudget(num_epochs=4, batch_size=32, learning_rate=5e-3),
-)
 PROFILE = DeviceProfile(name="gateway", workload="digits", match=MatchRule())
 PLAIN = RuleSpec(num_mixup_samples=0, num_starts=1, num_refine_rounds=0, labels=RuleLabels.DATA)
-SMALL = RuleSpec(num_mixup_samples=4000, num_starts=1)
 LIST = replace(SMALL, kind=RuleKind.RULE_LIST, max_leaves=30)
 BOOSTED = replace(SMALL, kind=RuleKind.BOOSTED, max_depth=3, max_leaves=8, num_trees=5)
-SUMS = replace(SMALL, num_terms=3, num_mixup_samples=2000, num_refine_rounds=3)
 KINDS = pytest.mark.parametrize(
     "spec", [SMALL, SUMS, LIST, BOOSTED], ids=["tree", "tree-of-sums", "rule-list", "boosted"]
 )
-Trained = tuple[TeacherTrainer, TeacherResult, Memory]
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    trainer = TeacherTrainer(WORKLOAD, device="cpu")
-    while trainer.epoch < trainer.num_epochs:
-        trainer.run_epoch()
-    registry = Memory()
-    return trainer, finish_teacher(WORKLOAD, trainer, registry=registry), registry
-
-
-def quiet(fraction: float, message: str) -> None:
-    pass
-
-
-def fit(trained: Trained, spec: RuleSpec, seed: int = 0, dataset: Dataset | None = None) -> rules.RuleModel:
-    trainer = trained[0]
-    dataset = trainer.dataset if dataset is None else dataset
-    return fit_rules(trainer.model, dataset, spec, seed=seed, device=CPU, report=quiet).model
-
-
-def unseen(dataset: Dataset) -> tuple[Floats, NDArray[np.int64]]:
-    """Validation and test together: nothing that these rules were fitted on."""
-    return (
-        np.concatenate([dataset.validation.inputs, dataset.test.inputs]),
-        np.concatenate([dataset.validation.labels, dataset.test.labels]),
-    )
-
-
-def accuracy(model: rules.RuleModel, dataset: Dataset) -> float:
-    return evaluate.accuracy(evaluate.load(rules.encode(model)), *unseen(dataset))
+    return train_teacher()
 
 
 def test_mixup_points_that_the_teacher_labels_make_a_tree_of_one_size_better(trained: Trained) -> None:
@@ -117,69 +83,6 @@ def test_refining_improves_a_tree_without_growing_it(trained: Trained) -> None:
     assert history[-1] > history[0]
     assert len(tree.feature) == num_nodes
     assert history[-1] == pytest.approx((tree.labels[tree.leaves(bins)] == lesson.classes).mean())
-
-
-def test_sums_of_three_inputs_improve_a_tree_without_growing_it(trained: Trained) -> None:
-    trainer = trained[0]
-    lesson = prepare_lesson(trainer.model, trainer.dataset, SUMS, seed=0, device=CPU)
-    binner = Binner.fit(lesson.inputs)
-    plain = grow(binner.transform(lesson.inputs), lesson, SUMS, seed=0)
-    tree = ObliqueTree.of(plain, binner)
-    assert np.array_equal(tree.leaves(lesson.inputs), plain.leaves(binner.transform(lesson.inputs)))
-    history = refine_oblique(tree, lesson.inputs, lesson.targets, num_terms=3, num_rounds=3, seed=0)
-    assert history == sorted(history)
-    assert history[-1] > history[0] + 0.04
-    assert len(tree.tests) == len(plain.feature)
-    sizes = [len(test.features) for test in tree.tests]
-    assert 2 in sizes or 3 in sizes
-    assert max(sizes) <= 3
-    assert all(test.weights[0] == 1 for test in tree.tests)
-    assert history[-1] == pytest.approx((tree.labels[tree.leaves(lesson.inputs)] == lesson.classes).mean())
-
-
-def test_sums_say_more_than_single_inputs_in_as_many_leaves(trained: Trained) -> None:
-    dataset = trained[0].dataset
-    single, sums = fit(trained, replace(SUMS, num_terms=1)), fit(trained, SUMS)
-    assert len(sums.leaves) <= SUMS.max_leaves
-    assert accuracy(sums, dataset) > accuracy(single, dataset) + 0.02
-
-
-def test_what_a_tree_of_sums_was_fitted_on_it_decides_to_the_bit(trained: Trained) -> None:
-    trainer = trained[0]
-    found = fit_rules(trainer.model, trainer.dataset, SUMS, seed=0, device=CPU, report=quiet)
-    inputs = found.lesson.inputs.reshape(-1, *trainer.dataset.input_shape)
-    outputs = evaluate.load(rules.encode(found.model)).run(inputs)
-    leaves = np.array([np.flatnonzero((found.model.leaves == row).all(axis=1))[0] for row in outputs])
-    assert np.array_equal(leaf_scores(leaves, found.lesson, len(found.model.leaves))[leaves], outputs)
-
-
-def test_inputs_of_very_different_scales_make_sums_all_the_same(trained: Trained) -> None:
-    trainer = trained[0]
-    lesson = prepare_lesson(trainer.model, trainer.dataset, SUMS, seed=0, device=CPU)
-    scales = np.float32(10.0) ** np.random.default_rng(0).integers(-12, 13, 64).astype(np.float32)
-    for offset in (0.0, 1e6):
-        moved = replace(lesson, inputs=lesson.inputs * scales + np.float32(offset))
-        binner = Binner.fit(moved.inputs)
-        tree = ObliqueTree.of(grow(binner.transform(moved.inputs), moved, SUMS, seed=0), binner)
-        history = refine_oblique(tree, moved.inputs, moved.targets, num_terms=3, num_rounds=1, seed=0)
-        assert history[1] > history[0] + 0.005
-        numbers = np.concatenate([[*test.weights, test.threshold] for test in tree.tests])
-        assert np.isfinite(numbers).all()
-        assert np.array_equal(numbers, numbers.astype(np.float32))
-
-
-@given(
-    st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=20, unique=True),
-    st.randoms(use_true_random=False),
-)
-def test_a_cut_is_the_best_there_is_and_says_so(values: list[float], random: Random) -> None:
-    sums, regret = np.array(values), np.array([random.choice([-1.0, 0.5, 2.0]) for _ in values])
-    cost, threshold = best_cut(sums, regret)
-    assert cost == pytest.approx(regret[sums <= threshold].sum())
-    assert cost == pytest.approx(min(regret[sums <= value].sum() for value in values if value < max(values)))
-    low, high = max(sums[sums <= threshold]), min(sums[sums > threshold])
-    assert low <= shortest_between(low, high) < high
-    assert shortest_between(0.34217, 0.35921) == np.float32(0.35)
 
 
 def test_bins_part_inputs_where_thresholds_do(trained: Trained) -> None:
