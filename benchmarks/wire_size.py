@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from cloud.compression import evaluate
-from cloud.compression.build import calibration_samples, export_verified, finish_teacher, make_student
+from cloud.compression.build import calibration_samples, export_verified, finish_teacher
 from cloud.compression.pack import executable_of, ship
 from cloud.compression.quantise import quantise
+from cloud.compression.roads import make_student
 from cloud.compression.sparsify import prunable
 from cloud.domain.profiles import DeviceProfile, MatchRule
 from cloud.domain.sparsity import Scope, SparsitySpec, WeightImportance

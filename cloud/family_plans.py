@@ -31,7 +31,9 @@ def family_settings(workload: Workload) -> FamilySettings:
     """How the workload's family is trained."""
     search = workload.search
     return FamilySettings(
-        num_epochs=search.family_epochs or DEFAULT_NUM_EPOCHS, depth_ratios=search.shorter_depths
+        num_epochs=search.family_epochs or DEFAULT_NUM_EPOCHS,
+        depth_ratios=search.shorter_depths,
+        learning_rate=workload.training.student_learning_rate,
     )
 
 

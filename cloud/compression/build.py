@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,26 +23,19 @@ from torch import nn
 from cloud.compression import evaluate
 from cloud.compression.attention import open_attention
 from cloud.compression.branches import find_branches
-from cloud.compression.budget import check_artifact_bytes, check_calibration, check_epochs, narrowest
 from cloud.compression.choose import choose_precision, reject_against_parent
-from cloud.compression.cost import count_parameters, measure_cost
-from cloud.compression.dependency import trace_channels
-from cloud.compression.depth import as_deep_as, without_shortcuts
-from cloud.compression.distil import DistilResult, distil
+from cloud.compression.cost import measure_cost
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
-from cloud.compression.family import cut_student
-from cloud.compression.narrow import narrow, split_epochs
 from cloud.compression.own_networks import own_network
-from cloud.compression.own_students import make_own
 from cloud.compression.pack import Shipped, executable_of, ship
-from cloud.compression.prune import reinitialise
 from cloud.compression.quantise import count_weights, quantise
+from cloud.compression.roads import part_of, trained_student
 from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
 from cloud.compression.shortcuts import find_shortcuts
-from cloud.compression.sparsify import Sparsifier, sparsifier_for
 from cloud.compression.student_quantiser import StudentQuantiser
 from cloud.compression.teacher_weights import load_teacher, load_wisdom
+from cloud.compression.view_answers import AnswerShelf
 from cloud.domain.candidates import Candidate, CandidateMetrics
 from cloud.domain.specs import Precision, Road
 from cloud.domain.tasks import StudentTask, TeacherResult
@@ -60,8 +53,8 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float, str], None]
 
 NUM_VERIFIED_SAMPLES = 16
-#: Where the distilling part of a student's progress begins and ends.
-DISTIL_FROM, DISTIL_TO = 0.1, 0.8
+#: Where the training of a student ends in its progress.
+DISTIL_TO = 0.8
 #: Where rounding its weights, and training it for int8, end, if the spec asks for them.
 ROUND_TO, INT8_TO = 0.84, 0.88
 
@@ -132,7 +125,8 @@ def build_student(
     """Build, measure and register the student that ``task`` describes.
 
     ``report(fraction, message)`` is called often; what it raises stops the build and comes out. Pass
-    ``dataset`` when it is loaded already. A student that ``shelf`` holds is not trained again.
+    ``dataset`` when it is loaded already. A student that ``shelf`` holds is not trained again, nor is the
+    teacher asked again for answers that are there.
     """
     report(0.0, "loading data and teacher")
     dataset = load_dataset(task.workload) if dataset is None else dataset
@@ -142,22 +136,18 @@ def build_student(
     if task.spec.road is Road.RULES:
         return build_rules(task, wisdom, dataset, registry=registry, device=chosen_device, report=report)
 
+    answers = AnswerShelf.of(shelf, task)
+
     def make() -> nn.Module:
-        if task.spec.network is not None:
-            progress = _part(report, DISTIL_FROM, DISTIL_TO)
-            return make_own(task, wisdom, dataset, device=chosen_device, report=progress)
-        if task.spec.road is Road.ELASTIC:
-            return make_elastic(
-                task, teacher, dataset, device=chosen_device, registry=registry, report=report, wisdom=wisdom
-            )
-        return make_student(task, teacher, dataset, device=chosen_device, report=report, wisdom=wisdom)
+        return trained_student(task, teacher, wisdom, dataset, device=chosen_device, registry=registry,
+                               report=part_of(report, 0.0, DISTIL_TO), shelf=answers)  # fmt: skip
 
     whole = own_network(task.workload, dataset, task.spec.network) if task.spec.network else teacher
     student = shelved(task, whole, dataset.input_shape, make, shelf=shelf, report=report)
     quantiser = None
     if task.spec.quantisation is not None:
-        quantiser = StudentQuantiser(task, wisdom, dataset, device=chosen_device)
-        student = quantiser.round_weights(student, _part(report, DISTIL_TO, ROUND_TO))
+        quantiser = StudentQuantiser(task, wisdom, dataset, device=chosen_device, shelf=answers)
+        student = quantiser.round_weights(student, part_of(report, DISTIL_TO, ROUND_TO))
     report(ROUND_TO, "exporting")
     fp32 = export_verified(student, dataset)
     forms = _forms(task, fp32, dataset, report, quantiser)
@@ -211,100 +201,6 @@ def build_student(
     return candidate
 
 
-def make_student(
-    task: StudentTask,
-    teacher: nn.Module,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    report: Report,
-    wisdom: nn.Module | None = None,
-) -> nn.Module:
-    """The student's network, narrowed from ``teacher`` and trained along the spec's road by ``wisdom``."""
-    spec, training = task.spec, task.workload.training
-    check_epochs(spec)
-    check_calibration(task.workload, dataset)
-    report(0.05, "choosing channels")
-    opened = as_deep_as(spec, open_attention(teacher), dataset, training, device)
-    opened = without_shortcuts(spec, opened, dataset.input_shape)
-    _check_bytes(task, opened, dataset)
-
-    def train(student: nn.Module, num_epochs: int, rule: Sparsifier | None = None) -> DistilResult:
-        lesson = replace(spec, num_epochs=num_epochs)
-        if spec.road is Road.SCRATCH:
-            lesson = replace(lesson, alpha=0.0, hint_weight=None)
-        return distil(
-            student,
-            teacher if wisdom is None else wisdom,
-            dataset,
-            spec=lesson,
-            training=training,
-            device=device,
-            report=_part(report, DISTIL_FROM, DISTIL_TO),
-            rule=rule,
-        )
-
-    between, last = split_epochs(spec)
-    student = narrow(
-        opened,
-        dataset,
-        spec=spec,
-        batch_size=training.batch_size,
-        device=device,
-        tune=lambda network: train(network, between),
-    )
-    same = count_parameters(student) == count_parameters(teacher)
-    if spec.road is Road.PRUNED and same and spec.sparsity is None and spec.shortcuts is None:
-        report(DISTIL_TO, "nothing to remove: the student is the teacher")
-        return student.cpu().eval()
-    if spec.road is not Road.PRUNED:
-        reinitialise(student, spec.seed)
-    result = train(student, last, sparsifier_for(task, dataset))
-    logger.debug("%s: best epoch %d, %.4f", task.task_id, result.best_epoch, result.validation_accuracy)
-    return student.cpu().eval()
-
-
-def make_elastic(
-    task: StudentTask,
-    teacher: nn.Module,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    registry: Blobs,
-    report: Report,
-    wisdom: nn.Module | None = None,
-) -> nn.Module:
-    """Cut from the teacher's elastic family, then distilled when the spec has epochs for it."""
-    if task.family is None:
-        raise RejectedError("the student's elastic family was not trained yet", code="family-missing")
-    spec, training = task.spec, task.workload.training
-    check_epochs(spec, task.family.depth_ratios)
-    check_calibration(task.workload, dataset)
-    _check_bytes(task, teacher, dataset)
-    report(0.05, "cutting")
-    held = spec.depth_ratio in task.family.depth_ratios
-    student = cut_student(
-        task.family, teacher, dataset, task.workload, spec.width_ratio, registry=registry, device=device,
-        depth_ratio=spec.depth_ratio if held else None,
-    )  # fmt: skip
-    if not held:
-        student = as_deep_as(spec, student, dataset, training, device)
-    student = without_shortcuts(spec, student, dataset.input_shape)
-    rule = sparsifier_for(task, dataset)
-    if spec.num_epochs or rule is not None:
-        learnt_from, progress = teacher if wisdom is None else wisdom, _part(report, DISTIL_FROM, DISTIL_TO)
-        distil(student, learnt_from, dataset, spec=spec, training=training, device=device, report=progress,
-               rule=rule)  # fmt: skip
-    return student.cpu().eval()
-
-
-def _check_bytes(task: StudentTask, opened: nn.Module, dataset: Dataset) -> None:
-    """Raises ``ConfigError`` when no student of this teacher can be as small as the profile asks."""
-    if task.profile.constraints.artifact_bytes is not None:
-        least = narrowest(opened.cpu(), trace_channels(opened, dataset.input_shape), dataset.input_shape)
-        check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
-
-
 def export_verified(model: nn.Module, dataset: Dataset) -> bytes:
     """ONNX bytes that were seen to compute what torch computes. Raises ``RejectedError`` when they do not."""
     data = export_onnx(model, dataset.input_shape)
@@ -319,15 +215,6 @@ def export_verified(model: nn.Module, dataset: Dataset) -> bytes:
             code="export-differs",
         )
     return data
-
-
-def _part(report: Report, start: float, stop: float) -> Report:
-    """``report`` for a part of the build, whose own progress runs from 0 to 1."""
-
-    def reporting(fraction: float, message: str) -> None:
-        report(start + (stop - start) * fraction, message)
-
-    return reporting
 
 
 def _forms(
@@ -345,7 +232,7 @@ def _forms(
             if quantiser is None:
                 int8 = quantise(fp32, samples, reduced_range=task.profile.needs_reduced_range)
             else:
-                int8 = quantiser.int8(fp32, samples, _part(report, ROUND_TO, INT8_TO))
+                int8 = quantiser.int8(fp32, samples, part_of(report, ROUND_TO, INT8_TO))
             built.append((int8, Precision.INT8))
         except RejectedError:
             if wanted is Precision.INT8:

@@ -5,10 +5,10 @@ gradients as large as those of the other part), plus ``1 - alpha`` times cross-e
 regression, both parts are mean squared errors. ``hint_weight`` adds a cost on inner features (see ``hints``).
 
 Rules: the best epoch by validation accuracy stays, the state before the first included; the teacher is asked
-once for each augmented view, and each view is used twice (``answers`` that several trainings share ask once
-for all, and each epoch then has views of its own; so has a training of so many epochs that it would ask for
-more views than there are); the same seed gives the same student on the same
-machine; a loss that is not finite stops at once.
+once for each augmented view, and each view is used twice (a training of so many epochs that it would ask for
+more views than there are has a view of its own in each epoch, and so has one with ``answers``); a shelf of
+answers makes no difference to what is learnt; the same seed gives the same student on the same machine; a
+loss that is not finite stops at once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cloud.compression.answers import TeacherAnswers, fits
 from cloud.compression.hints import Hints
+from cloud.compression.view_answers import AnswerShelf, ViewAnswers
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
 from cloud.training import arithmetic
@@ -83,15 +84,19 @@ def distil(
     report: Report,
     rule: WeightRule | None = None,
     answers: TeacherAnswers | None = None,
+    shelf: AnswerShelf | None = None,
 ) -> DistilResult:
     """Train ``student`` in place as ``spec`` says. ``report`` gets 0 to 1; what it raises stops it.
 
     The teacher may be any module that gives the workload's outputs, ``MeanOfOutputs`` of several among them;
     hints come from an ensemble's first, and need one of the student's own architecture. ``rule`` acts on the
     weights after each step; what is kept is the best state in which it is in force. Without epochs to recover
-    in, BatchNorm statistics are measured anew.
+    in, BatchNorm statistics are measured anew. ``answers`` and ``shelf`` are two ways to ask ``teacher``
+    less: a table for trainings of one process, and one that all processes share.
     """
-    lesson = _Lesson(teacher, dataset, spec=spec, training=training, device=device, answers=answers)
+    lesson = _Lesson(
+        teacher, dataset, spec=spec, training=training, device=device, answers=answers, shelf=shelf
+    )
     student.to(device)
     if rule is not None:
         rule.begin(student, spec.num_epochs * count_batches(len(dataset.train), training.batch_size))
@@ -104,7 +109,8 @@ def distil(
         best = -math.inf
     hints = lesson.attach_hints(student) if spec.hint_weight and spec.num_epochs else None
     parameters = [*student.parameters(), *(hints.parameters() if hints is not None else ())]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=training.weight_decay)
+    rate = learning_rate_of(spec, training)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=training.weight_decay)
     try:
         for epoch in range(spec.num_epochs):
             loss = lesson.run_epoch(student, optimizer, epoch, report, rule)
@@ -121,6 +127,11 @@ def distil(
     student.load_state_dict(best_state)
     student.eval()
     return DistilResult(validation_accuracy=best, best_epoch=best_epoch)
+
+
+def learning_rate_of(spec: CompressionSpec, training: TrainingBudget) -> float:
+    """The peak at which a student of ``spec`` learns."""
+    return training.student_learning_rate if spec.learning_rate is None else spec.learning_rate
 
 
 @torch.no_grad()
@@ -156,6 +167,7 @@ class _Lesson:
         training: TrainingBudget,
         device: torch.device,
         answers: TeacherAnswers | None,
+        shelf: AnswerShelf | None,
     ) -> None:
         self._teacher = teacher.to(device).eval()
         self._spec, self._training, self._device = spec, training, device
@@ -164,20 +176,16 @@ class _Lesson:
         self._labels = torch.from_numpy(dataset.train.labels).to(device)
         self._loss = dataset.loss
         self._hints: Hints | None = None
-        asked_anew = math.ceil(spec.num_epochs / USES_OF_A_VIEW)
-        if answers is None and asked_anew >= self._augmenter.num_distinct and fits(self._augmenter, dataset):
-            answers = TeacherAnswers(teacher, dataset, training, device)
         self._shared = answers
-        self._num_views = asked_anew if answers is None else spec.num_epochs
+        self._views = ViewAnswers(teacher, dataset, training, device, shelf)
+        asked_anew = math.ceil(spec.num_epochs / USES_OF_A_VIEW)
+        #: Whether every view there is will be asked for, and each epoch may have its own for nothing.
+        self._has_all = asked_anew >= self._augmenter.num_distinct and fits(self._augmenter, dataset)
+        self._num_views = spec.num_epochs if self._has_all or answers is not None else asked_anew
         self._draws: list[Tensor] = []
-        self._answers: list[Tensor] = []
         for view in range(self._num_views):
             with seeded(spec.seed, 1_000_000 + view) as generator:
                 self._draws.append(self._augmenter.draw(len(self._labels), generator))
-            if answers is None:
-                self._answers.append(
-                    torch.full((len(self._labels), dataset.num_outputs), math.nan, device=device)
-                )
 
     def attach_hints(self, student: nn.Module) -> Hints:
         """From now on, until they are detached, inner features count too."""
@@ -200,6 +208,7 @@ class _Lesson:
         rule: WeightRule | None,
     ) -> float:
         spec, batch_size = self._spec, self._training.batch_size
+        peak = learning_rate_of(spec, self._training)
         num_batches = count_batches(len(self._labels), batch_size)
         total = torch.zeros((), device=self._device)
         student.train()
@@ -207,10 +216,11 @@ class _Lesson:
             order = torch.randperm(len(self._labels), generator=generator)
             for batch in range(num_batches):
                 step = epoch * num_batches + batch
-                rate = one_cycle(step, num_batches * spec.num_epochs, spec.learning_rate)
+                rate = one_cycle(step, num_batches * spec.num_epochs, peak)
                 set_learning_rate(optimizer, rate)
                 rows = order[batch * batch_size :][:batch_size]
-                loss = self._cost(student, rows, epoch % self._num_views)
+                ask = _part_of(report, step / (num_batches * spec.num_epochs))
+                loss = self._cost(student, rows, epoch % self._num_views, ask)
                 check_loss(
                     loss, epoch=epoch + 1, batch=batch + 1, rows=rows, field="the spec's learning_rate"
                 )
@@ -225,7 +235,7 @@ class _Lesson:
                     )
         return float(total) / num_batches
 
-    def _cost(self, student: nn.Module, rows: Tensor, view: int) -> Tensor:
+    def _cost(self, student: nn.Module, rows: Tensor, view: int, report: Report) -> Tensor:
         spec = self._spec
         inputs = self._augmenter.apply(self._inputs[rows.to(self._device)], self._draws[view][rows])
         rows = rows.to(self._device)
@@ -237,17 +247,18 @@ class _Lesson:
             hint = torch.zeros((), device=self._device)
         if spec.alpha == 0.0:
             return loss + hint
-        soft = soft_loss(self._loss, logits, self._ask(inputs, rows, view), spec.temperature)
+        soft = soft_loss(self._loss, logits, self._ask(inputs, rows, view, report), spec.temperature)
         return spec.alpha * soft + (1.0 - spec.alpha) * loss + hint
 
-    @torch.no_grad()
-    def _ask(self, inputs: Tensor, rows: Tensor, view: int) -> Tensor:
+    def _ask(self, inputs: Tensor, rows: Tensor, view: int, report: Report) -> Tensor:
+        draws = self._draws[view]
         if self._shared is not None:
-            return self._shared.ask(inputs, rows, self._draws[view][rows.cpu()])
-        answers = self._answers[view][rows]
-        missing = torch.isnan(answers[:, 0])
-        if bool(missing.any()):
-            bfloat16 = self._training.bfloat16
-            answers[missing] = arithmetic.run(self._teacher, inputs[missing], bfloat16=bfloat16)
-            self._answers[view][rows] = answers
-        return answers
+            return self._shared.ask(inputs, rows, draws[rows.cpu()])
+        if self._has_all:
+            return self._views.to_each(draws[rows.cpu()], rows, report)
+        return self._views.to_drawn(self._spec.seed, view, draws, report)[rows]
+
+
+def _part_of(report: Report, fraction: float) -> Report:
+    """``report`` while the training stands still at ``fraction``."""
+    return lambda _fraction, text: report(fraction, text)

@@ -26,6 +26,7 @@ from cloud.compression.distil import distil
 from cloud.compression.export import fold_batch_norm
 from cloud.compression.quantised_tensor import Grid, QuantisedTensor, as_rows, fit_grid
 from cloud.compression.uniform_grid import Floats
+from cloud.compression.view_answers import AnswerShelf
 from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
@@ -149,8 +150,12 @@ def quantise_network(
     training: TrainingBudget,
     device: torch.device,
     report: Report,
+    shelf: AnswerShelf | None = None,
 ) -> QuantisedNetwork:
-    """A copy of ``student`` with weights as ``spec.quantisation`` says, tuned by distillation."""
+    """A copy of ``student`` with weights as ``spec.quantisation`` says, tuned by distillation.
+
+    ``shelf`` holds the teacher's answers that other trainings asked for.
+    """
     quantisation = spec.quantisation
     assert quantisation is not None
     model = fold_batch_norm(student)
@@ -164,6 +169,7 @@ def quantise_network(
         training=training,
         device=device,
         report=report,
+        shelf=shelf,
     )
     model.cpu()
     tensors = settle(model, rounded)
@@ -181,6 +187,7 @@ def tune(
     device: torch.device,
     report: Report,
     answers: TeacherAnswers | None = None,
+    shelf: AnswerShelf | None = None,
 ) -> None:
     """Distil for ``num_epochs`` at the quantisation's own learning rate, in place."""
     assert spec.quantisation is not None
@@ -190,5 +197,13 @@ def tune(
     rate = spec.quantisation.tuning_learning_rate
     lesson = replace(spec, num_epochs=num_epochs, learning_rate=rate, hint_weight=None)
     distil(
-        model, teacher, dataset, spec=lesson, training=training, device=device, report=report, answers=answers
+        model,
+        teacher,
+        dataset,
+        spec=lesson,
+        training=training,
+        device=device,
+        report=report,
+        answers=answers,
+        shelf=shelf,
     )

@@ -29,6 +29,7 @@ from cloud.compression.distil import recalibrate
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
 from cloud.compression.importance import taylor
 from cloud.compression.layers import layer_shapes
+from cloud.compression.view_answers import AnswerShelf, ViewAnswers
 from cloud.domain.families import FamilyResult, FamilySettings, FamilyWidth, family_key
 from cloud.domain.tasks import TeacherResult
 from cloud.domain.workloads import Workload
@@ -78,8 +79,12 @@ class FamilyTrainer:
         device: str = "auto",
         answers: TeacherAnswers | None = None,
         wisdom: nn.Module | None = None,
+        shelf: AnswerShelf | None = None,
     ) -> None:
-        """``wisdom`` is what the family learns from, where that is more than the teacher alone."""
+        """``wisdom`` is what the family learns from, where that is more than the teacher alone.
+
+        ``answers`` hold what it said already; so does ``shelf``, where nothing is augmented.
+        """
         self.workload, self.dataset, self.settings, self.key = workload, dataset, settings, key
         self.device = choose_device(device)
         self.num_epochs = settings.num_epochs
@@ -110,6 +115,7 @@ class FamilyTrainer:
         self._short = {depth: self.elastic.without_branches(gone) for depth, gone in self._gone.items()}
         self._answers = answers
         self._augmenter = Augmenter.of(workload.training, dataset.input_shape)
+        self._views = ViewAnswers(self._wisdom, dataset, workload.training, self.device, shelf)
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=workload.training.weight_decay
         )
@@ -160,7 +166,7 @@ class FamilyTrainer:
                 inputs = self._augmenter.apply(self._inputs[rows], draws)
                 drawn = torch.randint(len(widths), (settings.num_random_widths,), generator=generator)
                 narrower = self._smaller(drawn.tolist(), generator)
-                taught = self._teach(inputs, rows, draws)
+                taught = self._teach(inputs, rows, draws, report)
                 loss = self._loss(inputs, self._labels[rows], taught, narrower)
                 check_loss(
                     loss,
@@ -189,9 +195,12 @@ class FamilyTrainer:
         return sorted(pairs - {(self.widths[-1], None)}, key=lambda pair: (pair[0], pair[1] or 1.0))
 
     @torch.no_grad()
-    def _teach(self, inputs: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
+    def _teach(self, inputs: Tensor, rows: Tensor, draws: Tensor, report: Report | None) -> Tensor:
         if self._answers is not None:
             return self._answers.ask(inputs, rows, draws)
+        if self._augmenter.num_distinct == 1:
+            done = self.epoch / self.num_epochs
+            return self._views.to_each(draws, rows, lambda _, text: report(done, text) if report else None)
         return arithmetic.run(self._wisdom, inputs, bfloat16=self.workload.training.bfloat16)
 
     def _loss(

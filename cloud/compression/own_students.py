@@ -19,6 +19,7 @@ from cloud.compression.distil import distil
 from cloud.compression.own_networks import channels_of, own_network, said_of
 from cloud.compression.prune import choose_removed, reinitialise, remove_units
 from cloud.compression.sparsify import sparsifier_for
+from cloud.compression.view_answers import AnswerShelf
 from cloud.domain.networks import network_name
 from cloud.domain.specs import CompressionSpec, Road
 from cloud.domain.tasks import StudentTask
@@ -29,7 +30,13 @@ Report = Callable[[float, str], None]
 
 
 def make_own(
-    task: StudentTask, wisdom: nn.Module, dataset: Dataset, *, device: torch.device, report: Report
+    task: StudentTask,
+    wisdom: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    report: Report,
+    shelf: AnswerShelf | None = None,
 ) -> nn.Module:
     """The trained student, on the CPU. ``report`` gets 0 to 1; ``wisdom`` is what it learns from.
 
@@ -50,7 +57,7 @@ def make_own(
     with said_of(name):
         distil(
             student, wisdom, dataset, spec=lesson, training=training, device=device, report=report,
-            rule=sparsifier_for(task, dataset),
+            rule=sparsifier_for(task, dataset), shelf=shelf,
         )  # fmt: skip
     return student.cpu().eval()
 

@@ -33,6 +33,7 @@ from cloud.compression.export import export_onnx
 from cloud.compression.fake_quantise import QuantisedNetwork, round_weights, settle, tune
 from cloud.compression.int8_scales import quantise_network_int8
 from cloud.compression.quantise import unshare
+from cloud.compression.view_answers import AnswerShelf
 from cloud.domain.specs import CompressionSpec
 from cloud.domain.workloads import TrainingBudget
 from cloud.training.datasets import Dataset
@@ -92,10 +93,11 @@ def train_int8(
     device: torch.device,
     report: Report,
     answers: TeacherAnswers | None = None,
+    shelf: AnswerShelf | None = None,
 ) -> TrainedInt8:
     """Train ``network``, whose post-training form is ``int8``, for ``spec.quantisation.qat_epochs``.
 
-    ``answers`` are the teacher's, where they are kept already.
+    ``answers`` or ``shelf`` hold the teacher's, where they are kept already.
     """
     quantisation = network.spec
     model = fx.symbolic_trace(copy.deepcopy(network.model))
@@ -119,6 +121,7 @@ def train_int8(
         device=device,
         report=report,
         answers=answers,
+        shelf=shelf,
     )
     model.cpu().eval()
     tensors = settle(model, rounded)

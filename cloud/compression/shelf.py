@@ -20,6 +20,7 @@ from torch import nn
 from cloud.compression.branches import absent_branches, find_branches, without_branches
 from cloud.compression.dependency import trace_channels
 from cloud.compression.depth import without_shortcuts
+from cloud.compression.distil import learning_rate_of
 from cloud.compression.prune import choose_removed, remove_units
 from cloud.domain.specs import CompressionSpec, Precision
 from cloud.domain.tasks import StudentTask
@@ -31,13 +32,16 @@ Report = Callable[[float, str], None]
 
 
 class WeightsShelf(Protocol):
-    """Where weights are kept between tasks. ``lock`` is held by one at a time, and dies with its holder."""
+    """Where things are kept between tasks. ``lock`` is held by one at a time, and dies with its holder.
+
+    Who waits for it reports ``what`` is done meanwhile.
+    """
 
     def get(self, key: str) -> bytes | None: ...
 
     def put(self, key: str, data: bytes) -> None: ...
 
-    def lock(self, key: str, report: Report) -> AbstractContextManager[None]: ...
+    def lock(self, key: str, report: Report, what: str) -> AbstractContextManager[None]: ...
 
 
 def shelved(
@@ -56,7 +60,7 @@ def shelved(
     if shelf is None:
         return make()
     key = training_key(task)
-    with shelf.lock(key, report):
+    with shelf.lock(key, report, "the same student is being trained"):
         data = shelf.get(key)
         found = None if data is None else _restore(data, task.spec, whole, input_shape)
         if found is not None:
@@ -70,7 +74,8 @@ def shelved(
 def training_key(task: StudentTask) -> str:
     """Of everything that the student's fp32 weights depend on."""
     # Rounding comes after: one training serves every number of bits.
-    spec = replace(task.spec, precision=Precision.AUTO, quantisation=None, network=None)
+    rate = learning_rate_of(task.spec, task.workload.training)
+    spec = replace(task.spec, precision=Precision.AUTO, quantisation=None, network=None, learning_rate=rate)
     identity = {
         "teacher": task.teacher.identity,
         "family": task.family.checkpoint_digest if task.family is not None else "",
@@ -80,7 +85,7 @@ def training_key(task: StudentTask) -> str:
     }
     if task.spec.network is not None:
         identity["network"] = network_identity(task.workload, task.spec.network)
-    plain = {*json.loads(CompressionSpec().to_json()), "depth_ratio", "shortcuts"}
+    plain = {*json.loads(CompressionSpec().to_json()), "depth_ratio", "shortcuts", "learning_rate"}
     if json.loads(spec.to_json()).keys() - plain:
         # Further dimensions may train for the arithmetic of the target.
         identity["instruction_sets"] = ",".join(sorted(task.profile.instruction_sets))

@@ -20,6 +20,7 @@ from cloud.compression.fake_quantise import QuantisedNetwork, quantise_network
 from cloud.compression.fusion import float_compute_nodes
 from cloud.compression.int8_scales import quantise_network_int8
 from cloud.compression.qat import train_int8
+from cloud.compression.view_answers import AnswerShelf
 from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.specs import Precision
 from cloud.domain.tasks import StudentTask
@@ -36,11 +37,18 @@ class StudentQuantiser:
     """Rounds one student: ``round_weights`` first, then ``int8`` of what was exported."""
 
     def __init__(
-        self, task: StudentTask, teacher: nn.Module, dataset: Dataset, *, device: torch.device
+        self,
+        task: StudentTask,
+        teacher: nn.Module,
+        dataset: Dataset,
+        *,
+        device: torch.device,
+        shelf: AnswerShelf | None = None,
     ) -> None:
         assert task.spec.quantisation is not None
         self._spec: QuantisationSpec = task.spec.quantisation
         self._task, self._teacher, self._dataset, self._device = task, teacher, dataset, device
+        self._shelf = shelf
         self._network: QuantisedNetwork | None = None
         self._unrounded_accuracy = 0.0
 
@@ -63,6 +71,7 @@ class StudentQuantiser:
             training=task.workload.training,
             device=self._device,
             report=report,
+            shelf=self._shelf,
         )
         return self._network.model
 
@@ -95,6 +104,7 @@ class StudentQuantiser:
                 training=self._task.workload.training,
                 device=self._device,
                 report=report,
+                shelf=self._shelf,
             ).data
         except RejectedError as error:
             logger.warning("%s: no training for int8: %s", self._task.task_id, error)

@@ -20,8 +20,8 @@ _OF_NETWORKS = (
     "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
     "hint_weight", "depth_ratio", "network", "shortcuts",
 )  # fmt: skip
-#: Fields that were not there in the first version: None asks for what was done then.
-_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio"})
+#: Fields that may be None, which is said of each below.
+_OPTIONAL = frozenset({"importance", "pruning_steps", "hint_weight", "depth_ratio", "learning_rate"})
 #: How the teacher is narrowed: a network of the workload's own has not learnt what matters in it.
 _OF_TEACHERS = ("depth_ratio", "importance", "pruning_steps")
 
@@ -55,6 +55,7 @@ class CompressionSpec:
     """What is done to a teacher to get one student.
 
     ``width_ratio`` is the share of channels kept in each dependency group, before floors and alignment to 8.
+    ``learning_rate`` is the peak (None: ``TrainingBudget.student_learning_rate`` of the workload).
     ``alpha`` is the share of the soft-label loss; the rest is the loss with the labels.
     ``importance`` decides which channels stay (None: taylor). ``pruning_steps`` reaches the width in so many
     steps of equal ratio, with training between them (None: at once). ``hint_weight`` adds the difference of
@@ -73,7 +74,7 @@ class CompressionSpec:
     width_ratio: float = 0.5
     precision: Precision = Precision.AUTO
     num_epochs: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     temperature: float = 4.0
     alpha: float = 0.7
     seed: int = 0

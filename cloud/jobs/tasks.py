@@ -74,6 +74,10 @@ class Context:
         """Says how far this task is."""
         return Reporter(self.work_dir, run_key(task))
 
+    def weights(self, registry: Registry) -> RegistryWeights:
+        """What trainings share."""
+        return RegistryWeights(Path(self.work_dir, "weights"), registry)
+
     @property
     def shelf(self) -> ResultShelf:
         return ResultShelf(Path(self.work_dir, "results"))
@@ -98,8 +102,7 @@ def run_student(task: StudentTask, context: Context) -> Outcome:
         with Heartbeat(context.reporter(task)) as report:
             report(0.0, "starting")
             registry = Registry(context.registry_url)
-            shelf = RegistryWeights(Path(context.work_dir, "weights"), registry)
-            return build_student(task, registry=registry, report=report, shelf=shelf)
+            return build_student(task, registry=registry, report=report, shelf=context.weights(registry))
 
     return finish(task, context, build)
 
@@ -167,7 +170,7 @@ def train_loop(config: dict[str, Any]) -> Outcome:
         registry = Registry(context.registry_url)
         with Heartbeat(context.reporter(task)) as report:
             report(0.0, "loading the data")
-            trainer = _restored(task, registry)
+            trainer = _restored(task, context, registry)
             if trainer.epoch:
                 report(
                     EPOCHS_SHARE * trainer.epoch / trainer.num_epochs, f"resumed after epoch {trainer.epoch}"
@@ -208,13 +211,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _restored(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
+def _restored(task: TeacherTask | FamilyTask, context: Context, registry: Registry) -> Trainer:
     """A trainer that goes on from the newest checkpoint of this run, or starts afresh."""
     from ray.train import get_checkpoint
 
     from cloud.training import checkpoints
 
-    trainer = _afresh(task, registry)
+    trainer = _afresh(task, context, registry)
     checkpoint = get_checkpoint()
     if checkpoint is None:
         return trainer
@@ -225,13 +228,14 @@ def _restored(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
         logger.warning(
             "the checkpoint of %s cannot be used, training starts afresh: %s", run_key(task), error
         )
-        return _afresh(task, registry)
+        return _afresh(task, context, registry)
     return trainer
 
 
-def _afresh(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
+def _afresh(task: TeacherTask | FamilyTask, context: Context, registry: Registry) -> Trainer:
     from cloud.compression.family import FamilyTrainer
     from cloud.compression.teacher_weights import load_teacher, load_wisdom
+    from cloud.compression.view_answers import AnswerShelf
     from cloud.training.datasets import load_dataset
     from cloud.training.teacher import TeacherTrainer
 
@@ -241,7 +245,8 @@ def _afresh(task: TeacherTask | FamilyTask, registry: Registry) -> Trainer:
     teacher = load_teacher(task.workload, dataset, task.teacher, registry=registry)
     key = family_key(task.teacher.identity, task.settings)
     wisdom = load_wisdom(task.workload, dataset, task.teacher, teacher, registry=registry)
-    return FamilyTrainer(task.workload, teacher, dataset, task.settings, key=key, wisdom=wisdom)
+    shelf = AnswerShelf(context.weights(registry), task.workload, task.teacher)
+    return FamilyTrainer(task.workload, teacher, dataset, task.settings, key=key, wisdom=wisdom, shelf=shelf)
 
 
 def _finished(

@@ -1,4 +1,4 @@
-"""Weights of trained students by name, in the registry; the names lie in a folder that every worker shares.
+"""What trainings share by name, in the registry; the names lie in a folder that every worker sees.
 
 Rules: a name counts only while the registry holds what it points to, unharmed. Names appear whole or not at
 all. A lock is the kernel's, so it ends with the process that held it, however that ended.
@@ -21,7 +21,7 @@ _POLL_S = 0.5
 
 
 class RegistryWeights:
-    """The shelf of cloud.compression.shelf."""
+    """The shelf of ``cloud.compression.shelf``: weights of trained students, answers of teachers."""
 
     def __init__(self, folder: Path, registry: Registry) -> None:
         self._folder = folder
@@ -44,8 +44,8 @@ class RegistryWeights:
         Path(temporary).replace(self._path(key))
 
     @contextmanager
-    def lock(self, key: str, report: Callable[[float, str], None]) -> Iterator[None]:
-        """Hold the name while it is made; whoever comes second waits and says so."""
+    def lock(self, key: str, report: Callable[[float, str], None], what: str) -> Iterator[None]:
+        """Hold the name while it is made; whoever comes second waits and says for what."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f".{key}.lock").open("w") as stream:
             while True:
@@ -53,7 +53,7 @@ class RegistryWeights:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    report(0.05, "waits: the same student is being trained for another profile")
+                    report(0.05, f"waits: {what} for another student or profile")
                     time.sleep(_POLL_S)
             yield
 

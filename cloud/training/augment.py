@@ -54,6 +54,11 @@ class Augmenter:
         """Which of them each row of ``draws`` is, from 0."""
         return (draws[:, 0] * (2 * self.pixels + 1) + draws[:, 1]) * 2 + draws[:, 2]
 
+    def draws_of(self, view: int) -> Tensor:
+        """The row ``[3]`` that gives this view."""
+        side = 2 * self.pixels + 1
+        return torch.tensor([view // (2 * side), view // 2 % side, view % 2])
+
     def draw(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """One row a sample: shift down, shift right, whether to mirror. On the CPU."""
         shifts = torch.randint(0, 2 * self.pixels + 1, (num_samples, 2), generator=generator)

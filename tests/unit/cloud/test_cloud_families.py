@@ -206,7 +206,7 @@ def test_weights_are_kept_by_name_and_count_only_while_the_registry_holds_them(t
     registry = Registry(str(tmp_path / "registry"))
     weights = RegistryWeights(tmp_path / "weights", registry)
     assert weights.get("k") is None
-    with weights.lock("k", lambda *_: None):
+    with weights.lock("k", lambda *_: None, "it is made"):
         weights.put("k", b"data")
     assert RegistryWeights(tmp_path / "weights", registry).get("k") == b"data"
     for blob in (tmp_path / "registry" / "sha256").rglob("*"):
@@ -222,11 +222,15 @@ def test_a_lock_on_weights_makes_the_second_wait_and_say_so(tmp_path: Path) -> N
     first, second = (RegistryWeights(tmp_path / "weights", registry) for _ in range(2))
     said, got = threading.Event(), threading.Event()
 
+    def report(_fraction: float, text: str) -> None:
+        if "waits: it is made for another student or profile" in text:
+            said.set()
+
     def wait() -> None:
-        with second.lock("k", lambda _, text: said.set() if "waits" in text else None):
+        with second.lock("k", report, "it is made"):
             got.set()
 
-    with first.lock("k", lambda *_: None):
+    with first.lock("k", lambda *_: None, "it is made"):
         thread = threading.Thread(target=wait)
         thread.start()
         assert said.wait(60)

@@ -14,9 +14,10 @@ from striped_images import striped
 from weights_in_memory import Shelf
 
 from cloud.compression import evaluate
-from cloud.compression.build import build_student, finish_teacher, make_elastic
+from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.depth import shorten
 from cloud.compression.pack import executable_of
+from cloud.compression.roads import make_elastic
 from cloud.compression.teacher_weights import load_teacher
 from cloud.domain.families import FamilyResult
 from cloud.domain.profiles import DeviceProfile, MatchRule

@@ -263,8 +263,8 @@ def test_a_second_profile_measures_again_and_trains_nothing(teacher: TeacherResu
     assert not any("epoch" in word for word in words)
     assert second.profile == "other"
     assert second.metrics.num_parameters == first.metrics.num_parameters
-    (data,) = shelf.kept.values()
-    assert shelf.get(training_key(_task(teacher, other))) == data
+    assert len(shelf.kept) == 2, "the weights, and what the teacher says of the one view"
+    assert shelf.get(training_key(_task(teacher, other))) is not None
 
 
 def test_weights_on_the_shelf_that_do_not_fit_are_made_again(

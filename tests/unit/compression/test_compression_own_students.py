@@ -250,7 +250,7 @@ def test_its_weights_are_found_again_by_content_whatever_it_is_called(
     changed = of(replace(network, options={"width": 32}))
     task = task_of(renamed, trained[0], network="renamed", width_ratio=0.5)
     with monkeypatch.context() as patched:
-        patched.setattr("cloud.compression.build.make_own", None)  # nothing is trained
+        patched.setattr("cloud.compression.roads.make_own", None)  # nothing is trained
         again = build(trained, task, shelf)
     assert again.digest == first.digest
     keys = [training_key(task_of(work, trained[0], network=name, width_ratio=0.5))

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from cloud.compression import build, evaluate
+from cloud.compression import evaluate
 from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.distil import recalibrate
 from cloud.compression.export import export_onnx
 from cloud.compression.pack import executable_of, pack_onnx
 from cloud.compression.quantise import quantise
+from cloud.compression.roads import make_student
 from cloud.compression.sparsify import Sparsifier, prunable, zero_share
 from cloud.domain.candidates import Candidate
 from cloud.domain.profiles import DeviceProfile, MatchRule
@@ -90,7 +91,7 @@ def task_for(trained: Trained, sparsity: SparsitySpec, **spec: object) -> Studen
 def student_for(trained: Trained, sparsity: SparsitySpec, **spec: object) -> nn.Module:
     task = task_for(trained, sparsity, **spec)
     teacher = copy.deepcopy(trained[0])
-    return build.make_student(task, teacher, trained[3], device=CPU, report=lambda *_: None)
+    return make_student(task, teacher, trained[3], device=CPU, report=lambda *_: None)
 
 
 def matrices(data: bytes, dtype: type[np.generic]) -> list[NDArray[np.generic]]:

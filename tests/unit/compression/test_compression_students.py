@@ -15,12 +15,13 @@ from memory_registry import Memory
 from onnx import numpy_helper
 from stripes import DATASET, WORKLOAD
 
-from cloud.compression import build, evaluate
+from cloud.compression import evaluate
 from cloud.compression.build import build_student, finish_teacher
 from cloud.compression.distil import distil
 from cloud.compression.evaluate import measure_peak_rss
 from cloud.compression.pack import executable_of
 from cloud.compression.quantise import count_weights, quantise
+from cloud.compression.roads import make_student
 from cloud.compression.teacher_weights import load_teacher
 from cloud.domain.candidates import Candidate
 from cloud.domain.profiles import Constraints, DeviceProfile, MatchRule
@@ -128,9 +129,7 @@ def test_every_road_leads_to_a_network_of_the_same_shape_and_repeats(
         teacher = load_teacher(WORKLOAD, DATASET, trained[1], registry=trained[2])
         spec = CompressionSpec(road=road, width_ratio=0.5, num_epochs=1, seed=seed)
         task = StudentTask(task_id="t", workload=WORKLOAD, teacher=trained[1], profile=PROFILE, spec=spec)
-        student = build.make_student(
-            task, teacher, DATASET, device=torch.device("cpu"), report=lambda *_: None
-        )
+        student = make_student(task, teacher, DATASET, device=torch.device("cpu"), report=lambda *_: None)
         return student.state_dict()
 
     first, again, other = weights(0), weights(0), weights(1)

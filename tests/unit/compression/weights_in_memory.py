@@ -19,5 +19,5 @@ class Shelf:
         self.kept[key] = data
 
     @contextmanager
-    def lock(self, key: str, report: Callable[[float, str], None]) -> Iterator[None]:
+    def lock(self, key: str, report: Callable[[float, str], None], what: str) -> Iterator[None]:
         yield
