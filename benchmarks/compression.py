@@ -303,7 +303,8 @@ def taught(
 
 def family_settings(bench: Bench, seed: int) -> FamilySettings:
     settings = bench.settings
-    return FamilySettings(num_epochs=settings.family_epochs, widest=settings.family_widest, seed=seed)
+    return FamilySettings(num_epochs=settings.family_epochs, widest=settings.family_widest, seed=seed,
+                          learning_rate=bench.lessons.student_learning_rate)  # fmt: skip
 
 
 def family_name(bench: Bench, seed: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cloud.domain.workloads import TrainingBudget, Workload
+from cloud.domain.workloads import STUDENT_RATE_RATIO, TrainingBudget, Workload
 from cloud.training import checkpoints
 from cloud.training.datasets import Dataset
 from cloud.training.networks import build_teacher
@@ -51,7 +51,8 @@ class Settings:
         """What figures are kept by: what came later counts only where it is not at its default."""
         values = asdict(self)
         later = {"num_blocks": 1, "teacher_bfloat16": False, "qat_epochs": 0}
-        return {name: value for name, value in values.items() if name not in later or value != later[name]}
+        rate = {"student_rate_ratio": STUDENT_RATE_RATIO}
+        return rate | {name: value for name, value in values.items() if value != later.get(name)}
 
 
 def workload_of(settings: Settings) -> Workload:

@@ -189,7 +189,8 @@ def depths(bench: Bench, seed: int, _only: Sequence[str]) -> list[Entry]:
 
 
 def trained_family(bench: Bench, seed: int, depth_ratios: tuple[float, ...]) -> tuple[FamilyTrainer, float]:
-    how = FamilySettings(num_epochs=bench.settings.family_epochs, seed=seed, depth_ratios=depth_ratios)
+    how = FamilySettings(num_epochs=bench.settings.family_epochs, seed=seed, depth_ratios=depth_ratios,
+                         learning_rate=bench.lessons.student_learning_rate)  # fmt: skip
     key = named(bench.workload.teacher_key, bench.settings.bfloat16, how.identity())
     return trained_as(bench, how, key)
 
