@@ -185,8 +185,8 @@ def test_identities_follow_what_the_family_depends_on() -> None:
     assert len(ids) == 2
     ids = {student_task_id(work, teacher, PROFILE, PRUNED) for work in (WORKLOAD, longer)}
     assert len(ids) == 1
-    # What was built before there were families keeps its name.
-    assert family_key(teacher.checkpoint_digest, FamilySettings()) == family_key_of(WORKLOAD, teacher)
+    how = FamilySettings(learning_rate=2 * WORKLOAD.training.learning_rate)
+    assert family_key(teacher.checkpoint_digest, how) == family_key_of(WORKLOAD, teacher)
 
 
 def test_a_finished_family_is_found_on_the_shelf_by_whoever_needs_it(tmp_path: Path) -> None:

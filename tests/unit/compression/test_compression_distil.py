@@ -68,3 +68,27 @@ def test_recalibrating_measures_statistics_and_leaves_weights() -> None:
     assert torch.allclose(norm.running_mean, inputs.mean(0), atol=1e-4)
     assert norm.momentum == 0.1
     assert not norm.training
+
+
+def test_a_student_learns_at_twice_its_teachers_rate_unless_its_spec_says_another() -> None:
+    def learnt(rate: float, **spec: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+        distil(
+            student,
+            nn.Sequential(nn.Flatten(), nn.Linear(144, 4)),
+            DATASET,
+            spec=CompressionSpec(num_epochs=1, **spec),  # type: ignore[arg-type]
+            training=replace(WORKLOAD.training, learning_rate=rate),
+            device=torch.device("cpu"),
+            report=lambda *_: None,
+        )
+        weight = student[1].weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    usual = learnt(5e-3)
+    assert torch.equal(usual, learnt(5e-3, learning_rate=1e-2))
+    assert torch.equal(usual, learnt(1e-4, learning_rate=1e-2))
+    assert not torch.equal(usual, learnt(1e-3))
+    assert replace(WORKLOAD.training, learning_rate=9.0).student_learning_rate == 10.0

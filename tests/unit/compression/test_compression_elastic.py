@@ -289,12 +289,14 @@ def test_the_name_of_a_training_holds_what_it_depends_on_and_no_more(teacher: Te
             task, profile=replace(PROFILE, name="b", num_threads=4, instruction_sets=frozenset({"i8mm"}))
         ),
         replace(task, spec=CompressionSpec(precision=Precision.INT8)),
+        replace(task, spec=CompressionSpec(learning_rate=WORKLOAD.training.student_learning_rate)),
         replace(task, workload=replace(WORKLOAD, search=replace(WORKLOAD.search, max_trials=1))),
     )
     assert {training_key(other) for other in same} == {training_key(task)}
     for other in (
         replace(task, spec=CompressionSpec(width_ratio=0.75)),
         replace(task, spec=CompressionSpec(seed=1)),
+        replace(task, spec=CompressionSpec(learning_rate=1e-4)),
         replace(task, spec=CompressionSpec(num_epochs=1)),
         replace(task, workload=replace(WORKLOAD, training=replace(WORKLOAD.training, batch_size=8))),
         replace(task, teacher=replace(teacher, checkpoint_digest="0" * 64)),
