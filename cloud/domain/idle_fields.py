@@ -15,7 +15,8 @@ from dataclasses import fields, replace
 from typing import Any, Final
 
 from cloud.domain.networks import network_name
-from cloud.domain.specs import CompressionSpec, Importance, Road
+from cloud.domain.quantisation import Estimator, QuantisationSpec
+from cloud.domain.specs import CompressionSpec, Importance, Precision, Road
 
 _DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in fields(CompressionSpec)}
 #: What None stands for, where that is a value that can be named.
@@ -32,7 +33,37 @@ def as_asked(spec: CompressionSpec) -> CompressionSpec:
         if value != _DEFAULTS[name] and value != _MEANT.get(name, _DEFAULTS[name]):
             said = value if isinstance(value, bool | int | float) else str(value)
             raise ValueError(f"{name} is {said}, but {why}, or leave {name} out")
+    if spec.quantisation is not None:
+        _check_rounding(spec.quantisation, spec.precision)
     return without_idle(spec)
+
+
+def _check_rounding(asked: QuantisationSpec, precision: Precision) -> None:
+    """Raises ``ValueError`` for a field of ``quantisation`` that would do nothing."""
+    usual = {field.name: field.default for field in fields(QuantisationSpec)}
+    for name, why in _idle_in_rounding(asked, precision):
+        value = getattr(asked, name)
+        if value != usual[name] and not (name == "qat_epochs" and value == 0):
+            raise ValueError(f"quantisation.{name} is {value}, but {why}, or leave {name} out")
+
+
+def _idle_in_rounding(asked: QuantisationSpec, precision: Precision) -> Iterator[tuple[str, str]]:
+    runs_in_int8, estimators = precision is not Precision.FP32, set()
+    if asked.is_uniform:
+        estimators.add(asked.estimator)
+    else:
+        yield "estimator", f"scheme is {asked.scheme}: it finds its levels by itself; set scheme to uniform"
+    if runs_in_int8:
+        estimators.add(asked.activation_estimator)
+        if not asked.qat_epochs:
+            yield "tolerance", "qat_epochs is 0: no training waits for it; give qat_epochs at least 1"
+    else:
+        for name in ("activation_estimator", "qat_epochs", "tolerance"):
+            yield name, "precision is fp32: nothing runs in int8; set precision to int8 or auto"
+    if Estimator.PERCENTILE not in estimators:
+        yield "percentile", "no estimator is percentile; set estimator or activation_estimator to that"
+    if not asked.tuning_epochs and not (asked.qat_epochs and runs_in_int8):
+        yield "tuning_learning_rate", "nothing is tuned; give tuning_epochs or qat_epochs at least 1"
 
 
 def without_idle(spec: CompressionSpec) -> CompressionSpec:

@@ -67,6 +67,46 @@ def test_each_field_on_each_road_is_taken_or_refused_by_its_name(
     }  # fmt: skip
 
 
+#: Values of ``quantisation`` that differ from the usual ones, each of which does something beside the first.
+ROUNDING = {
+    "estimator": "mse", "activation_estimator": "entropy", "percentile": 99.0, "tuning_learning_rate": 1e-4,
+    "qat_epochs": 5, "tolerance": 0.02,
+}  # fmt: skip
+IDLE_IN_ROUNDING: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("int8", {}, ("percentile",)),
+    ("auto", {"activation_estimator": "percentile"}, ()),
+    ("auto", {"estimator": "percentile"}, ()),
+    ("int8", {"scheme": "codebook", "bits": 3}, ("estimator", "percentile")),
+    ("int8", {"scheme": "logarithmic", "bits": 4, "activation_estimator": "percentile"}, ("estimator",)),
+    ("int8", {"tuning_epochs": 0}, ("percentile",)),
+    ("int8", {"qat_epochs": 0}, ("percentile", "tolerance")),
+    ("int8", {"qat_epochs": 0, "tuning_epochs": 0}, ("percentile", "tolerance", "tuning_learning_rate")),
+    ("fp32", {}, ("percentile", "activation_estimator", "qat_epochs", "tolerance")),
+    ("fp32", {"estimator": "percentile", "qat_epochs": 0}, ("activation_estimator", "tolerance")),
+    ("fp32", {"tuning_epochs": 0},
+     ("percentile", "activation_estimator", "qat_epochs", "tolerance", "tuning_learning_rate")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("precision", "given", "idle"), IDLE_IN_ROUNDING)
+def test_each_field_of_quantisation_is_taken_or_refused_by_its_name(
+    precision: str, given: dict[str, Any], idle: tuple[str, ...]
+) -> None:
+    for name, value in ROUNDING.items():
+        if name in given:
+            continue
+        text = json.dumps({"precision": precision, "quantisation": {**given, name: value}})
+        if name not in idle:
+            (spec,) = asked_specs([text], [])
+            assert json.loads(spec.to_json())["quantisation"][name] == value
+            continue
+        with pytest.raises(
+            ConfigError, match=rf"spec 1: quantisation.{name} is .*leave {name} out"
+        ) as caught:
+            asked_specs([text], [])
+        assert len(str(caught.value)) < 300
+
+
 def test_the_command_line_says_field_road_and_what_to_do() -> None:
     for text, said in (
         ("road=distilled,importance=magnitude",
