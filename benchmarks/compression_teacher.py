@@ -51,8 +51,8 @@ class Settings:
         """What figures are kept by: what came later counts only where it is not at its default."""
         values = asdict(self)
         later = {"num_blocks": 1, "teacher_bfloat16": False, "qat_epochs": 0}
-        rate = {"student_rate_ratio": STUDENT_RATE_RATIO}
-        return rate | {name: value for name, value in values.items() if value != later.get(name)}
+        how = {"student_rate_ratio": STUDENT_RATE_RATIO, "timed": "in pairs"}
+        return how | {name: value for name, value in values.items() if value != later.get(name)}
 
 
 def workload_of(settings: Settings) -> Workload:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.compression import Bench, forms, keep_answers, prepared, taught, trained_as
+from benchmarks.compression import Bench, forms, keep_answers, prepared, speeds, taught, trained_as
 from benchmarks.compression_table import Entry, spread
 from benchmarks.compression_teacher import CPU, Settings, named, say
 from cloud.compression import evaluate
@@ -38,11 +38,9 @@ from cloud.compression.family import FamilyTrainer
 from cloud.compression.narrow import narrow
 from cloud.domain.families import FamilySettings
 from cloud.domain.specs import CompressionSpec, Road
-from cloud.training.datasets import Dataset
 from edgeloop.errors import EdgeloopError
 
 DEPTH = 0.5
-NUM_SESSIONS = 7
 WIDTHS = (0.5, 0.25)
 #: Widths of the teacher's own students beside which others stand.
 NARROWER = (0.5, 0.375, 0.3125, 0.25, 0.125)
@@ -90,7 +88,7 @@ def settings_of(arguments: argparse.Namespace, part: str) -> Settings:
 
 def kept_figures(bench: Bench, part: str, seed: int, only: Sequence[str]) -> list[dict[str, Any]]:
     """What a seed of a part gave, measured now unless it was before."""
-    path = bench.cache / f"{part}-{named(bench.settings.identity(), only, 'pairs', seed)}.json"
+    path = bench.cache / f"{part}-{named(bench.settings.identity(), only, seed)}.json"
     if not path.exists():
         say(f"{part}, seed {seed}")
         entries = forms("teacher", "teacher", 1.0, bench.teacher, bench.dataset, 0.0)
@@ -104,31 +102,12 @@ def kept_figures(bench: Bench, part: str, seed: int, only: Sequence[str]) -> lis
                 "smaller": len(entries[1].data) / len(entry.data),
                 "cpu_s": entry.cpu_s,
             }
-            for entry, faster in zip(entries, speeds(entries, bench.dataset), strict=True)
+            for entry, faster in zip(entries, speeds(entries, bench.dataset)[1], strict=True)
         ]
         path.write_text(json.dumps(found, indent=2))
         keep_answers(bench)
     figures: list[dict[str, Any]] = json.loads(path.read_text())
     return figures
-
-
-def speeds(entries: Sequence[Entry], dataset: Dataset) -> list[float]:
-    """How many times as fast each is as the teacher's int8, the second of ``entries``.
-
-    Each student is timed beside that alone, both of its forms at once: with thirty models in turns none finds
-    anything left in the caches, and the same graph takes twice as long.
-    """
-    base, sample = entries[1], dataset.validation.inputs[:1]
-    found = []
-    for at in range(0, len(entries), 2):
-        ratios: list[list[float]] = [[], []]
-        for _ in range(NUM_SESSIONS):
-            runtimes = [evaluate.load(entry.data) for entry in (base, *entries[at : at + 2])]
-            timing = evaluate.time_artifacts(runtimes, sample)
-            for place in (0, 1):
-                ratios[place].append(timing.p50_ms(0) / timing.p50_ms(place + 1))
-        found += [statistics.median(one) for one in ratios]
-    return found
 
 
 def report(seeds: Sequence[list[dict[str, Any]]]) -> None:
