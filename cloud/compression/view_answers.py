@@ -119,11 +119,10 @@ class ViewAnswers:
     def _ask(self, draws: Tensor, report: Report) -> Tensor:
         answers, count = torch.empty(self._shape, device=self._device), self._shape[0]
         for start in range(0, count, _BATCH_SIZE):
+            report(start / count, f"asking the teacher: {start} of {count} samples")
             rows = slice(start, start + _BATCH_SIZE)
             batch = self._augmenter.apply(self._inputs[rows].to(self._device), draws[rows])
             answers[rows] = arithmetic.run(self._teacher, batch, bfloat16=self._bfloat16)
-            if start // _BATCH_SIZE % 20 == 19:
-                report(start / count, f"asking the teacher: {start} of {count} samples")
         return answers
 
 
