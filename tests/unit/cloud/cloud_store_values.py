@@ -53,7 +53,8 @@ PROFILE = DeviceProfile(
     instruction_sets=frozenset({"avx2", "sse4_2"}),
     rollout=RolloutPlan(canary_share=0.25),
 )
-SPEC = CompressionSpec(road=Road.DISTILLED, width_ratio=0.5, precision=Precision.INT8)
+# As every spec was written before ADR 94.
+SPEC = CompressionSpec(road=Road.DISTILLED, width_ratio=0.5, precision=Precision.INT8, learning_rate=2e-3)
 CANDIDATE = Candidate(
     digest=D1,
     manifest_digest=M1,
