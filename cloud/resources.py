@@ -78,7 +78,9 @@ class TrainingSection(Section):
 
     num_epochs: Annotated[int, Field(ge=1, le=10_000)] = 12
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
+    learning_rate: Annotated[
+        float, Field(gt=0, le=10, description="peak, of teachers; students and families learn at twice it")
+    ] = 2e-3
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-2
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     augment_pixels: Annotated[int, Field(ge=0, le=64, description="largest random shift of an image")] = 0

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,11 +24,13 @@ from cloud.compression.attention import open_attention
 from cloud.compression.branches import find_branches
 from cloud.compression.choose import choose_precision, reject_against_parent
 from cloud.compression.cost import measure_cost
+from cloud.compression.distil import part_of
 from cloud.compression.export import EXPORT_TOLERANCE_RATIO, INPUT_NAME, OUTPUT_NAME, export_onnx
+from cloud.compression.family import Blobs
 from cloud.compression.own_networks import own_network
 from cloud.compression.pack import Shipped, executable_of, ship
 from cloud.compression.quantise import count_weights, quantise
-from cloud.compression.roads import part_of, trained_student
+from cloud.compression.roads import trained_student
 from cloud.compression.rule_candidate import build_rules, count_numbers
 from cloud.compression.shelf import WeightsShelf, shelved
 from cloud.compression.shortcuts import find_shortcuts
@@ -57,14 +58,6 @@ NUM_VERIFIED_SAMPLES = 16
 DISTIL_TO = 0.8
 #: Where rounding its weights, and training it for int8, end, if the spec asks for them.
 ROUND_TO, INT8_TO = 0.84, 0.88
-
-
-class Blobs(Protocol):
-    """What is needed of the registry."""
-
-    def put(self, data: bytes) -> str: ...
-
-    def get(self, digest: str) -> bytes: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -129,6 +129,15 @@ def distil(
     return DistilResult(validation_accuracy=best, best_epoch=best_epoch)
 
 
+def part_of(report: Report, start: float, stop: float) -> Report:
+    """``report`` for a part of the work, whose own progress runs from 0 to 1."""
+
+    def reporting(fraction: float, message: str) -> None:
+        report(start + (stop - start) * fraction, message)
+
+    return reporting
+
+
 def learning_rate_of(spec: CompressionSpec, training: TrainingBudget) -> float:
     """The peak at which a student of ``spec`` learns."""
     return training.student_learning_rate if spec.learning_rate is None else spec.learning_rate
@@ -219,8 +228,8 @@ class _Lesson:
                 rate = one_cycle(step, num_batches * spec.num_epochs, peak)
                 set_learning_rate(optimizer, rate)
                 rows = order[batch * batch_size :][:batch_size]
-                ask = _part_of(report, step / (num_batches * spec.num_epochs))
-                loss = self._cost(student, rows, epoch % self._num_views, ask)
+                done = step / (num_batches * spec.num_epochs)
+                loss = self._cost(student, rows, epoch % self._num_views, part_of(report, done, done))
                 check_loss(
                     loss, epoch=epoch + 1, batch=batch + 1, rows=rows, field="the spec's learning_rate"
                 )
@@ -257,8 +266,3 @@ class _Lesson:
         if self._has_all:
             return self._views.to_each(draws[rows.cpu()], rows, report)
         return self._views.to_drawn(self._spec.seed, view, draws, report)[rows]
-
-
-def _part_of(report: Report, fraction: float) -> Report:
-    """``report`` while the training stands still at ``fraction``."""
-    return lambda _fraction, text: report(fraction, text)

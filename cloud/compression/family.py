@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cloud.compression.answers import TeacherAnswers
+from cloud.compression.answers import TeacherAnswers, fits
 from cloud.compression.branches import check_depth, find_branches, without_branches
 from cloud.compression.cost import measure_cost
 from cloud.compression.dependency import trace_channels
 from cloud.compression.depth import leaving_order
-from cloud.compression.distil import recalibrate
+from cloud.compression.distil import part_of, recalibrate
 from cloud.compression.elastic import ElasticNetwork, scores_from_plain, scores_to_plain
 from cloud.compression.importance import taylor
 from cloud.compression.layers import layer_shapes
@@ -198,9 +198,9 @@ class FamilyTrainer:
     def _teach(self, inputs: Tensor, rows: Tensor, draws: Tensor, report: Report | None) -> Tensor:
         if self._answers is not None:
             return self._answers.ask(inputs, rows, draws)
-        if self._augmenter.num_distinct == 1:
+        if self._augmenter.num_distinct == 1 and fits(self._augmenter, self.dataset):
             done = self.epoch / self.num_epochs
-            return self._views.to_each(draws, rows, lambda _, text: report(done, text) if report else None)
+            return self._views.to_each(draws, rows, part_of(report or _quiet, done, done))
         return arithmetic.run(self._wisdom, inputs, bfloat16=self.workload.training.bfloat16)
 
     def _loss(
@@ -387,6 +387,10 @@ def _gone(
             <= wanted
         )
     return lacking
+
+
+def _quiet(_fraction: float, _text: str) -> None:
+    """Nobody asked how far it is."""
 
 
 def _first(split: Split) -> Split:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -19,8 +18,8 @@ from cloud.compression.budget import check_artifact_bytes, check_calibration, ch
 from cloud.compression.cost import count_parameters
 from cloud.compression.dependency import trace_channels
 from cloud.compression.depth import as_deep_as, without_shortcuts
-from cloud.compression.distil import DistilResult, distil
-from cloud.compression.family import cut_student
+from cloud.compression.distil import DistilResult, distil, part_of
+from cloud.compression.family import Blobs, cut_student
 from cloud.compression.narrow import narrow, split_epochs
 from cloud.compression.own_students import make_own
 from cloud.compression.prune import reinitialise
@@ -37,14 +36,6 @@ Report = Callable[[float, str], None]
 
 #: Where the training begins in the progress of a student that is made and trained.
 TRAIN_FROM = 0.125
-
-
-class Blobs(Protocol):
-    """What is needed of the registry."""
-
-    def put(self, data: bytes) -> str: ...
-
-    def get(self, digest: str) -> bytes: ...
 
 
 def trained_student(
@@ -166,12 +157,3 @@ def _check_bytes(task: StudentTask, opened: nn.Module, dataset: Dataset) -> None
     if task.profile.constraints.artifact_bytes is not None:
         least = narrowest(opened.cpu(), trace_channels(opened, dataset.input_shape), dataset.input_shape)
         check_artifact_bytes(task.profile.constraints, least.num_parameters, task.profile.name)
-
-
-def part_of(report: Report, start: float, stop: float) -> Report:
-    """``report`` for a part of the work, whose own progress runs from 0 to 1."""
-
-    def reporting(fraction: float, message: str) -> None:
-        report(start + (stop - start) * fraction, message)
-
-    return reporting

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cloud.domain.latency import LayerShape
+from cloud.domain.specs import LEARNING_RATES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,7 @@ class FamilySettings:
             ("narrowest", 0.01, 1.0),
             ("widest", 0.01, 1.0),
             ("num_random_widths", 0, 16),
-            ("learning_rate", 1e-7, 10.0),
+            ("learning_rate", *LEARNING_RATES),
             ("temperature", 0.1, 100.0),
             ("alpha", 0.0, 1.0),
             ("seed", 0, 2**31 - 1),

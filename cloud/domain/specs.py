@@ -15,6 +15,7 @@ from cloud.domain.quantisation import QuantisationSpec
 from cloud.domain.rules import RuleSpec
 from cloud.domain.sparsity import SparsitySpec
 
+LEARNING_RATES = (1e-7, 10.0)
 #: How a network is narrowed and taught: rules have none of it.
 _OF_NETWORKS = (
     "width_ratio", "num_epochs", "learning_rate", "temperature", "alpha", "importance", "pruning_steps",
@@ -93,7 +94,7 @@ class CompressionSpec:
         for name, low, high in (
             ("width_ratio", 0.01, 1.0),
             ("num_epochs", 0, 1000),
-            ("learning_rate", 1e-7, 10.0),
+            ("learning_rate", *LEARNING_RATES),
             ("temperature", 0.1, 100.0),
             ("alpha", 0.0, 1.0),
             ("seed", 0, 2**31 - 1),

@@ -11,10 +11,10 @@ from typing import Any
 from cloud.domain.losses import Loss
 from cloud.domain.methods import Method
 from cloud.domain.networks import StudentNetwork
+from cloud.domain.specs import LEARNING_RATES
 
 #: Of the teacher's learning rate. Students are narrower and train for fewer epochs, and bear more: ADR 94.
 STUDENT_RATE_RATIO = 2.0
-MAX_LEARNING_RATE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,8 @@ class TrainingBudget:
     @property
     def student_learning_rate(self) -> float:
         """The peak for students and families that are not given one."""
-        return min(STUDENT_RATE_RATIO * self.learning_rate, MAX_LEARNING_RATE)
+        least, most = LEARNING_RATES
+        return min(max(STUDENT_RATE_RATIO * self.learning_rate, least), most)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from cloud.compression import evaluate
 from cloud.compression.distil import distil, recalibrate
+from cloud.domain.families import FamilySettings
 from cloud.domain.losses import Loss
 from cloud.domain.specs import CompressionSpec
 from cloud.training.objectives import soft_loss
@@ -91,4 +92,6 @@ def test_a_student_learns_at_twice_its_teachers_rate_unless_its_spec_says_anothe
     assert torch.equal(usual, learnt(5e-3, learning_rate=1e-2))
     assert torch.equal(usual, learnt(1e-4, learning_rate=1e-2))
     assert not torch.equal(usual, learnt(1e-3))
-    assert replace(WORKLOAD.training, learning_rate=9.0).student_learning_rate == 10.0
+    for rate, learns_at in ((9.0, 10.0), (1e-9, 1e-7)):  # what specs and families may have
+        training = replace(WORKLOAD.training, learning_rate=rate)
+        assert FamilySettings(learning_rate=training.student_learning_rate).learning_rate == learns_at

@@ -92,6 +92,23 @@ def test_a_second_student_learns_the_same_without_asking(
         assert torch.equal(value, second[name])
 
 
+@pytest.mark.parametrize("training", [SHIFTED, replace(SHIFTED, augment_flip=True), PLAIN])
+def test_an_answer_is_what_the_teacher_says_of_that_view(training: TrainingBudget) -> None:
+    augmenter = Augmenter.of(training, DATASET.input_shape)
+    draws = augmenter.draw(len(DATASET.train), torch.Generator().manual_seed(7))
+    teacher, rows = Counted(), torch.arange(len(DATASET.train)).flip(0)
+    with torch.no_grad():
+        wanted = teacher(augmenter.apply(torch.from_numpy(DATASET.train.inputs), draws))
+    kept = Shelf()
+    for _ in range(2):  # asked, then from the shelf
+        shelf = AnswerShelf(kept, workload_of(training), TEACHER)
+        answers = ViewAnswers(teacher, DATASET, training, CPU, shelf)
+        drawn = answers.to_drawn(0, 0, draws, lambda *_: None)
+        assert torch.allclose(drawn, wanted, atol=1e-5)
+        each = answers.to_each(draws[rows], rows, lambda *_: None)
+        assert torch.allclose(each, wanted[rows], atol=1e-5)
+
+
 def test_whoever_learns_from_labels_alone_asks_nothing() -> None:
     teacher = Counted()
     learn(teacher, SHIFTED, None, alpha=0.0)
