@@ -28,7 +28,7 @@ BENCHMARKS = (
     "wire_size",
 )
 #: Hours on a CPU: run when they are named, not with all others.
-LONG_BENCHMARKS = ("compression", "compression_depth", "students")
+LONG_BENCHMARKS = ("compression", "compression_depth", "learning_rates", "students")
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 

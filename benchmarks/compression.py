@@ -79,6 +79,11 @@ class Bench:
     cache: Path
 
     @property
+    def learning_rate(self) -> float:
+        """The peak for students and families."""
+        return self.settings.learning_rate or self.lessons.student_learning_rate
+
+    @property
     def lessons(self) -> TrainingBudget:
         """How students and families are trained, beyond what their specs say."""
         return replace(self.workload.training, bfloat16=self.settings.bfloat16)
@@ -94,6 +99,7 @@ def arguments_of(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--finish-epochs", type=int, default=8)
     parser.add_argument("--sparse-ratio", type=float, default=0.4, help="of the row of zeros, on the wire")
     parser.add_argument("--sparse-epochs", type=int, help="of that row; as many as refine when left out")
+    parser.add_argument("--learning-rate", type=float, help="of students; twice the teacher's when left out")
     parser.add_argument("--num-train", type=int, default=0, help="training images; 0: all 50,000")
     parser.add_argument("--base-width", type=int, default=48)
     parser.add_argument("--num-blocks", type=int, default=1, help="of each of the teacher's three stages")
@@ -124,6 +130,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         finished_widths=(0.3125, 0.25),
         num_blocks=arguments.num_blocks,
         teacher_bfloat16=arguments.teacher_bfloat16,
+        learning_rate=arguments.learning_rate,
     )
     if arguments.quick:
         arguments.seeds = 1
@@ -305,6 +312,7 @@ def taught(
     bench: Bench, kind: str, student: nn.Module, spec: CompressionSpec
 ) -> tuple[nn.Module, dict[str, float]]:
     """``student`` after the training of ``spec``, and its cost; from the cache where that was done before."""
+    spec = replace(spec, learning_rate=bench.learning_rate)
     zeros = SparsitySpec(ratio=bench.settings.sparse_ratio) if kind == "sparse" else None
     what = [family_name(bench, spec.seed), bench.settings.finish_epochs, kind, spec.to_json()]
     what += [zeros.ratio] if zeros is not None else []
@@ -324,7 +332,7 @@ def taught(
 def family_settings(bench: Bench, seed: int) -> FamilySettings:
     settings = bench.settings
     return FamilySettings(num_epochs=settings.family_epochs, widest=settings.family_widest, seed=seed,
-                          learning_rate=bench.lessons.student_learning_rate)  # fmt: skip
+                          learning_rate=bench.learning_rate)  # fmt: skip
 
 
 def family_name(bench: Bench, seed: int) -> str:

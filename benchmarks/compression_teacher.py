@@ -46,6 +46,7 @@ class Settings:
     num_blocks: int = 1
     teacher_bfloat16: bool = False
     qat_epochs: int = 0
+    learning_rate: float | None = None
 
     def identity(self) -> dict[str, Any]:
         """What figures are kept by: what came later counts only where it is not at its default."""

@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8, help="of the teacher, and of students")
     parser.add_argument("--family-epochs", type=int, default=6)
+    parser.add_argument("--learning-rate", type=float, help="of students; twice the teacher's when left out")
     parser.add_argument("--num-train", type=int, default=8_000, help="training images; 0: all 50,000")
     parser.add_argument("--bfloat16", action="store_true", help="train so: see docs/search.md")
     parser.add_argument(
@@ -82,7 +83,7 @@ def settings_of(arguments: argparse.Namespace, part: str) -> Settings:
         num_train=arguments.num_train,
         base_width=16 if part == "depth" else 32, bfloat16=arguments.bfloat16, widths=NARROWER,
         refined_widths=(), finished_widths=(), num_blocks=2 if part == "depth" else 1,
-        teacher_bfloat16=arguments.bfloat16,
+        teacher_bfloat16=arguments.bfloat16, learning_rate=arguments.learning_rate,
     )  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def depths(bench: Bench, seed: int, _only: Sequence[str]) -> list[Entry]:
 
 def trained_family(bench: Bench, seed: int, depth_ratios: tuple[float, ...]) -> tuple[FamilyTrainer, float]:
     how = FamilySettings(num_epochs=bench.settings.family_epochs, seed=seed, depth_ratios=depth_ratios,
-                         learning_rate=bench.lessons.student_learning_rate)  # fmt: skip
+                         learning_rate=bench.learning_rate)  # fmt: skip
     key = named(bench.workload.teacher_key, bench.settings.bfloat16, how.identity())
     return trained_as(bench, how, key)
 
